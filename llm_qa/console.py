@@ -1,0 +1,98 @@
+"""What a person at the terminal sees: one-sentence errors, exit codes, plain lines, a progress bar."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+import unicodedata
+from collections.abc import Callable, Iterable
+
+EXIT_DONE = 0
+EXIT_FAILED = 1
+EXIT_USER_ERROR = 2
+EXIT_STOPPED_EARLY = 75  # everything is saved; the same command goes on
+
+
+class UserError(ValueError):
+    """The user's input or flags are at fault: one sentence with the value, the reason and the flag to change."""
+
+
+class StoppedEarly(Exception):
+    """Training ended before its last step with everything saved; the same command goes on."""
+
+
+def is_main_process() -> bool:
+    """True in the one process that talks to the user (rank 0 of an `accelerate launch`)."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def say(message: str = "") -> None:
+    """Print one line from the main process only."""
+    if is_main_process():
+        print(message, flush=True)
+
+
+def progress(
+    iterable: Iterable | None = None, *, total: int | None = None, what: str, unit: str = "it", resume_at: int = 0
+):
+    """A tqdm bar on the main process's stderr; silent on the others."""
+    from tqdm import tqdm
+
+    return tqdm(
+        iterable,
+        total=total,
+        initial=resume_at,
+        desc=what,
+        unit=f" {unit}",
+        dynamic_ncols=True,
+        disable=not is_main_process(),
+        mininterval=0.5,
+    )
+
+
+def display_width(text: str) -> int:
+    """Columns that `text` takes in a terminal: a Hangul syllable takes two."""
+    return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)
+
+
+def format_table(header: list[str], rows: list[list[str]]) -> str:
+    """A plain text table; the first column is left-aligned, the others right-aligned, Hangul counted double."""
+    widths = [max(display_width(row[i]) for row in [header, *rows]) for i in range(len(header))]
+
+    def line(row: list[str]) -> str:
+        cells = [cell + " " * (w - display_width(cell)) for cell, w in zip(row[:1], widths[:1], strict=True)]
+        cells += [" " * (w - display_width(cell)) + cell for cell, w in zip(row[1:], widths[1:], strict=True)]
+        return "  ".join(cells).rstrip()
+
+    return "\n".join([line(header), "  ".join("-" * w for w in widths), *map(line, rows)])
+
+
+def format_seconds(seconds: float) -> str:
+    """75 -> '1m15s', 3725 -> '1h02m'."""
+    seconds = round(seconds)
+    if seconds >= 3600:
+        return f"{seconds // 3600}h{seconds % 3600 // 60:02d}m"
+    return f"{seconds // 60}m{seconds % 60:02d}s" if seconds >= 60 else f"{seconds}s"
+
+
+def run_script(main: Callable[[], int | None]) -> None:
+    """Run a script's `main` and exit with the documented code.
+
+    A UserError becomes one line on stderr and exit code 2. Any other exception keeps its traceback and ends with 1.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # Korean must survive LANG=C and Windows consoles
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+    try:
+        sys.exit(main() or EXIT_DONE)
+    except UserError as error:
+        if is_main_process():
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.exit(EXIT_USER_ERROR)
+    except StoppedEarly as stop:
+        say(str(stop))
+        sys.exit(EXIT_STOPPED_EARLY)
+    except BrokenPipeError:  # the reader (`| head`) went away; nothing is left to say
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(EXIT_FAILED)

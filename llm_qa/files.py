@@ -1,0 +1,108 @@
+"""Names of the files on disk, and how they are written: whole or not at all, UTF-8, hashed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from llm_qa.console import UserError
+
+SPLITS = ("train", "validation", "test")
+
+# Prepared data: data/<name>/
+REJECTED = "rejected.jsonl"
+MANIFEST = "manifest.json"
+
+# Run: runs/<name>/
+RECIPE = "recipe.yaml"
+ENVIRONMENT = "environment.json"
+LOG = "log.jsonl"
+CHECKPOINTS = "checkpoints"
+ADAPTER = "adapter"
+MODEL = "model"
+TRAINING = "training.json"
+
+# Evaluation: runs/<name>/eval/<split>/
+PREDICTIONS = "predictions.jsonl"
+SCORES = "scores.json"
+
+
+def split_file(data_dir: str | Path, split: str) -> Path:
+    """`data/<name>/<split>.jsonl`."""
+    return Path(data_dir) / f"{split}.jsonl"
+
+
+def evaluation_dir(run_dir: str | Path, split: str, *, base: bool = False) -> Path:
+    """Where a run's predictions and scores lie: `eval/<split>/`, and `eval/<split>-base/` for its untuned base."""
+    return Path(run_dir) / "eval" / (f"{split}-base" if base else split)
+
+
+def is_prepared(path: str | Path) -> bool:
+    """True for a folder written by prepare_data.py."""
+    return (Path(path) / MANIFEST).is_file()
+
+
+def sha256_file(path: str | Path) -> str:
+    """Hex sha256 of a file's bytes, read in blocks."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a UTF-8 text file atomically: a reader sees the old file or the new one, never half of it."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staged = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with open(staged, "w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(staged, path)
+    finally:
+        staged.unlink(missing_ok=True)
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write indented JSON with Hangul as Hangul."""
+    write_text(path, json.dumps(value, ensure_ascii=False, indent=2) + "\n")
+
+
+def write_jsonl(path: str | Path, rows: Iterable[Any]) -> None:
+    """Write one JSON object a line."""
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def read_json(path: str | Path) -> Any:
+    """Read a JSON file; a missing or broken one is a UserError that names it."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist.") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is not a readable JSON file: {error}.") from None
+
+
+def read_jsonl(path: str | Path) -> list[Any]:
+    """Read one JSON value a line; a missing file or a broken line is a UserError that names it."""
+    rows = []
+    try:
+        with open(path, encoding="utf-8") as file:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    try:
+                        rows.append(json.loads(line))
+                    except ValueError as error:
+                        raise UserError(f"{path}, line {number}, is not JSON: {error}.") from None
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read: {error}.") from None
+    return rows
