@@ -36,7 +36,7 @@ def say(message: str = "") -> None:
 def progress(
     iterable: Iterable | None = None, *, total: int | None = None, what: str, unit: str = "it", resume_at: int = 0
 ):
-    """A tqdm bar on the main process's stderr; silent on the others."""
+    """A tqdm bar on the main process's stderr that shows itself after a second; silent on the other processes."""
     from tqdm import tqdm
 
     return tqdm(
@@ -47,7 +47,8 @@ def progress(
         unit=f" {unit}",
         dynamic_ncols=True,
         disable=not is_main_process(),
-        mininterval=0.5,
+        mininterval=0.5 if sys.stderr.isatty() else 15,  # a log file is not a screen
+        delay=1,
     )
 
 

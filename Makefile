@@ -1,0 +1,63 @@
+# Every target is a visible command; `make help` lists them. Variables: RECIPE DATA RUN RUNS SPLIT ARGS PYTHON.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+RECIPE ?= scripts/recipes/qlora_12.8b.yaml
+RUN ?= runs/$(basename $(notdir $(RECIPE)))
+RUNS ?= $(RUN)
+SPLIT ?= test
+DATA ?=
+ARGS ?=
+DATA_FLAG = $(if $(DATA),--data $(DATA))
+LAUNCH := $(BIN)/accelerate launch --config_file
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint format train train-qlora plan eval report ask clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | expand -t 18
+
+$(VENV)/installed: requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: $(PYTHON) is older than 3.11, which transformers 5.23 needs: set PYTHON=python3.11 or newer" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check -q -r requirements.txt
+	$(BIN)/python -m pip install --disable-pip-version-check -q --no-deps -e .
+	@touch $@
+
+install: $(VENV)/installed ## create .venv with the pinned requirements
+
+demo: $(VENV)/installed ## the whole job on the embedded model and the bundled data, on any machine
+	$(BIN)/python scripts/prepare_data.py --out data/demo
+	$(LAUNCH) accelerate_configs/single_gpu.yaml scripts/train.py scripts/recipes/tiny.yaml --data data/demo --run runs/demo
+	$(BIN)/python scripts/evaluate.py --run runs/demo --base
+	$(BIN)/python scripts/ask.py --run runs/demo "벽지가 들뜨는 이유는 무엇인가요?"
+	$(BIN)/python scripts/report.py runs/demo --out reports/demo
+
+train: $(VENV)/installed ## train RECIPE on DATA with one process
+	$(LAUNCH) accelerate_configs/single_gpu.yaml scripts/train.py $(RECIPE) $(DATA_FLAG) --run $(RUN) $(ARGS)
+
+train-qlora: train ## polyglot-ko-12.8b in 4 bits on one GPU: DATA=train.csv
+
+plan: $(VENV)/installed ## parameters, tokens and steps of RECIPE; no weights are read
+	$(BIN)/python scripts/train.py $(RECIPE) $(DATA_FLAG) --dry-run $(ARGS)
+
+eval: $(VENV)/installed ## score RUNS (base and tuned) on SPLIT and write the report
+	for run in $(RUNS); do $(BIN)/python scripts/evaluate.py --run $$run --base --split $(SPLIT) $(DATA_FLAG) $(ARGS) || exit; done
+	$(BIN)/python scripts/report.py $(RUNS) --out reports/$(notdir $(firstword $(RUNS))) --split $(SPLIT)
+
+ask: $(VENV)/installed ## ask RUN's model at a prompt
+	$(BIN)/python scripts/ask.py --run $(RUN) $(ARGS)
+
+test: $(VENV)/installed ## every test but the distributed, gpu and slow ones
+	$(BIN)/python -m pytest -n 2 -m "not distributed and not gpu and not slow" $(ARGS)
+
+lint: $(VENV)/installed ## ruff: rules and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(VENV)/installed ## let ruff fix what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## remove the environment; data, runs and reports stay
+	rm -rf $(VENV)

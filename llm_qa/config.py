@@ -1,0 +1,274 @@
+"""WHAT to train: the recipe. YAML files and command-line flags use the same words; every problem is raised at once.
+
+A recipe is flat. A key is either a field of `Recipe` below or the name of a `transformers.TrainingArguments` field
+(learning_rate, num_train_epochs, save_steps ...). An unknown key is an error with the nearest known one.
+HOW to run (GPUs, DDP, ZeRO, offload) is never said here: that is an accelerate config.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from llm_qa.console import UserError
+
+EMBEDDED_MODEL = "embedded"
+LORA_KEYS = ("lora_r", "lora_alpha", "lora_dropout", "lora_targets")  # read by method lora alone
+NF4_KEYS = ("double_quant",)  # read by base_precision nf4 alone
+
+
+def _key(default: Any, help: str, **limits: Any) -> Any:
+    return field(default=default, metadata={"help": help, **limits})
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is trained, from which weights, how precisely, on what schedule. Durations in hours, lengths in tokens."""
+
+    model: str = _key(EMBEDDED_MODEL, "'embedded' (a tiny GPT-NeoX built on the spot), a hub id or a local folder")
+    method: Literal["lora", "full"] = _key("lora", "train LoRA adapters on a frozen base, or all weights")
+    base_precision: Literal["nf4", "16bit", "bf16", "fp16", "fp32"] = _key(
+        "nf4", "how the base weights are kept; 16bit is bf16 where the GPU has it (capability 8.0), else fp16"
+    )
+    double_quant: bool = _key(True, "quantise the nf4 scales too (0.37 bits a weight less)")
+    compute_dtype: Literal["auto", "bf16", "fp16", "fp32"] = _key(
+        "auto", "what products are computed in; auto is bf16 from capability 8.0, fp16 on older GPUs, fp32 on CPU"
+    )
+    lora_r: int = _key(8, "rank of the LoRA update", at_least=1)
+    lora_alpha: int = _key(32, "LoRA scale numerator: the update is multiplied by alpha / r", at_least=1)
+    lora_dropout: float = _key(0.05, "dropout on the input of the LoRA update", at_least=0.0, below=1.0)
+    lora_targets: list[str] | None = _key(None, "names of the linear layers to adapt; left out, every one but the head")
+
+    max_length: int = _key(
+        512, "longest question + answer in tokens; longer pairs are set aside and listed", at_least=8
+    )
+    pack_length: int = _key(2048, "tokens a packed sequence; 0 trains on one padded pair a sequence", at_least=0)
+    loss_on: Literal["answer", "everything"] = _key("answer", "which tokens are learned: the answer and eos, or all")
+    global_batch_size: int = _key(1, "sequences (packs) an optimizer step, over all GPUs", at_least=1)
+    micro_batch_size: int = _key(1, "sequences a forward pass on one GPU", at_least=1)
+    recompute: bool = _key(True, "activation checkpointing: less memory, about a third more arithmetic")
+    max_hours: float | None = _key(
+        None, "wall-clock budget: save and stop (exit code 75) before it is spent", above=0.0
+    )
+    seed: int = _key(42, "seed of the order of the data, LoRA's start and dropout", at_least=0)
+    training: dict[str, Any] = field(default_factory=dict, metadata={"help": "TrainingArguments names"})
+
+    def to_dict(self) -> dict[str, Any]:
+        """The recipe as its YAML would say it: flat, without the keys that this method or precision does not read."""
+        values = dataclasses.asdict(self)
+        training = values.pop("training")
+        unread = {*(LORA_KEYS if self.method == "full" else ()), *(() if self.base_precision == "nf4" else NF4_KEYS)}
+        return {**{key: value for key, value in values.items() if key not in unread}, **training}
+
+
+RECIPE_FIELDS = {f.name: f for f in dataclasses.fields(Recipe) if f.name != "training"}
+
+# TrainingArguments that the recipe's own keys, the accelerate config or the run folder decide.
+DECIDED_ELSEWHERE = {
+    "per_device_train_batch_size": "use micro_batch_size and global_batch_size",
+    "gradient_accumulation_steps": "it follows from global_batch_size, micro_batch_size and the number of GPUs",
+    "per_device_eval_batch_size": "use micro_batch_size",
+    "gradient_checkpointing": "use recompute",
+    "gradient_checkpointing_kwargs": "use recompute",
+    "activation_checkpointing": "use recompute",
+    "activation_checkpointing_kwargs": "use recompute",
+    "bf16": "use compute_dtype",
+    "fp16": "use compute_dtype",
+    "output_dir": "use --run",
+    "resume_from_checkpoint": "use --resume",
+    "deepspeed": "name it in an accelerate config and pass that to accelerate launch --config_file",
+    "fsdp": "name it in an accelerate config and pass that to accelerate launch --config_file",
+    "logging_nan_inf_filter": "a loss that is not finite always stops the run",
+    "remove_unused_columns": "the collator needs every column",
+    "include_num_input_tokens_seen": "real tokens are always counted, padding never",
+    "enable_jit_checkpoint": "signals are handled by the run itself",
+    "auto_find_batch_size": "it would change the global batch in silence",
+    "use_liger_kernel": "it has no kernels for GPT-NeoX and would do nothing",
+    "group_by_length": "packing makes it pointless",
+    "push_to_hub": "training works without the network; upload the finished folder yourself",
+}
+
+
+def training_argument_types() -> dict[str, Any]:
+    """Name -> type hint of every TrainingArguments field of the installed transformers."""
+    from transformers import TrainingArguments
+
+    hints = typing.get_type_hints(TrainingArguments)
+    return {f.name: hints[f.name] for f in dataclasses.fields(TrainingArguments) if f.init}
+
+
+def load_recipe(path: str | Path, overrides: dict[str, Any] | None = None) -> Recipe:
+    """Read a recipe file, lay command-line overrides over it, check all of it.
+
+    Raises UserError naming every problem in one message, before anything is loaded.
+    """
+    path = Path(path)
+    if not path.is_file():
+        known = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+        hint = f" Recipes there: {', '.join(known)}." if known else " The recipes lie in scripts/recipes/."
+        raise UserError(f"The recipe {path} does not exist.{hint}")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise UserError(f"The recipe {path} is not readable YAML: {' '.join(str(error).split())}.") from None
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise UserError(f"The recipe {path} must be a mapping of keys to values, like 'model: embedded'.")
+    return make_recipe({**values, **(overrides or {})}, source=str(path))
+
+
+def make_recipe(values: dict[str, Any], *, source: str = "the recipe") -> Recipe:
+    """Build a Recipe from flat values (strings from the command line are converted); UserError names every problem."""
+    problems: list[str] = []
+    own: dict[str, Any] = {}
+    training: dict[str, Any] = {}
+    hints = typing.get_type_hints(Recipe)
+    others = training_argument_types() if any(key not in RECIPE_FIELDS for key in values) else {}
+    for key, value in values.items():
+        if key in DECIDED_ELSEWHERE:
+            problems.append(f"{key} cannot be set: {DECIDED_ELSEWHERE[key]}")
+        elif key not in RECIPE_FIELDS and key not in others:
+            near = difflib.get_close_matches(key, [*RECIPE_FIELDS, *others], n=1)
+            problems.append(f"{key} is not a known key" + (f" (did you mean {near[0]}?)" if near else ""))
+        else:
+            mine = key in RECIPE_FIELDS
+            try:
+                converted = convert(value, hints[key] if mine else others[key])
+            except ValueError as error:
+                problems.append(f"{key}: {value!r} {error}")
+                continue
+            (own if mine else training)[key] = converted
+            if mine:
+                problems += _limit_problems(key, converted)
+    recipe = Recipe(**own, training=training)
+    problems += _combination_problems(recipe, set(own))
+    if problems:
+        raise UserError(f"{source}: " + "; ".join(problems) + ".")
+    return recipe
+
+
+def _limit_problems(key: str, value: Any) -> list[str]:
+    limits = RECIPE_FIELDS[key].metadata
+    if value is None:
+        return []
+    if "at_least" in limits and value < limits["at_least"]:
+        return [f"{key} is {value} and must be at least {limits['at_least']}"]
+    if "above" in limits and value <= limits["above"]:
+        return [f"{key} is {value} and must be above {limits['above']}"]
+    if "below" in limits and value >= limits["below"]:
+        return [f"{key} is {value} and must be below {limits['below']}"]
+    return []
+
+
+def _combination_problems(recipe: Recipe, given: set[str]) -> list[str]:
+    problems = []
+    if recipe.method == "full" and recipe.base_precision == "nf4":
+        problems.append("method full cannot train nf4 weights (set base_precision to 16bit or fp32, or method to lora)")
+    if recipe.method == "full" and (unused := sorted(given & set(LORA_KEYS))):
+        problems.append(f"{', '.join(unused)} would be ignored with method full (leave out, or set method to lora)")
+    if recipe.base_precision != "nf4" and (unused := sorted(given & set(NF4_KEYS))):
+        problems.append(f"{', '.join(unused)} would be ignored with base_precision {recipe.base_precision} (leave out)")
+    if recipe.pack_length and recipe.pack_length < recipe.max_length:
+        problems.append(
+            f"pack_length {recipe.pack_length} is shorter than max_length {recipe.max_length}: a document is never "
+            "split, so raise pack_length or lower max_length"
+        )
+    if recipe.global_batch_size % recipe.micro_batch_size:
+        problems.append(
+            f"global_batch_size {recipe.global_batch_size} is not a multiple of micro_batch_size "
+            f"{recipe.micro_batch_size}"
+        )
+    return problems
+
+
+def convert(value: Any, hint: Any) -> Any:
+    """Convert a YAML or command-line value to a type hint; ValueError says what was expected.
+
+    YAML 1.1 reads `5e-5` as text and the command line knows only text, so text is converted where the hint asks.
+    """
+    if hint is Any:
+        return value
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value is None or (isinstance(value, str) and value.lower() in ("none", "null") and type(None) in arguments):
+            if type(None) in arguments:
+                return None
+            raise ValueError("must be given")
+        errors = []
+        for argument in sorted((a for a in arguments if a is not type(None)), key=lambda a: a is str):
+            try:
+                return convert(value, argument)
+            except ValueError as error:
+                errors.append(str(error))
+        raise ValueError(" or ".join(errors))
+    if origin is Literal:
+        if value in arguments:
+            return value
+        raise ValueError(f"is not one of {', '.join(map(str, arguments))}")
+    if hint is bool:
+        if isinstance(value, bool):
+            return value
+        if isinstance(value, str) and value.lower() in ("true", "yes", "on", "1"):
+            return True
+        if isinstance(value, str) and value.lower() in ("false", "no", "off", "0"):
+            return False
+        raise ValueError("is not true or false")
+    if hint in (int, float):
+        if isinstance(value, bool):
+            raise ValueError("is not a number")
+        try:
+            number = float(value)
+            if number != number or number in (float("inf"), float("-inf")):
+                raise ValueError
+            if hint is int and number != int(number):
+                raise ValueError
+            return hint(value) if isinstance(value, str) and value.lstrip("+-").isdigit() else hint(number)
+        except (TypeError, ValueError):
+            raise ValueError("is not a whole number" if hint is int else "is not a number") from None
+    if hint is str:
+        if isinstance(value, (str, int, float)) and not isinstance(value, bool):
+            return str(value)
+        raise ValueError("is not text")
+    if origin is list or hint is list:
+        items = yaml.safe_load(value) if isinstance(value, str) and value.startswith("[") else value
+        items = items.split(",") if isinstance(items, str) else items
+        if not isinstance(items, list):
+            raise ValueError("is not a list")
+        return [convert(item, arguments[0]) for item in items] if arguments else items
+    if origin is dict or hint is dict:
+        mapping = yaml.safe_load(value) if isinstance(value, str) else value
+        if not isinstance(mapping, dict):
+            raise ValueError("is not a mapping")
+        return mapping
+    if isinstance(hint, type) and issubclass(hint, str):  # transformers' string enums
+        return convert(value, Literal[tuple(member.value for member in hint)])
+    return value
+
+
+def recipe_flags(arguments: list[str]) -> dict[str, str]:
+    """Turn `--learning-rate 1e-4 --seed=7 --no-recompute` into overrides; recipe keys and flags are the same words."""
+    overrides: dict[str, str] = {}
+    rest = list(arguments)
+    while rest:
+        flag = rest.pop(0)
+        if not flag.startswith("--") or len(flag) == 2:
+            raise UserError(
+                f"{flag!r} is not a flag: write --key value, with a recipe key or a TrainingArguments name."
+            )
+        name, equals, value = flag[2:].partition("=")
+        name = name.replace("-", "_")
+        if not equals:
+            if rest and not (rest[0].startswith("--") and len(rest[0]) > 2):
+                value = rest.pop(0)
+            elif name.startswith("no_") and name not in RECIPE_FIELDS:
+                name, value = name[3:], "false"
+            else:
+                value = "true"
+        overrides[name] = value
+    return overrides

@@ -1,0 +1,69 @@
+"""The one prompt template, shared by training, evaluation and asking, and its tokens.
+
+    ### 맥락: <context>          (only where a record has one)
+
+    ### 질문: <question>
+
+    ### 답변: <answer><eos>
+
+The prompt and the answer are tokenised apart and joined as tokens, so that what a model is asked later is, token for
+token, what it was trained on, whatever the tokenizer does at the seam.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from llm_qa.data.text import normalize
+
+QUESTION_TAG, CONTEXT_TAG, ANSWER_TAG = "### 질문:", "### 맥락:", "### 답변:"
+
+
+@dataclass(frozen=True)
+class Document:
+    """One tokenised question and answer: token ids, of which the first `prompt_length` are given, not learned."""
+
+    input_ids: list[int]
+    prompt_length: int
+
+
+def render_prompt(question: str, context: str = "") -> str:
+    """The text that an answer continues; ends with the answer tag, without a trailing space."""
+    parts = [f"{CONTEXT_TAG} {normalize(context)}"] if context else []
+    return "\n\n".join([*parts, f"{QUESTION_TAG} {normalize(question)}", ANSWER_TAG])
+
+
+def render_answer(answer: str) -> str:
+    """The text that follows the prompt: a space and the answer (eos is a token, added by encode_documents)."""
+    return f" {normalize(answer)}"
+
+
+def encode_prompts(tokenizer, questions: list[tuple[str, str]]) -> list[list[int]]:
+    """Token ids of the prompts of (question, context) pairs, as generation is given them."""
+    if not questions:
+        return []
+    return tokenizer([render_prompt(*question) for question in questions], add_special_tokens=False)["input_ids"]
+
+
+def encode_answers(tokenizer, answers: list[str]) -> list[list[int]]:
+    """Token ids of the answers without eos."""
+    if not answers:
+        return []
+    return tokenizer([render_answer(answer) for answer in answers], add_special_tokens=False)["input_ids"]
+
+
+def encode_documents(tokenizer, pairs: list[tuple[str, str, str]]) -> list[Document]:
+    """Tokenise (question, answer, context) triples; every document ends with the tokenizer's eos."""
+    prompts = encode_prompts(tokenizer, [(question, context) for question, _, context in pairs])
+    answers = encode_answers(tokenizer, [answer for _, answer, _ in pairs])
+    return [
+        Document([*prompt, *answer, tokenizer.eos_token_id], len(prompt))
+        for prompt, answer in zip(prompts, answers, strict=True)
+    ]
+
+
+def show_document(tokenizer, document: Document, loss_on: str) -> str:
+    """The document as text with the span that is trained between ⟦ and ⟧, for the eye at the start of training."""
+    start = 1 if loss_on == "everything" else document.prompt_length
+    given, trained = document.input_ids[:start], document.input_ids[start:]
+    return f"{tokenizer.decode(given)}⟦{tokenizer.decode(trained)}⟧"

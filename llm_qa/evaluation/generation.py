@@ -1,0 +1,159 @@
+"""Answers in batches, and how surprised a model is by the right ones. Both by the prompt that training uses."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+
+import torch
+
+from llm_qa.console import progress
+from llm_qa.data.packing import collate_packs
+from llm_qa.data.prompts import encode_documents, encode_prompts
+from llm_qa.data.text import normalize
+
+
+@dataclass(frozen=True)
+class GenerationSettings:
+    """How answers are drawn. The default is greedy; lengths in tokens."""
+
+    max_new_tokens: int = 128
+    do_sample: bool = False
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    repetition_penalty: float = 1.0
+    seed: int = 0
+
+    def arguments(self) -> dict:
+        """What `model.generate` is given; sampling's numbers only where it samples."""
+        values = {"max_new_tokens": self.max_new_tokens, "do_sample": self.do_sample}
+        if self.repetition_penalty != 1.0:
+            values["repetition_penalty"] = self.repetition_penalty
+        if self.do_sample:
+            values |= {"temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p}
+        return values
+
+    def to_dict(self) -> dict:
+        """For scores.json."""
+        return asdict(self)
+
+
+# The original notebooks generated with these; their max_length of 300 included the prompt.
+ORIGINAL_SAMPLING = GenerationSettings(
+    max_new_tokens=300, do_sample=True, temperature=0.9, top_k=1, top_p=0.9, repetition_penalty=1.2
+)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A generated answer: `stopped` is True when the model ended it by eos, False when it ran out of tokens."""
+
+    text: str
+    stopped: bool
+    tokens: int
+
+
+def model_context(model) -> int:
+    """Longest sequence in tokens that the model has positions for."""
+    return int(getattr(model.config, "max_position_embeddings", None) or 2048)
+
+
+def generate_answers(
+    model, tokenizer, questions: list[tuple[str, str]], settings: GenerationSettings, *, batch_size: int = 16
+) -> list[Answer]:
+    """Answer (question, context) pairs, in their order.
+
+    Prompts are sorted by length, so that a batch carries little padding, and padded on the left. A prompt that leaves
+    no room in the model's context keeps its end (the question); its context is cut.
+    """
+    prompts = encode_prompts(tokenizer, questions)
+    room = max(1, model_context(model) - settings.max_new_tokens)
+    prompts = [prompt[-room:] for prompt in prompts]
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]), reverse=True)
+    answers: list[Answer | None] = [None] * len(prompts)
+    torch.manual_seed(settings.seed)
+    with progress(total=len(prompts), what="answering", unit="questions") as bar:
+        for begin in range(0, len(order), batch_size):
+            part = order[begin : begin + batch_size]
+            rows = _generate_batch(model, tokenizer, [prompts[i] for i in part], settings)
+            for i, row in zip(part, rows, strict=True):
+                answers[i] = _to_answer(tokenizer, row)
+            bar.update(len(part))
+    return answers
+
+
+@torch.inference_mode()
+def _generate_batch(model, tokenizer, prompts: list[list[int]], settings: GenerationSettings) -> list[list[int]]:
+    width = max(map(len, prompts))
+    pad = tokenizer.pad_token_id
+    device = model.get_input_embeddings().weight.device
+    input_ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts], device=device)
+    attention_mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
+    output = model.generate(
+        input_ids=input_ids,
+        attention_mask=attention_mask,
+        pad_token_id=pad,
+        eos_token_id=tokenizer.eos_token_id,
+        use_cache=True,
+        **settings.arguments(),
+    )
+    return output[:, width:].tolist()
+
+
+def _to_answer(tokenizer, tokens: list[int]) -> Answer:
+    eos = tokenizer.eos_token_id
+    stopped = eos in tokens
+    kept = tokens[: tokens.index(eos)] if stopped else tokens
+    text = tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return Answer(normalize(text), stopped, len(kept) + stopped)
+
+
+@torch.inference_mode()
+def reference_bits(
+    model, tokenizer, items: list[tuple[str, str, str]], *, tokens_at_once: int = 2048
+) -> list[float | None]:
+    """-log2 p(answer | prompt) of (question, answer, context) triples, eos not counted, in bits, in their order.
+
+    Documents are packed into one row of up to `tokens_at_once` tokens and the head is applied only where an answer
+    token is predicted. None for a document longer than the model's context.
+    """
+    documents = encode_documents(tokenizer, items)
+    limit = model_context(model)
+    bits: list[float | None] = [None] * len(documents)
+    order = sorted(
+        (i for i, d in enumerate(documents) if len(d.input_ids) <= limit), key=lambda i: documents[i].input_ids
+    )
+    with progress(total=len(order), what="scoring references", unit="answers") as bar:
+        while order:
+            part, room = [], max(tokens_at_once, len(documents[order[-1]].input_ids))
+            while order and len(documents[order[-1]].input_ids) <= room:
+                room -= len(documents[order[-1]].input_ids)
+                part.append(order.pop())
+            for i, value in zip(part, _pack_bits(model, [documents[i] for i in part]), strict=True):
+                bits[i] = value
+            bar.update(len(part))
+    return bits
+
+
+def _pack_bits(model, documents: list) -> list[float]:
+    device = model.get_input_embeddings().weight.device
+    rows, predicting, targets, counts, offset = [], [], [], [], 0
+    for document in documents:
+        ids = torch.tensor(document.input_ids)
+        rows.append({"input_ids": ids, "position_ids": torch.arange(len(ids)), "labels": ids})
+        first, last = document.prompt_length, len(ids) - 1  # the answer's tokens: eos, the last one, is left out
+        predicting.append(torch.arange(first - 1, last - 1) + offset)
+        targets.append(ids[first:last])
+        counts.append(last - first)
+        offset += len(ids)
+    joined = {key: torch.cat([row[key] for row in rows]) for key in rows[0]}
+    batch = collate_packs([joined], pad_token_id=0)
+    logits = model(
+        input_ids=batch["input_ids"].to(device),
+        position_ids=batch["position_ids"].to(device),
+        use_cache=False,
+        logits_to_keep=torch.cat(predicting).to(device),
+    ).logits[0]
+    losses = torch.nn.functional.cross_entropy(logits.float(), torch.cat(targets).to(device), reduction="none")
+    return [part.sum().item() / math.log(2) for part in losses.cpu().split(counts)]

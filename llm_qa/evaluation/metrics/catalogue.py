@@ -1,0 +1,114 @@
+"""Every measure of the report: name, direction, how its number is printed. The order is the report's."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from llm_qa.evaluation.metrics.measures import chrf_signature
+
+UNKNOWN = "–"
+MINUS = "−"
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A measure is a sum over a sum of records' terms; `better` is None where it has no direction."""
+
+    key: str
+    title: str
+    better: str | None  # "higher", "lower" or None
+    digits: int
+    meaning: str
+    percent: bool = False
+
+    @property
+    def arrow(self) -> str:
+        """Which way is better, as a sign beside the title."""
+        return {"higher": "↑", "lower": "↓", None: ""}[self.better]
+
+    def format(self, value: float | None) -> str:
+        """0.1234 -> '0.123' (or '12.3%'); unknown or not finite -> '–'."""
+        if not is_number(value):
+            return UNKNOWN
+        scaled = round(100 * value if self.percent else value, self.digits) + 0.0  # + 0.0: no negative zero
+        return f"{scaled:.{self.digits}f}".replace("-", MINUS) + ("%" if self.percent else "")
+
+    def format_difference(self, value: float | None) -> str:
+        """+0.012, −0.3, +12.0 pp (percentage points)."""
+        if not is_number(value):
+            return UNKNOWN
+        scaled = round(100 * value if self.percent else value, self.digits) + 0.0
+        sign = "+" if scaled > 0 else MINUS if scaled < 0 else ""
+        return f"{sign}{abs(scaled):.{self.digits}f}" + (" pp" if self.percent else "")
+
+
+def is_number(value: object) -> bool:
+    """True for a finite int or float."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+CHARACTER_F1 = "character_f1"
+BITS_PER_CHARACTER = "bits_per_character"
+
+MEASURES = {
+    measure.key: measure
+    for measure in (
+        Measure(
+            CHARACTER_F1,
+            "Character F1",
+            "higher",
+            3,
+            "overlap of the characters of answer and reference, 0 to 1, by KorQuAD 1.0's official definition; the best "
+            "over the references, then the mean over questions",
+        ),
+        Measure(
+            "exact_match",
+            "Exact match",
+            "higher",
+            3,
+            "share of answers equal to a reference after KorQuAD 1.0's normalisation; near 0 for long free answers",
+        ),
+        Measure(
+            "chrf",
+            "chrF++",
+            "higher",
+            1,
+            "character n-grams to 6 and word bigrams, 0 to 100, the best over the references, mean of sentence scores",
+        ),
+        Measure(
+            BITS_PER_CHARACTER,
+            "Bits per character",
+            "lower",
+            3,
+            "how surprised the model is by the reference answers: the sum of −log2 p over the sum of characters, end "
+            "token not counted; comparable between tokenizers",
+        ),
+        Measure(
+            "stopped_share",
+            "Stopped by itself",
+            "higher",
+            1,
+            "share of answers that ended by the end token; the others ran out of tokens",
+            percent=True,
+        ),
+        Measure(
+            "length_ratio",
+            "Length ratio",
+            None,
+            2,
+            "characters of the answers over characters of the references (the mean of a question's references); 1 is "
+            "as long",
+        ),
+        Measure(
+            "empty_share", "Empty answers", "lower", 1, "share of answers with nothing but white space", percent=True
+        ),
+    )
+}
+HEADLINE = (CHARACTER_F1, "exact_match", "chrf", BITS_PER_CHARACTER)  # what is plotted
+
+
+def definitions() -> dict[str, str]:
+    """Key -> exact definition, with the library's signature where there is one; for scores.json."""
+    meanings = {key: measure.meaning for key, measure in MEASURES.items()}
+    return {**meanings, "chrf": f"{meanings['chrf']} (sacrebleu {chrf_signature()})"}

@@ -1,0 +1,28 @@
+"""The original notebooks' own cost table, printed beside ours in every report. The one place for these figures.
+
+Source: the README of the original notebooks (github.com/ttony0321/LLM_QA, February 2024).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class OriginalRun:
+    """One row: time an epoch and GPU memory as the original's README words them."""
+
+    model: str
+    method: str
+    time_per_epoch: str
+    memory: str
+
+
+ORIGINAL_RUNS = (
+    OriginalRun("KoGPT2", "all weights", "5 min", "2 GB"),
+    OriginalRun("polyglot-ko-1.3b", "all weights", "30 min", "8 to 9 GB"),
+    OriginalRun("polyglot-ko-12.8b", "LoRA on 4-bit", "17 h", "4 to 5 GB"),
+)
+ORIGINAL_DEVICE = "P100 16 GB"
+ORIGINAL_PAIRS = 6440  # 644 records x 2 questions x 5 answers
+ORIGINAL_SOURCE = "the original notebooks' README"

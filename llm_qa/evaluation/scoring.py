@@ -1,0 +1,203 @@
+"""Predictions -> scores: every measure with its 95% bootstrap interval over records, overall and per category.
+
+Every measure is a ratio of two sums over records (a mean is the case where the denominator counts questions), so one
+resampling of records serves them all. A record's questions are drawn together: they share their references and are
+not independent.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from llm_qa.console import UserError, progress
+from llm_qa.evaluation.metrics import measures
+from llm_qa.evaluation.metrics.catalogue import MEASURES, definitions
+
+CONFIDENCE = 0.95
+RESAMPLES = 2000
+REQUIRED = {
+    "id": str,
+    "question_index": int,
+    "question": str,
+    "category": str,
+    "references": list,
+    "prediction": str,
+    "stopped": bool,
+    "reference_bits": list,
+    "reference_characters": list,
+}
+
+
+@dataclass(frozen=True)
+class RecordSums:
+    """Per record (sorted by id) and measure (in MEASURES' order): float64 arrays of shape (records, measures)."""
+
+    ids: list[str]
+    categories: list[str]
+    questions: np.ndarray  # (records,) int64
+    numerators: np.ndarray
+    denominators: np.ndarray
+    counted: np.ndarray  # int64, the questions that each measure could count
+
+    def take(self, rows: list[int]) -> RecordSums:
+        """The same for some of the records."""
+        return RecordSums(
+            [self.ids[i] for i in rows],
+            [self.categories[i] for i in rows],
+            self.questions[rows],
+            self.numerators[rows],
+            self.denominators[rows],
+            self.counted[rows],
+        )
+
+
+def row_terms(row: dict[str, Any]) -> dict[str, tuple[float, float]]:
+    """One question's (numerator, denominator) of each measure."""
+    prediction, references = row["prediction"], row["references"]
+    return {
+        "exact_match": (measures.exact_match(prediction, references), 1),
+        "character_f1": (measures.character_f1(prediction, references), 1),
+        "chrf": (measures.chrf(prediction, references), 1),
+        "bits_per_character": measures.known_bits(row["reference_bits"], row["reference_characters"]),
+        "stopped_share": (float(row["stopped"]), 1),
+        "length_ratio": (len(prediction), sum(map(len, references)) / len(references)),
+        "empty_share": (float(not prediction.strip()), 1),
+    }
+
+
+def check_rows(rows: list[dict[str, Any]], source: str = "predictions.jsonl") -> None:
+    """UserError for no rows, a missing or mistyped key, a repeated question, or lists that do not fit together."""
+    again = "evaluate the run again with scripts/evaluate.py"
+    if not rows:
+        raise UserError(f"{source} holds no predictions: {again} on a split that has records.")
+    seen: set[tuple[str, int]] = set()
+    categories: dict[str, str] = {}
+    for number, row in enumerate(rows, 1):
+        where = f"{source}, prediction {number},"
+        if not isinstance(row, dict):
+            raise UserError(f"{where} is not a JSON object: {again}.")
+        wrong = [key for key, kind in REQUIRED.items() if not isinstance(row.get(key), kind)]
+        if wrong:
+            raise UserError(f"{where} has no proper {', '.join(wrong)}: {again}.")
+        references, key = row["references"], (row["id"], row["question_index"])
+        if not references or not all(isinstance(reference, str) and reference for reference in references):
+            raise UserError(f"{where} ({row['id']}) has no reference answer, or an empty one: {again}.")
+        if not len(references) == len(row["reference_bits"]) == len(row["reference_characters"]):
+            raise UserError(f"{where} ({row['id']}) has not one number of bits a reference: {again}.")
+        if key in seen:
+            raise UserError(f"{where} repeats question {key[1]} of record {key[0]}: {again}.")
+        if categories.setdefault(row["id"], row["category"]) != row["category"]:
+            raise UserError(f"{where} gives record {row['id']} a second category, {row['category']!r}: {again}.")
+        if not all(bits is None or isinstance(bits, int | float) for bits in row["reference_bits"]):
+            raise UserError(f"{where} ({row['id']}) has bits that are not numbers: {again}.")
+        seen.add(key)
+
+
+def record_sums(rows: list[dict[str, Any]], *, what: str = "scoring answers") -> RecordSums:
+    """Sum the rows' terms by record. Sorted by id and question, so that the order of the file changes no digit."""
+    ordered = sorted(rows, key=lambda row: (row["id"], row["question_index"]))
+    ids = sorted({row["id"] for row in ordered})
+    place = {record: i for i, record in enumerate(ids)}
+    categories = [""] * len(ids)
+    questions = np.zeros(len(ids), dtype=np.int64)
+    counted = np.zeros((len(ids), len(MEASURES)), dtype=np.int64)
+    terms = np.zeros((2, len(ids), len(MEASURES)))
+    for row in progress(ordered, what=what, unit="answers") if len(ordered) > 500 else ordered:
+        i, values = place[row["id"]], row_terms(row)
+        categories[i] = row["category"]
+        questions[i] += 1
+        added = np.array([values[key] for key in MEASURES], dtype=np.float64).T
+        terms[:, i] += added
+        counted[i] += added[1] > 0
+    return RecordSums(ids, categories, questions, terms[0], terms[1], counted)
+
+
+def resampled_ratios(
+    numerators: np.ndarray, denominators: np.ndarray, *, seed: int, resamples: int
+) -> Iterator[np.ndarray]:
+    """Yield blocks (draws, columns) of ratios of sums, each draw over records taken with replacement.
+
+    NaN where a draw's denominator is 0. Sums run without BLAS: the number of threads changes no digit.
+    """
+    records, columns = numerators.shape
+    generator = np.random.default_rng(seed)
+    block = max(1, 4_000_000 // (records * columns))  # about 64 MB at a time
+    for begin in range(0, resamples, block):
+        drawn = generator.integers(0, records, size=(min(block, resamples - begin), records))
+        yield ratios(numerators[drawn].sum(axis=1), denominators[drawn].sum(axis=1))
+
+
+def ratios(numerators: np.ndarray, denominators: np.ndarray) -> np.ndarray:
+    """Elementwise quotient, NaN where the denominator is 0."""
+    return np.divide(numerators, denominators, out=np.full_like(numerators, np.nan), where=denominators > 0)
+
+
+def interval(draws: np.ndarray) -> tuple[float | None, float | None]:
+    """95% percentile interval of one column of draws; (None, None) without a usable draw."""
+    draws = draws[np.isfinite(draws)]
+    if not draws.size:
+        return None, None
+    low, high = np.percentile(draws, [50 * (1 - CONFIDENCE), 50 * (1 + CONFIDENCE)])
+    return float(low), float(high)
+
+
+def _summary(sums: RecordSums, *, seed: int, resamples: int) -> dict[str, Any]:
+    values = ratios(sums.numerators.sum(axis=0), sums.denominators.sum(axis=0))
+    draws = np.concatenate(
+        list(resampled_ratios(sums.numerators, sums.denominators, seed=seed, resamples=resamples)), axis=0
+    )
+    metrics = {}
+    for column, key in enumerate(MEASURES):
+        counted = sums.counted[:, column]
+        records = int((counted > 0).sum())
+        # One record says nothing about how much records differ: no interval rather than one of no width.
+        low, high = interval(draws[:, column]) if records > 1 else (None, None)
+        metrics[key] = {
+            "value": float(values[column]) if np.isfinite(values[column]) else None,
+            "low": low,
+            "high": high,
+            "records": records,
+            "questions": int(counted.sum()),
+        }
+    return {"records": len(sums.ids), "questions": int(sums.questions.sum()), "metrics": metrics}
+
+
+def by_category(sums: RecordSums) -> dict[str, RecordSums]:
+    """Category -> its records, most records first; empty when no record has a category."""
+    groups: dict[str, list[int]] = {}
+    for i, category in enumerate(sums.categories):
+        groups.setdefault(category, []).append(i)
+    if set(groups) <= {""}:
+        return {}
+    return {name: sums.take(groups[name]) for name in sorted(groups, key=lambda name: (-len(groups[name]), name))}
+
+
+def score_predictions(rows: list[dict[str, Any]], *, seed: int = 0, resamples: int = RESAMPLES) -> dict[str, Any]:
+    """Score one predictions.jsonl: JSON-serialisable, the same to the last digit for the same rows in any order.
+
+    Returns records, questions, metrics {key: {value, low, high, records, questions}}, categories {name: the same} and
+    references_without_bits, those that bits per character leave out.
+    Intervals are 95% percentile bootstrap over records; `value` is None where nothing could be counted.
+    Raises UserError by `check_rows`.
+    """
+    check_rows(rows)
+    sums = record_sums(rows)
+    bits = [value for row in rows for value in row["reference_bits"]]
+    return {
+        **_summary(sums, seed=seed, resamples=resamples),
+        "references": len(bits),
+        "references_without_bits": sum(value is None or not math.isfinite(value) for value in bits),
+        "categories": {
+            name: _summary(part, seed=seed, resamples=resamples) for name, part in by_category(sums).items()
+        },
+        "confidence": CONFIDENCE,
+        "resamples": resamples,
+        "seed": seed,
+        "resampled": "records",
+        "definitions": definitions(),
+    }

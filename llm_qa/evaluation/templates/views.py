@@ -1,0 +1,178 @@
+"""What the two templates show, as text: rows of the tables, unknown figures as "–". Nothing is computed here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from llm_qa.console import format_seconds
+from llm_qa.evaluation.metrics.catalogue import BITS_PER_CHARACTER, CHARACTER_F1, MEASURES, UNKNOWN, is_number
+from llm_qa.evaluation.original import ORIGINAL_DEVICE, ORIGINAL_RUNS
+
+if TYPE_CHECKING:
+    from llm_qa.evaluation.report import Report, RunReport
+
+
+def _span(measure, values: dict[str, Any] | None, format_one) -> str:
+    if not values or not is_number(values.get("low")) or not is_number(values.get("high")):
+        return ""
+    return f"{format_one(measure, values['low'])} to {format_one(measure, values['high'])}"
+
+
+def score_rows(base: dict | None, tuned: dict, comparison: dict | None, keys: Sequence[str] = tuple(MEASURES)) -> list:
+    """Texts of a score table, one dict a measure; `base`, `tuned`, `comparison` each hold 'metrics'."""
+
+    def plain(measure, value):
+        return measure.format(value)
+
+    def signed(measure, value):
+        return measure.format_difference(value)
+
+    rows = []
+    for key in keys:
+        measure, after = MEASURES[key], tuned["metrics"][key]
+        before = base["metrics"][key] if base else None
+        change = comparison["metrics"][key] if comparison else {}
+        p = change.get("p_value")
+        rows.append(
+            {
+                "measure": measure,
+                "base": measure.format(before["value"]) if before else UNKNOWN,
+                "base_span": _span(measure, before, plain),
+                "tuned": measure.format(after["value"]),
+                "tuned_span": _span(measure, after, plain),
+                "difference": measure.format_difference(change.get("difference")),
+                "difference_span": _span(measure, change, signed),
+                "p": UNKNOWN if not is_number(p) else "< 0.001" if p < 0.001 else f"{p:.3f}",
+                "reading": change.get("reading") or "",
+                "records": after["records"],
+            }
+        )
+    return rows
+
+
+def category_rows(run: RunReport) -> list[dict[str, Any]]:
+    """One row a category: its name, counts, and the score texts of character F1 and bits per character."""
+    rows = []
+    for name, part in run.tuned["scores"]["categories"].items():
+        before = (run.base["scores"]["categories"] if run.base else {}).get(name)
+        change = (run.comparison["categories"] if run.comparison else {}).get(name)
+        f1, bits = score_rows(before, part, change, (CHARACTER_F1, BITS_PER_CHARACTER))
+        rows.append({"name": name or "(none)", "records": part["records"], "questions": part["questions"]})
+        rows[-1] |= {"f1": f1, "bits": bits}
+    return rows
+
+
+COST_HEADER = (
+    "Run",
+    "Model",
+    "Trained",
+    "Device",
+    "Epoch time",
+    "Total time",
+    "Tokens/s",
+    "Peak memory",
+    "Answers/s",
+)
+
+
+def cost_rows(report: Report) -> list[list[str]]:
+    """Our runs by COST_HEADER; unknown is '–'."""
+    rows = []
+    for run in report.runs:
+        training, recipe = run.training, run.recipe
+        device = training.get("device") or run.environment.get("device")
+        rows.append(
+            [
+                run.name,
+                str(run.tuned.get("model") or recipe.get("model") or UNKNOWN),
+                _trained(recipe, training),
+                str(device or UNKNOWN),
+                _seconds(training.get("seconds_per_epoch")),
+                _seconds(training.get("wall_seconds")),
+                _number(training.get("tokens_per_second"), "{:,.0f}"),
+                _memory(training.get("peak_memory_bytes")),
+                _number(run.tuned.get("answers_per_second"), "{:,.1f}"),
+            ]
+        )
+    return rows
+
+
+def original_rows() -> list[list[str]]:
+    """The original notebooks' rows by COST_HEADER."""
+    return [
+        [
+            "original notebooks",
+            row.model,
+            row.method,
+            ORIGINAL_DEVICE,
+            row.time_per_epoch,
+            UNKNOWN,
+            UNKNOWN,
+            row.memory,
+            UNKNOWN,
+        ]
+        for row in ORIGINAL_RUNS
+    ]
+
+
+def _trained(recipe: dict, training: dict) -> str:
+    if "method" not in recipe:
+        return UNKNOWN
+    what = (
+        "all weights"
+        if recipe["method"] == "full"
+        else "LoRA" + (f" r {recipe['lora_r']}" if "lora_r" in recipe else "")
+    )
+    if recipe.get("base_precision") and recipe["method"] != "full":
+        what += f" on {recipe['base_precision']}"
+    trainable, total = training.get("trainable_parameters"), training.get("total_parameters")
+    if is_number(trainable) and is_number(total) and total:
+        what += f" ({100 * trainable / total:.2g}% of parameters)"
+    return what
+
+
+def _number(value: Any, pattern: str) -> str:
+    return pattern.format(value) if is_number(value) else UNKNOWN
+
+
+def _seconds(value: Any) -> str:
+    return format_seconds(value) if is_number(value) else UNKNOWN
+
+
+def _memory(peaks: Any) -> str:
+    known = [peak for peak in (peaks if isinstance(peaks, list) else [peaks]) if is_number(peak) and peak > 0]
+    if not known:
+        return UNKNOWN
+    text = f"{max(known) / 1e9:.1f} GB" if max(known) >= 1e9 else f"{max(known) / 1e6:.0f} MB"
+    return text + (f" (most of {len(known)} ranks)" if len(known) > 1 else "")
+
+
+def settings(run: RunReport, report: Report) -> dict[str, dict[str, str]]:
+    """Section -> setting -> text: all that is needed to get these numbers again."""
+    scores = run.tuned["scores"]
+    data = {"folder": report.data, "sha256": report.data_sha256, "split": report.split}
+    trained_on = run.environment.get("data_sha256")
+    statistics = {key: scores[key] for key in ("seed", "resamples", "confidence", "resampled") if key in scores}
+    training = {key: value for key, value in run.training.items() if key != "finished"}
+    sections = {
+        "Recipe": run.recipe,
+        "Generation": run.tuned.get("generation") or {},
+        "Data": data | ({"sha256 trained on": trained_on} if trained_on else {}),
+        "Intervals": statistics | {"seed of the comparison and the samples": report.seed},
+        "Training": training,
+        "Environment": {key: value for key, value in run.environment.items() if key != "data_sha256"},
+    }
+    return {title: dict(_flat(values)) for title, values in sections.items() if values}
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            empty = value is None or value == []
+            yield (
+                f"{prefix}{key}",
+                UNKNOWN if empty else ", ".join(map(str, value)) if isinstance(value, list) else str(value),
+            )

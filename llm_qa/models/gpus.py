@@ -1,0 +1,51 @@
+"""What is known of GPUs: peak dense 16-bit matrix rates, for model FLOP utilisation (MFU)."""
+
+from __future__ import annotations
+
+import resource
+import sys
+
+import torch
+
+# Dense fp16/bf16 tensor-core peak with fp32 accumulation, FLOP/s, from the vendor's datasheets. First match wins.
+PEAK_FLOPS = {
+    "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "A10G": 70e12,
+    "A10": 125e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+    "T4": 65e12,
+    "V100": 125e12,
+    "RTX 4090": 165e12,
+    "RTX 3090": 71e12,
+}
+
+
+def device_name() -> str:
+    """The GPU's name, or 'CPU'."""
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+
+
+def peak_flops(name: str) -> float | None:
+    """Peak dense 16-bit FLOP/s of one GPU by its name; None where it is not known (no guess)."""
+    return next((peak for known, peak in PEAK_FLOPS.items() if known in name), None)
+
+
+def flops_per_token(linear_parameters: int, trains_all: bool) -> float:
+    """Useful FLOPs a token: 2N forward + 2N for input gradients + 2N for weight gradients where all weights train.
+
+    Recomputed activations do not count (Chowdhery et al. 2022, arXiv:2204.02311, appendix B); attention's own products
+    are left out, at most a few percent for short documents.
+    """
+    return (6.0 if trains_all else 4.0) * linear_parameters
+
+
+def peak_memory_bytes() -> int:
+    """Most memory this process has held so far: allocated on the GPU, or resident on a CPU-only machine."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    kilobyte = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * kilobyte

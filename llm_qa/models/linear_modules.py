@@ -1,0 +1,52 @@
+"""Which linear layers LoRA takes: every one of them but the output head.
+
+The head is found by identity (`get_output_embeddings()`), not by name: GPT-NeoX's was called `embed_out` in
+transformers 4 and is `lm_head` in 5. bitsandbytes' Linear4bit and Linear8bitLt are subclasses of nn.Linear, so the same
+search works on a quantised model and on a plain one.
+"""
+
+from __future__ import annotations
+
+import torch
+from transformers.pytorch_utils import Conv1D
+
+from llm_qa.console import UserError
+
+
+def linear_layers(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
+    """Full name -> module of every linear layer (Linear, Linear4bit, Linear8bitLt, GPT-2's Conv1D) but the head."""
+    head = model.get_output_embeddings()
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, (torch.nn.Linear, Conv1D)) and module is not head
+    }
+
+
+def find_linear_modules(model: torch.nn.Module, wanted: list[str] | None = None) -> list[str]:
+    """Names for LoRA's `target_modules`: the last part of each linear layer's name, sorted, each once.
+
+    `wanted` narrows them. Raises UserError when nothing is left, or when a short name would also match the head.
+    """
+    layers = linear_layers(model)
+    names = sorted({name.rpartition(".")[2] for name in layers})
+    if not names:
+        raise UserError(
+            f"{type(model).__name__} has no linear layer (torch.nn.Linear or Conv1D) besides its output head, so LoRA "
+            "has nothing to adapt: set --method full."
+        )
+    if wanted is not None:
+        if unknown := sorted(set(wanted) - set(names)):
+            raise UserError(
+                f"lora_targets {', '.join(unknown)}: {type(model).__name__} has no such linear layers; "
+                f"it has {', '.join(names)}."
+            )
+        names = sorted(set(wanted))
+    head = model.get_output_embeddings()
+    for name, module in model.named_modules():
+        if module is head and name.rpartition(".")[2] in names:
+            raise UserError(
+                f"The head {name} has the same short name as a linear layer of {type(model).__name__}: "
+                "name the layers to adapt with --lora-targets."
+            )
+    return names

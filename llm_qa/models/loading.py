@@ -1,0 +1,141 @@
+"""Tokenizer, base and adapter from a recipe or a finished run. Safetensors only; no code from a checkpoint runs."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+from transformers.utils import cached_file
+
+from llm_qa import files
+from llm_qa.config import EMBEDDED_MODEL, Recipe, load_recipe
+from llm_qa.console import UserError
+from llm_qa.models.quantization import Precision, gpu_capability, resolve_precision
+from llm_qa.models.shapes import SPECIAL_TOKENS
+
+EMBEDDED_BASE = "base"  # runs/<name>/base/: a run on the embedded model carries it
+
+
+def _load(load, model: str, what: str):
+    """Call a from_pretrained; what goes wrong with the checkpoint becomes one sentence."""
+    try:
+        return load()
+    except (OSError, ValueError, ImportError) as error:
+        first_line = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        raise UserError(f"The {what} of model {model!r} cannot be loaded: {first_line}. Check --model.") from error
+
+
+def load_tokenizer(model: str | Path) -> PreTrainedTokenizerFast:
+    """The tokenizer of a hub id or a folder, with an eos and a pad token.
+
+    A tokenizer.json is taken as it stands: for some declared classes transformers 5 would rebuild its pre-tokenizer.
+    Raises UserError when there is none or it has no eos.
+    """
+    model = str(model)
+    specials = SPECIAL_TOKENS.get(model, {})
+
+    def load():
+        has_json = cached_file(model, "tokenizer.json", _raise_exceptions_for_missing_entries=False)
+        kind = PreTrainedTokenizerFast if has_json else AutoTokenizer
+        return kind.from_pretrained(model, trust_remote_code=False, **specials)
+
+    quiet = logging.getLogger("transformers.tokenization_utils_base")
+    level = quiet.level
+    quiet.setLevel(logging.ERROR)  # "class you load ... not the same type": meant, see above
+    try:
+        tokenizer = _load(load, model, "tokenizer")
+    finally:
+        quiet.setLevel(level)
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"The tokenizer of model {model!r} has no eos token, so no answer could learn to end.")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token  # labels are masked by length, never by this id
+    return tokenizer
+
+
+def check_tokenizer_fits(tokenizer, model: PreTrainedModel) -> None:
+    """Refuse a tokenizer with more tokens than the model has embeddings (KoGPT2's beside polyglot's weights)."""
+    rows = model.get_input_embeddings().num_embeddings
+    if len(tokenizer) > rows:
+        raise UserError(
+            f"The tokenizer has {len(tokenizer):,} tokens and the model only {rows:,} embeddings: "
+            "they do not belong together."
+        )
+
+
+def load_base(model: str | Path, precision: Precision, *, on_gpu: bool = True) -> PreTrainedModel:
+    """Base weights in the precision decided, frozen or not as loaded, cache off.
+
+    `on_gpu` puts the weights straight on this process's GPU where there is one; under DeepSpeed it must be False,
+    which places them itself (KoAlpaca#107).
+    """
+    place = {"device_map": {"": torch.cuda.current_device()}} if on_gpu and torch.cuda.is_available() else {}
+    base = _load(
+        lambda: AutoModelForCausalLM.from_pretrained(
+            str(model),
+            dtype=precision.weights,
+            quantization_config=precision.quantization_config,
+            use_safetensors=True,
+            trust_remote_code=False,
+            attn_implementation="sdpa",
+            **place,
+        ),
+        str(model),
+        "weights",
+    )
+    for module in base.modules():
+        # On CPUs with AVX512-BF16, bitsandbytes' Linear4bit repacks its weight at the first forward pass in eval mode,
+        # for good, for a bf16 kernel without a backward: one validation pass and training goes on without gradients.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    base.config.use_cache = False  # a live cache would let packed documents see each other
+    return base
+
+
+def save_tokenizer(tokenizer, folder: str | Path) -> None:
+    """Save with a class name that transformers 4 reads too (transformers#47553); may go when 4 is forgotten."""
+    tokenizer.save_pretrained(folder)
+    path = Path(folder) / "tokenizer_config.json"
+    config = files.read_json(path)
+    if config.get("tokenizer_class") == "TokenizersBackend":
+        files.write_json(path, {**config, "tokenizer_class": "PreTrainedTokenizerFast"})
+
+
+def run_recipe(run_dir: str | Path) -> Recipe:
+    """The resolved recipe of a run; UserError when the folder is not a run."""
+    run_dir = Path(run_dir)
+    if not (run_dir / files.RECIPE).is_file():
+        raise UserError(f"{run_dir} is not a run: it has no {files.RECIPE}. Name one with --run (train.py makes them).")
+    return load_recipe(run_dir / files.RECIPE)
+
+
+def base_of_run(run_dir: str | Path, recipe: Recipe) -> str:
+    """Where the untuned weights of a run come from: a hub id, a folder, or the run's own copy of the embedded model."""
+    return str(Path(run_dir) / EMBEDDED_BASE) if recipe.model == EMBEDDED_MODEL else recipe.model
+
+
+def load_run(run_dir: str | Path, *, base: bool = False) -> tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerFast]:
+    """A finished run's model, ready to answer, and its tokenizer; `base` gives the untuned weights of a full run.
+
+    For a LoRA run the adapter sits on the base in the recipe's precision; `model.disable_adapter()` uncovers the base.
+    Raises UserError when the run has no final weights yet.
+    """
+    run_dir, recipe = Path(run_dir), run_recipe(run_dir)
+    final = run_dir / (files.ADAPTER if recipe.method == "lora" else files.MODEL)
+    if not final.is_dir():
+        raise UserError(
+            f"{run_dir} has no {final.name}/ yet: its training has not finished. Run the same train command."
+        )
+    precision = resolve_precision(recipe, gpu_capability())
+    source = base_of_run(run_dir, recipe) if recipe.method == "lora" or base else str(final)
+    model = load_base(source, precision)
+    if recipe.method == "lora":
+        model = _load(lambda: PeftModel.from_pretrained(model, str(final), use_safetensors=True), str(final), "adapter")
+    tokenizer = load_tokenizer(final)
+    check_tokenizer_fits(tokenizer, model)
+    if torch.cuda.is_available():
+        model.to("cuda")
+    return model.eval(), tokenizer

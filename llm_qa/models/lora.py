@@ -1,0 +1,78 @@
+"""LoRA on a loaded base: the config, the preparation of a quantised base, and the report of what trains.
+
+LoRA: Hu et al. 2021, arXiv:2106.09685. QLoRA: Dettmers et al. 2023, arXiv:2305.14314.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import torch
+from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from transformers.pytorch_utils import Conv1D
+
+from llm_qa.config import Recipe
+from llm_qa.models.linear_modules import find_linear_modules, linear_layers
+
+
+def build_lora_config(model: torch.nn.Module, recipe: Recipe) -> LoraConfig:
+    """LoRA on every linear layer but the head (or on the recipe's `lora_targets`)."""
+    targets = find_linear_modules(model, recipe.lora_targets)
+    kinds = {type(layer) for name, layer in linear_layers(model).items() if name.rpartition(".")[2] in targets}
+    return LoraConfig(
+        task_type=TaskType.CAUSAL_LM,
+        r=recipe.lora_r,
+        lora_alpha=recipe.lora_alpha,
+        lora_dropout=recipe.lora_dropout,
+        target_modules=targets,
+        fan_in_fan_out=kinds == {Conv1D},  # GPT-2 keeps its weights transposed
+        bias="none",
+    )
+
+
+def add_lora(model: torch.nn.Module, recipe: Recipe) -> PeftModel:
+    """Freeze the base and put LoRA layers on it.
+
+    The LoRA weights are fp32 whatever the base. peft's prepare_model_for_kbit_training is not used: it would copy
+    embeddings and head to fp32 (1.2 GB on the 12.8B model) and switch to reentrant checkpointing; under autocast
+    LayerNorm runs in fp32 anyway.
+    """
+    model.requires_grad_(False)
+    return get_peft_model(model, build_lora_config(model, recipe))
+
+
+def count_parameters(parameter: torch.nn.Parameter) -> int:
+    """Weights that a parameter stands for; a packed 4-bit parameter holds several in each stored element."""
+    if type(parameter).__name__ == "Params4bit" and getattr(parameter, "quant_state", None) is not None:
+        return int(torch.Size(parameter.quant_state.shape).numel())
+    return int(getattr(parameter, "ds_numel", parameter.numel()))  # ds_numel: ZeRO-3 keeps an empty shard
+
+
+def parameter_counts(model: torch.nn.Module) -> tuple[int, int]:
+    """(total, trainable) parameters, each shared tensor once."""
+    total = trainable = 0
+    for parameter in model.parameters():
+        count = count_parameters(parameter)
+        total += count
+        trainable += count if parameter.requires_grad else 0
+    return total, trainable
+
+
+def linear_parameters(model: torch.nn.Module) -> int:
+    """Weights that take part in matrix products on every token: the linear layers and the head."""
+    layers = [*linear_layers(model).values(), model.get_output_embeddings()]
+    return sum(count_parameters(layer.weight) for layer in layers)
+
+
+def trainable_report(model: torch.nn.Module) -> str:
+    """Parameters total and trainable, and the trainable ones by module name, as printed before training."""
+    total, trainable = parameter_counts(model)
+    by_module: dict[str, list[int]] = defaultdict(list)
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            module = name.split(".lora_")[0] if ".lora_" in name else name.rpartition(".")[0]
+            by_module[module.rpartition(".")[2]].append(count_parameters(parameter))
+    lines = [f"parameters: {total:,} in total, {trainable:,} trained ({trainable / total:.3%})"]
+    for name, counts in sorted(by_module.items(), key=lambda item: -sum(item[1])):
+        lines.append(f"  {name}: {sum(counts):,} in {len(counts)} tensors")
+    return "\n".join(lines)

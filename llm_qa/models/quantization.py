@@ -1,0 +1,97 @@
+"""How the base weights are kept and what products are computed in, decided from the recipe and the GPU's capability."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from transformers import BitsAndBytesConfig
+
+from llm_qa.config import Recipe
+from llm_qa.console import UserError
+
+BF16_CAPABILITY = (8, 0)  # Ampere. torch.cuda.is_bf16_supported() is true on a T4, by slow emulation.
+BITSANDBYTES_CAPABILITY = (7, 5)  # Turing: what bitsandbytes' CUDA 13 build contains
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+SHORT = {dtype: name for name, dtype in DTYPES.items()}
+
+
+@dataclass(frozen=True)
+class Precision:
+    """The decision: `weights` is the dtype weights are loaded in (of nf4: of what is not quantised)."""
+
+    weights: torch.dtype
+    compute: torch.dtype
+    nf4: bool
+    double_quant: bool
+    why: str
+
+    @property
+    def autocast(self) -> str | None:
+        """TrainingArguments' switch that runs the forward pass in the compute dtype: 'bf16', 'fp16' or None."""
+        return None if self.compute == torch.float32 else SHORT[self.compute]
+
+    @property
+    def quantization_config(self) -> BitsAndBytesConfig | None:
+        """What from_pretrained is given; None where the base is not quantised."""
+        if not self.nf4:
+            return None
+        return BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=self.double_quant,
+            bnb_4bit_compute_dtype=self.compute,
+        )
+
+
+def gpu_capability() -> tuple[int, int] | None:
+    """Compute capability of the current CUDA GPU; None without one."""
+    return torch.cuda.get_device_capability() if torch.cuda.is_available() else None
+
+
+def resolve_precision(recipe: Recipe, capability: tuple[int, int] | None) -> Precision:
+    """Choose dtypes for a GPU of `capability` (None: CPU). Raises UserError for what that GPU cannot do."""
+    where = "the CPU" if capability is None else f"a GPU of compute capability {capability[0]}.{capability[1]}"
+    has_bf16 = capability is None or capability >= BF16_CAPABILITY
+    for key in ("compute_dtype", "base_precision"):
+        if getattr(recipe, key) == "bf16" and not has_bf16:
+            wide = "auto" if key == "compute_dtype" else "16bit"
+            raise UserError(
+                f"{key} bf16 needs compute capability 8.0 and this is {where}: set --{key.replace('_', '-')} to {wide} or fp16."
+            )
+    if capability is None and "fp16" in (recipe.compute_dtype, recipe.base_precision):
+        raise UserError(
+            "fp16 products are for GPUs and this is the CPU: set --compute-dtype to auto and "
+            "--base-precision to another value than fp16."
+        )
+    if recipe.base_precision == "nf4" and capability is not None and capability < BITSANDBYTES_CAPABILITY:
+        raise UserError(
+            f"base_precision nf4 needs compute capability 7.5 (bitsandbytes' CUDA 13 build) and this is {where}: "
+            "set --base-precision to 16bit, or use a T4 or newer."
+        )
+    half = "bf16" if has_bf16 else "fp16"
+    compute = recipe.compute_dtype
+    if compute == "auto":
+        compute = "fp32" if capability is None else half
+    if recipe.base_precision == "nf4":
+        weights = compute
+    elif recipe.base_precision == "16bit":
+        weights = half
+    else:
+        weights = recipe.base_precision
+    if recipe.method == "full" and weights == "fp16":
+        raise UserError(
+            f"method full with base_precision {recipe.base_precision} would keep fp16 weights on {where}, where "
+            "updates vanish in rounding: set --base-precision to fp32 (products still run in fp16)."
+        )
+    if weights in ("bf16", "fp16") and compute == "fp32" and recipe.compute_dtype == "auto":
+        compute = weights  # 16-bit weights on a CPU: computing in fp32 would need a copy of each
+    return Precision(
+        weights=DTYPES[weights],
+        compute=DTYPES[compute],
+        nf4=recipe.base_precision == "nf4",
+        double_quant=recipe.double_quant,
+        why=f"base {recipe.base_precision}"
+        + (f" kept as {weights}" if recipe.base_precision == "16bit" else "")
+        + f", products in {compute} on {where}",
+    )

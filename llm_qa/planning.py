@@ -1,0 +1,89 @@
+"""What a recipe would do, before any weight is read: parameters, tokens, steps."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from llm_qa.config import EMBEDDED_MODEL, Recipe
+from llm_qa.console import UserError, format_table
+from llm_qa.data.packing import PackedDataset, tokenize_records
+from llm_qa.data.preparation import prepared_folder
+from llm_qa.data.records import QARecord, load_split
+from llm_qa.models import tiny
+from llm_qa.models.loading import load_tokenizer
+from llm_qa.models.lora import add_lora, trainable_report
+from llm_qa.models.shapes import SHAPES, model_config
+from llm_qa.training.trainer import accumulation_steps
+
+TOKENS_PER_CHARACTER = 0.6  # of polyglot-ko's tokenizer on Korean prose, roughly; used only without the tokenizer
+
+
+CPU_LIMIT = 1_000_000_000  # parameters; a larger model on a CPU is a mistake, not a wish
+
+
+def check_hardware(recipe: Recipe, capability: tuple[int, int] | None) -> None:
+    """Refuse a large known model on a machine without a GPU, and say which command works there."""
+    shape = SHAPES.get(recipe.model)
+    if capability is None and shape is not None and shape.parameters > CPU_LIMIT:
+        raise UserError(
+            f"{recipe.model} has {shape.parameters / 1e9:.1f} billion parameters and needs a CUDA GPU, and this machine "
+            "has none that torch can see: `make demo` trains the embedded model here instead, and --dry-run shows what "
+            "this recipe would do."
+        )
+
+
+def meta_model(recipe: Recipe, records: list[QARecord]) -> torch.nn.Module:
+    """The recipe's model at its true shapes on the meta device (no memory, no weights), LoRA on it if asked."""
+    if recipe.model == EMBEDDED_MODEL:
+        tokenizer = tiny.build_tokenizer(tiny.documents(records))
+        config = tiny.model_config(len(tokenizer), tokenizer.eos_token_id)
+    else:
+        config = model_config(recipe.model)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+        return add_lora(model, recipe) if recipe.method == "lora" else model
+
+
+def count_packs(recipe: Recipe, records: list[QARecord]) -> tuple[int, int, str]:
+    """(packs, real tokens, how they were counted) of one epoch."""
+    try:
+        if recipe.model == EMBEDDED_MODEL:
+            tokenizer = tiny.build_tokenizer(tiny.documents(records))
+        else:
+            tokenizer = load_tokenizer(recipe.model)
+    except UserError:
+        pairs = [pair for record in records for pair in record.pairs()]
+        tokens = math.ceil(sum(len(q) + len(a) + 20 for q, a in pairs) * TOKENS_PER_CHARACTER)
+        packs = math.ceil(tokens / recipe.pack_length) if recipe.pack_length else len(pairs)
+        return packs, tokens, f"estimated at {TOKENS_PER_CHARACTER} tokens a character, as the tokenizer is not at hand"
+    pairs, _ = tokenize_records(tokenizer, records, recipe.max_length)
+    return len(PackedDataset(pairs, recipe.pack_length, recipe.loss_on, recipe.seed)), len(pairs.tokens), "counted"
+
+
+def dry_run(recipe: Recipe, data: list[str] | None, world: int) -> str:
+    """The text that `--dry-run` prints: parameters by module, tokens an update, updates an epoch."""
+    records = load_split(prepared_folder(data), "train")
+    model = meta_model(recipe, records)
+    by_module: dict[str, int] = {}
+    for name, parameter in model.named_parameters():
+        if not name.partition(".lora_")[1]:
+            module = name.replace(".base_layer", "").rpartition(".")[0].rpartition(".")[2]
+            by_module[module] = by_module.get(module, 0) + parameter.numel()
+    packs, tokens, how = count_packs(recipe, records)
+    steps = math.ceil(packs / recipe.global_batch_size)
+    rows = [[name, f"{count:,}"] for name, count in sorted(by_module.items(), key=lambda item: -item[1])]
+    return "\n".join(
+        [
+            f"model {recipe.model}, base {recipe.base_precision}, method {recipe.method}",
+            format_table(["base module", "parameters"], [*rows, ["all", f"{sum(by_module.values()):,}"]]),
+            trainable_report(model),
+            f"tokens an update: {tokens / packs * min(recipe.global_batch_size, packs):,.0f} real tokens in "
+            f"{recipe.global_batch_size} sequences ({recipe.micro_batch_size} a pass, "
+            f"{accumulation_steps(recipe, world)} passes on each of {world} processes)",
+            f"updates an epoch: {steps:,} ({tokens:,} tokens in {packs:,} packs of {len(records):,} records; {how})",
+            "dry run: no weights were read or written",
+        ]
+    )

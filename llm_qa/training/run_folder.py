@@ -1,0 +1,169 @@
+"""The run folder: what is written into it before, and after, training, and the check that what was saved is whole."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shutil
+from pathlib import Path
+
+import torch
+import yaml
+from peft import PeftModel, get_peft_model_state_dict
+from safetensors.torch import load_file
+from transformers import PreTrainedModel
+
+from llm_qa import files
+from llm_qa.config import Recipe, load_recipe
+from llm_qa.console import UserError, say
+from llm_qa.data.prompts import render_prompt
+from llm_qa.models.gpus import device_name
+from llm_qa.models.loading import save_tokenizer
+
+LIBRARIES = (
+    "torch",
+    "transformers",
+    "accelerate",
+    "peft",
+    "bitsandbytes",
+    "deepspeed",
+    "datasets",
+    "evaluate",
+    "numpy",
+)
+
+
+def environment() -> dict:
+    """Versions and hardware, and nothing of the environment variables, which may hold secrets."""
+
+    def version(name: str) -> str | None:
+        try:
+            return importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            return None
+
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu_count": os.cpu_count(),
+        "device": device_name(),
+        "gpus": gpus,
+        "cuda": torch.version.cuda,
+        "processes": int(os.environ.get("WORLD_SIZE", "1")),
+        "libraries": {name: version(name) for name in LIBRARIES},
+    }
+
+
+def open_run(run_dir: str | Path, recipe: Recipe, data_dir: Path, data_sha256: str, *, resume: str) -> None:
+    """Make the run folder and write recipe.yaml and environment.json.
+
+    A folder that already holds another run (other recipe, other data) is refused with the differences. With resume
+    'never' an existing run is set aside under a new name; nothing is deleted.
+    """
+    run_dir = Path(run_dir)
+    if run_dir.exists() and not run_dir.is_dir():
+        raise UserError(f"--run {run_dir} is a file: name a folder.")
+    if (run_dir / files.RECIPE).exists():
+        if resume == "never":
+            set_aside(run_dir)
+        else:
+            _check_same_run(run_dir, recipe, data_sha256)
+    elif run_dir.is_dir() and any(run_dir.iterdir()):
+        raise UserError(f"--run {run_dir} is not empty and is not a run: name another folder.")
+    run_dir.mkdir(parents=True, exist_ok=True)
+    files.write_json(run_dir / files.ENVIRONMENT, {"data": str(data_dir), "data_sha256": data_sha256, **environment()})
+    files.write_text(run_dir / files.RECIPE, yaml.safe_dump(recipe.to_dict(), allow_unicode=True, sort_keys=False))
+
+
+def set_aside(run_dir: Path) -> None:
+    """Rename an existing run to `<name>.old-<n>`."""
+    number = 1
+    while (old := run_dir.with_name(f"{run_dir.name}.old-{number}")).exists():
+        number += 1
+    run_dir.rename(old)
+    say(f"the run that was in {run_dir} is now {old}")
+
+
+def _check_same_run(run_dir: Path, recipe: Recipe, data_sha256: str) -> None:
+    before, now = load_recipe(run_dir / files.RECIPE).to_dict(), recipe.to_dict()
+    changed = [
+        f"{key} {before.get(key)!r} -> {now.get(key)!r}"
+        for key in sorted({*before, *now})
+        if before.get(key) != now.get(key) and key != "max_hours"
+    ]
+    known = files.read_json(run_dir / files.ENVIRONMENT).get("data_sha256")
+    if known != data_sha256:
+        changed.append("the data")
+    if changed:
+        raise UserError(
+            f"{run_dir} holds a run with another setting ({'; '.join(changed)}): name another folder with --run, "
+            "or set the old run aside with --resume never."
+        )
+
+
+def save_final(model: PreTrainedModel | PeftModel, tokenizer, run_dir: Path, recipe: Recipe, summary: dict) -> Path:
+    """Save the adapter or the model with its tokenizer and card, staged then renamed; returns the folder."""
+    final = run_dir / (files.ADAPTER if recipe.method == "lora" else files.MODEL)
+    staged = final.with_name(f".{final.name}.part")
+    shutil.rmtree(staged, ignore_errors=True)
+    model.save_pretrained(staged)
+    save_tokenizer(tokenizer, staged)
+    check_saved(model, staged)
+    files.write_text(staged / "README.md", model_card(recipe, summary))
+    shutil.rmtree(final, ignore_errors=True)
+    os.replace(staged, final)
+    return final
+
+
+def check_saved(model: PreTrainedModel | PeftModel, folder: Path) -> None:
+    """Read the saved tensors back and compare them with the live ones, bit for bit; RuntimeError names what differs.
+
+    Guards against adapters that were saved empty or sharded (trl#4416, peft#2892). A live tensor under another name on
+    disk (GPT-NeoX's head is stored as `embed_out`) counts as saved when one stored tensor equals it; tied ones are
+    stored once.
+    """
+    live = get_peft_model_state_dict(model) if isinstance(model, PeftModel) else model.state_dict()
+    saved: dict[str, torch.Tensor] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        saved.update(load_file(path))
+    renamed = [tensor for name, tensor in saved.items() if name not in live]
+    stored_at = {live[name].data_ptr() for name in live.keys() & saved.keys()}
+
+    def is_saved(name: str, tensor: torch.Tensor) -> bool:
+        if name in saved:
+            return torch.equal(tensor.cpu(), saved[name])
+        return tensor.data_ptr() in stored_at or any(torch.equal(tensor.cpu(), other) for other in renamed)
+
+    lost = [name for name, tensor in live.items() if tensor.numel() == 0 or not is_saved(name, tensor)]
+    if not live or lost:
+        raise RuntimeError(f"{folder} does not hold what was trained: {', '.join(lost[:5]) or 'nothing was saved'}.")
+
+
+def model_card(recipe: Recipe, summary: dict) -> str:
+    """README.md of the saved weights: base, data, settings, prompt, how to use them."""
+    settings = "\n".join(f"| {key} | `{value}` |" for key, value in recipe.to_dict().items())
+    tags = "- lora\n" if recipe.method == "lora" else ""
+    base = "" if recipe.model == "embedded" else f"base_model: {recipe.model}\n"
+    return f"""---
+language: ko
+{base}library_name: {"peft" if recipe.method == "lora" else "transformers"}
+pipeline_tag: text-generation
+tags:
+- question-answering
+{tags}---
+
+# {"LoRA adapter" if recipe.method == "lora" else "Model"} for Korean question answering
+
+Trained from `{recipe.model}` on {summary["pairs"]:,} question-answer pairs of {summary["records"]:,} records for
+{summary["steps"]:,} steps ({summary["tokens"]:,} tokens). It answers this prompt and then ends with `eos`:
+
+```text
+{render_prompt("<질문>")}
+```
+
+| setting | value |
+| --- | --- |
+{settings}
+"""

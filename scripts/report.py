@@ -1,0 +1,48 @@
+"""Write the report of one or more evaluated runs: one HTML page, its Markdown twin and the plots.
+
+    python scripts/report.py runs/tiny --out reports/tiny
+    python scripts/report.py runs/kogpt2 runs/1.3b runs/12.8b --out reports/all --split test
+
+Each run must have been evaluated (scripts/evaluate.py) on the same data; with `--base` evaluated as well, tuned is
+compared with base. Ends with the scores on the screen and the report's path.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from llm_qa.console import run_script, say
+from llm_qa.evaluation.report import final_screen, load_report, write_report
+from llm_qa.files import SPLITS
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders, like runs/tiny")
+    parser.add_argument("--out", required=True, metavar="FOLDER", help="where the report goes, like reports/tiny")
+    parser.add_argument("--split", default="test", choices=SPLITS, help="which evaluation to report (default: test)")
+    parser.add_argument(
+        "--samples", type=int, default=5, metavar="N", help="sample answers of each kind a run (default: 5)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the paired bootstrap and the random samples")
+    options = parser.parse_args(arguments)
+    if options.samples < 0:
+        parser.error(f"--samples {options.samples} is negative: 0 leaves the samples out")
+    if options.seed < 0:
+        parser.error(f"--seed {options.seed} is negative: give 0 or more")
+    return options
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Read, compare, write, show."""
+    options = parse(arguments)
+    report = load_report(options.runs, split=options.split, seed=options.seed, samples=options.samples)
+    path = write_report(report, options.out)
+    say(final_screen(report))
+    say()
+    say(f"report: {path}")
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,173 @@
+"""Train one recipe, or go on with a run that was interrupted.
+
+    accelerate launch --config_file accelerate_configs/single_gpu.yaml scripts/train.py scripts/recipes/tiny.yaml \
+        --data train.csv --run runs/mine --learning-rate 1e-4
+
+--data takes a folder made by prepare_data.py, or raw files, which it prepares first; left out, the bundled data.
+Every recipe key and every TrainingArguments name is also a flag. The same command again goes on where a run stopped.
+Exit codes: 0 done, 1 failed, 2 bad input, 75 stopped early with everything saved.
+"""
+
+import argparse
+import shutil
+from pathlib import Path
+
+from llm_qa.data.preparation import prepared_folder
+from llm_qa.data.records import load_split
+
+from llm_qa import files, planning
+from llm_qa.config import EMBEDDED_MODEL, Recipe, load_recipe, recipe_flags
+from llm_qa.console import StoppedEarly, format_seconds, is_main_process, run_script, say
+from llm_qa.data.packing import PackedDataset, TooLong, tokenize_records
+from llm_qa.data.prompts import encode_documents, show_document
+from llm_qa.models import gpus
+from llm_qa.models.loading import EMBEDDED_BASE, check_tokenizer_fits, load_base, load_tokenizer
+from llm_qa.models.lora import add_lora, linear_parameters, parameter_counts, trainable_report
+from llm_qa.models.quantization import gpu_capability, resolve_precision
+from llm_qa.models.tiny import embedded_model
+from llm_qa.training.callbacks import RealTokens, StepLog, StopInTime, StopOnNonFinite, sum_over_ranks
+from llm_qa.training.checkpoints import resume_point
+from llm_qa.training.run_folder import is_finished, open_run, save_final
+from llm_qa.training.trainer import build_trainer, training_arguments, world_size
+
+
+def parse_arguments() -> tuple[argparse.Namespace, Recipe]:
+    """The script's own flags and the resolved recipe; bad ones end here, before anything expensive."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("recipe", type=Path, help="a file of scripts/recipes/")
+    parser.add_argument("--data", nargs="+", help="a prepared folder, or raw files (default: the bundled data)")
+    parser.add_argument("--run", type=Path, help="the run's folder (default: runs/<recipe>)")
+    parser.add_argument("--resume", default="auto", help="auto, never, or the path of a checkpoint")
+    parser.add_argument("--dry-run", action="store_true", help="print parameters and steps; touch no weights")
+    arguments, rest = parser.parse_known_args()
+    recipe = load_recipe(arguments.recipe, recipe_flags(rest))
+    arguments.run = arguments.run or Path("runs") / arguments.recipe.stem
+    return arguments, recipe
+
+
+def report_too_long(run_dir: Path, too_long: list[TooLong], max_length: int) -> None:
+    """Pairs that do not fit are set aside aloud: counted on the screen, listed in the run folder."""
+    path = run_dir / files.REJECTED
+    if is_main_process() and too_long:
+        files.write_jsonl(path, [{**vars(pair), "reason": f"longer than max_length {max_length}"} for pair in too_long])
+    if too_long:
+        say(f"{len(too_long):,} pairs are longer than max_length {max_length} tokens and set aside, listed in {path}")
+
+
+def main() -> int:
+    """Phases: recipe, data, model, training, saving."""
+    options, recipe = parse_arguments()
+    if options.dry_run:
+        print(planning.dry_run(recipe, options.data, world_size()))
+        return 0
+    planning.check_hardware(recipe, gpu_capability())
+    precision = resolve_precision(recipe, gpu_capability())
+    resume_point(options.run, options.resume)
+    if is_finished(options.run, recipe) and options.resume == "auto":
+        say(f"{options.run} is already finished; name another --run, or set it aside with --resume never")
+        return 0
+    arguments = training_arguments(recipe, precision, options.run)
+
+    # --- data ----------------------------------------------------------------------------------------------------
+    with arguments.main_process_first(local=False):
+        data_dir = prepared_folder(options.data)
+        train_records = load_split(data_dir, "train")
+        model_source = str(embedded_model(train_records)) if recipe.model == EMBEDDED_MODEL else recipe.model
+    validation_records = load_split(data_dir, "validation", may_be_empty=True)
+    data_sha256 = files.sha256_file(data_dir / files.MANIFEST)
+    if is_main_process():
+        open_run(options.run, recipe, data_dir, data_sha256, resume=options.resume)
+    tokenizer = load_tokenizer(model_source)
+    pairs, too_long = tokenize_records(tokenizer, train_records, recipe.max_length)
+    report_too_long(options.run, too_long, recipe.max_length)
+    train_set = PackedDataset(pairs, recipe.pack_length, recipe.loss_on, recipe.seed)
+    validation_set = None
+    if validation_records:
+        validation_pairs, _ = tokenize_records(tokenizer, validation_records, recipe.max_length, what="validation")
+        validation_set = PackedDataset(validation_pairs, recipe.pack_length, recipe.loss_on, recipe.seed)
+    say(
+        f"data: {data_dir}, {len(train_records):,} records, {len(pairs):,} pairs, {len(pairs.tokens):,} tokens in "
+        f"{len(train_set):,} packs, {train_set.efficiency:.1%} full"
+    )
+    record = train_records[0]
+    example = encode_documents(tokenizer, [(record.questions[0], record.answers[0], record.context)])[0]
+    say(f"one example, what is trained between ⟦ and ⟧:\n{show_document(tokenizer, example, recipe.loss_on)}")
+
+    # --- model ---------------------------------------------------------------------------------------------------
+    say(f"model: {recipe.model}, {precision.why}")
+    model = load_base(model_source, precision, on_gpu=arguments.deepspeed_plugin is None)
+    check_tokenizer_fits(tokenizer, model)
+    linears = linear_parameters(model)
+    if recipe.method == "lora":
+        model = add_lora(model, recipe)
+    say(trainable_report(model))
+    total, trainable = parameter_counts(model)
+
+    # --- training ------------------------------------------------------------------------------------------------
+    step_log = StepLog(
+        options.run, gpus.flops_per_token(linears, recipe.method == "full"), gpus.peak_flops(gpus.device_name())
+    )
+    stop = StopInTime(recipe.max_hours)
+    trainer = build_trainer(
+        model, tokenizer, arguments, train_set, validation_set, [RealTokens(), step_log, StopOnNonFinite(), stop]
+    )
+    checkpoint = resume_point(options.run, options.resume)
+    if checkpoint:
+        say(f"going on from {checkpoint}")
+    say(
+        f"training: {recipe.global_batch_size} x {train_set.capacity} tokens an update on {world_size()} process(es), "
+        f"{arguments.gradient_accumulation_steps} accumulation steps, {gpus.device_name()}"
+    )
+    stop.catch_signals()
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+
+    # --- saving --------------------------------------------------------------------------------------------------
+    state = trainer.state
+    seconds = step_log.elapsed()
+    summary = {
+        "finished": stop.reason is None,
+        "steps": state.global_step,
+        "epochs": state.epoch,
+        "records": len(train_records),
+        "pairs": len(pairs),
+        "tokens": state.num_input_tokens_seen,
+        "wall_seconds": round(seconds, 3),
+        "tokens_per_second": round(state.num_input_tokens_seen / seconds, 1),
+        "mfu": step_log.mfu(state.num_input_tokens_seen / seconds / world_size()),
+        "seconds_per_epoch": round(seconds / state.epoch, 3),
+        "peak_memory_bytes": gather_over_ranks(gpus.peak_memory_bytes(), arguments.device),
+        "device": gpus.device_name(),
+        "processes": world_size(),
+        "total_parameters": total,
+        "trainable_parameters": trainable,
+    }
+    if is_main_process():
+        files.write_json(options.run / files.TRAINING, summary)
+    if stop.reason is not None:
+        raise StoppedEarly(
+            f"stopped early at step {state.global_step} of {state.max_steps} ({stop.reason}); everything is saved in "
+            f"{options.run}, and the same command goes on"
+        )
+    if is_main_process():
+        if recipe.model == EMBEDDED_MODEL:
+            shutil.copytree(model_source, options.run / EMBEDDED_BASE, dirs_exist_ok=True)
+        final = save_final(trainer.accelerator.unwrap_model(trainer.model), tokenizer, options.run, recipe, summary)
+        say(
+            f"done: {state.global_step} steps in {format_seconds(seconds)}, {summary['tokens_per_second']:,.0f} tok/s; "
+            f"{final} is saved and read back equal"
+        )
+    return 0
+
+
+def gather_over_ranks(value: float, device) -> list[float]:
+    """One number of every rank, in rank order."""
+    import os
+
+    rank, world = int(os.environ.get("RANK", "0")), world_size()
+    return sum_over_ranks([value if i == rank else 0.0 for i in range(world)], device)
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,159 @@
+"""Paired comparison and the verdict in words."""
+
+import json
+
+import pytest
+
+from llm_qa.console import UserError
+from llm_qa.evaluation.comparison import choose_samples, compare_predictions, verdict
+from llm_qa.evaluation.scoring import score_predictions
+
+from .fixtures import make_rows
+
+
+def compared(base, tuned, **more):
+    comparison = compare_predictions(base, tuned)
+    return comparison, verdict(comparison, score_predictions(tuned), **more)
+
+
+def test_tuned_is_better_and_the_other_way_round():
+    base, tuned = make_rows(tuned=False), make_rows(tuned=True)
+    comparison, told = compared(base, tuned)
+    f1, bits = comparison["metrics"]["character_f1"], comparison["metrics"]["bits_per_character"]
+    assert f1["reading"] == bits["reading"] == told.kind == "better"
+    assert f1["difference"] == f1["tuned"] - f1["base"] > 0
+    assert 0 < f1["low"] <= f1["difference"] <= f1["high"]
+    assert bits["high"] < 0  # lower is better
+    assert f1["p_value"] < 0.01
+    assert told.text.startswith("The tuned model is better: character F1 ")
+    assert "12 records, 24 questions" in told.text
+    assert "lower is better" in told.text
+
+    back, told = compared(tuned, base)
+    assert back["metrics"]["character_f1"]["reading"] == back["metrics"]["bits_per_character"]["reading"] == "worse"
+    assert back["metrics"]["character_f1"]["low"] == pytest.approx(-f1["high"])
+    assert told.kind == "worse"
+
+
+def test_values_are_those_of_the_scores():
+    base, tuned = make_rows(tuned=False), make_rows(tuned=True)
+    comparison = compare_predictions(base, tuned)
+    for rows, side in ((base, "base"), (tuned, "tuned")):
+        scores = score_predictions(rows)
+        for key, values in comparison["metrics"].items():
+            assert values[side] == scores["metrics"][key]["value"]
+        for name, part in comparison["categories"].items():
+            assert part["metrics"]["chrf"][side] == scores["categories"][name]["metrics"]["chrf"]["value"]
+
+
+def test_equal_models_are_not_distinguishable():
+    rows = make_rows(tuned=True)
+    comparison, told = compared(rows, make_rows(tuned=True))
+    assert told.kind == "not distinguishable"
+    for values in comparison["metrics"].values():
+        assert (values["difference"], values["low"], values["high"], values["p_value"]) == (0, 0, 0, 1)
+
+
+def test_pairing_sees_what_the_two_intervals_hide():
+    """The same small gain on every record is certain although records differ widely."""
+    base, tuned = make_rows(tuned=True), make_rows(tuned=True)
+    for i, (before, after) in enumerate(zip(base, tuned, strict=True)):
+        before["reference_bits"] = [10.0 * (i + 1)] * 2
+        after["reference_bits"] = [10.0 * (i + 1) - 0.5] * 2
+    bits = compare_predictions(base, tuned)["metrics"]["bits_per_character"]
+    one, other = (score_predictions(rows)["metrics"]["bits_per_character"] for rows in (base, tuned))
+    assert one["low"] < other["high"]  # the intervals overlap
+    assert bits["reading"] == "better"
+
+
+def test_deterministic_in_any_order_and_json():
+    base, tuned = make_rows(tuned=False), make_rows(tuned=True)
+    first = compare_predictions(base, tuned)
+    assert compare_predictions(base[::-1], tuned[5:] + tuned[:5]) == first
+    assert json.loads(json.dumps(first, allow_nan=False)) == first
+
+
+def test_under_six_records_there_is_no_verdict():
+    base, tuned = make_rows(tuned=False)[:10], make_rows(tuned=True)[:10]
+    comparison, told = compared(base, tuned)
+    assert comparison["records"] == 5
+    assert told.kind == "too few records"
+    assert {values["reading"] for values in comparison["metrics"].values()} == {"too few records", None}
+
+
+def test_a_reference_unknown_to_one_model_counts_for_neither():
+    base, tuned = make_rows(tuned=False), make_rows(tuned=True)
+    expected = [list(row["reference_bits"]) for row in base]
+    tuned[0]["reference_bits"][0] = None
+    bits = compare_predictions(base, tuned)["metrics"]["bits_per_character"]
+    total = sum(map(sum, expected)) - expected[0][0]
+    characters = sum(sum(row["reference_characters"]) for row in base) - base[0]["reference_characters"][0]
+    assert bits["base"] == pytest.approx(total / characters)
+    assert "leave out 1 of 48" in verdict(None, score_predictions(tuned)).text
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda base: base.pop(), "not of the same questions"),
+        (lambda base: base[0].update(question_index=9), "not of the same questions"),
+        (lambda base: base[0].update(references=["다른 답", "또"]), "other references"),
+    ],
+)
+def test_predictions_of_other_questions_are_refused(change, message):
+    base = make_rows(tuned=False)
+    change(base)
+    with pytest.raises(UserError, match=message) as error:
+        compare_predictions(base, make_rows(tuned=True), name="runs/x")
+    assert "--run runs/x --base" in str(error.value)
+
+
+def test_the_verdict_tells_what_speaks_against_it():
+    base, tuned = make_rows(tuned=False), make_rows(tuned=True)
+    for row in tuned:
+        row["stopped"] = False
+    _, told = compared(base, tuned, finished=False)
+    assert told.kind == "better"
+    assert "had not finished" in told.text
+    assert "Only 0.0% of its answers ended by themselves" in told.text
+
+    for row in base:
+        row["prediction"] = row["references"][0]  # perfect answers, badly predicted references
+    _, told = compared(base, tuned)
+    assert told.kind == "mixed"
+
+    for row in tuned:
+        row["prediction"] = ""
+    _, told = compared(base, tuned)
+    assert "Every answer is empty." in told.text
+
+
+def test_better_bits_alone_are_not_called_better_answers():
+    base, tuned = make_rows(tuned=False), make_rows(tuned=True)
+    for before, after in zip(base, tuned, strict=True):
+        after["prediction"] = before["prediction"]
+    _, told = compared(base, tuned)
+    assert told.kind == "mixed"
+    assert "does not measurably give better ones" in told.text
+
+
+def test_without_base_nothing_is_claimed():
+    told = verdict(None, score_predictions(make_rows(tuned=True)))
+    assert told.kind == ""
+    assert "base was not evaluated" in told.text
+
+
+def test_samples_are_the_extremes_and_a_seeded_rest():
+    base, tuned = make_rows(tuned=False), make_rows(tuned=True)
+    base[3]["prediction"], tuned[3]["prediction"] = base[3]["references"][0], "결"
+    groups = choose_samples(base, tuned, count=4, seed=0)
+    assert list(groups) == ["Most improved", "Most worsened", "Drawn at random"]
+    gains = [sample.tuned_f1 - sample.base_f1 for sample in groups["Most improved"]]
+    assert gains == sorted(gains, reverse=True)
+    assert len(gains) == 4
+    assert [sample.tuned for sample in groups["Most worsened"]] == ["결"]
+    assert len({id(s) for group in groups.values() for s in group}) == 9
+    assert choose_samples(base, tuned[::-1], count=4, seed=0) == groups
+    assert choose_samples(base, tuned, count=4, seed=1)["Drawn at random"] != groups["Drawn at random"]
+    assert list(choose_samples(None, tuned, count=4, seed=0)) == ["Drawn at random"]
+    assert choose_samples(base, tuned, count=0, seed=0) == {}

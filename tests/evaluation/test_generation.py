@@ -1,0 +1,79 @@
+"""Batched answers and the bits of references, against the slow and obvious way."""
+
+import math
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from llm_qa.data.prompts import encode_documents, encode_prompts
+from llm_qa.evaluation.generation import ORIGINAL_SAMPLING, GenerationSettings, generate_answers, reference_bits
+
+ARCHITECTURES = ["neox_folder", "gpt2_folder"]
+
+
+@pytest.fixture(params=ARCHITECTURES)
+def model(request):
+    return AutoModelForCausalLM.from_pretrained(request.getfixturevalue(request.param), dtype=torch.float64).eval()
+
+
+def test_batched_answers_are_those_of_one_question_at_a_time(model, tokenizer, records):
+    questions = [(question, "") for record in records[:6] for question in record.questions]
+    settings = GenerationSettings(max_new_tokens=12)
+    together = generate_answers(model, tokenizer, questions, settings, batch_size=5)
+    alone = [generate_answers(model, tokenizer, [question], settings, batch_size=1)[0] for question in questions]
+    assert together == alone
+    assert len({answer.text for answer in together}) > 1
+
+
+def test_an_answer_ends_at_eos_and_says_so(model, tokenizer):
+    head = model.get_output_embeddings()
+    if model.config.model_type == "gpt2":
+        pytest.skip("GPT-2's head is tied to its embeddings")
+    with torch.no_grad():
+        head.weight.zero_()
+    bias = torch.zeros(head.weight.shape[0], dtype=torch.float64)
+    bias[tokenizer.eos_token_id] = 1.0
+    head.register_forward_hook(lambda module, args, output: output + bias)
+    answer = generate_answers(model, tokenizer, [("왜?", "")], GenerationSettings(max_new_tokens=5))[0]
+    assert (answer.text, answer.stopped, answer.tokens) == ("", True, 1)
+
+
+def test_reference_bits_are_the_log_probability_of_each_answer_alone(model, tokenizer, records):
+    items = [(question, answer, "") for record in records[:5] for question, answer in record.pairs()]
+    packed = reference_bits(model, tokenizer, items, tokens_at_once=150)
+    for item, bits in zip(items, packed, strict=True):
+        document = encode_documents(tokenizer, [item])[0]
+        ids = torch.tensor([document.input_ids])
+        with torch.no_grad():
+            log_probabilities = model(input_ids=ids, use_cache=False).logits[0].log_softmax(-1)
+        expected = -sum(
+            log_probabilities[i - 1, document.input_ids[i]].item()
+            for i in range(document.prompt_length, len(document.input_ids) - 1)  # without eos
+        ) / math.log(2)
+        assert bits == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_reference_longer_than_the_context_has_no_bits(model, tokenizer):
+    bits = reference_bits(model, tokenizer, [("왜?", "길다 " * 600, ""), ("왜?", "짧다", "")])
+    assert bits[0] is None
+    assert bits[1] > 0
+
+
+def test_a_long_context_keeps_the_question(model, tokenizer):
+    long = ("무엇인가요?", "맥락 " * 600)
+    assert len(encode_prompts(tokenizer, [long])[0]) > 512
+    answer = generate_answers(model, tokenizer, [long], GenerationSettings(max_new_tokens=4))[0]
+    assert 1 <= answer.tokens <= 4
+
+
+def test_sampling_numbers_are_passed_only_where_it_samples():
+    assert GenerationSettings(8).arguments() == {"max_new_tokens": 8, "do_sample": False}
+    assert ORIGINAL_SAMPLING.arguments() == {
+        "max_new_tokens": 300,
+        "do_sample": True,
+        "temperature": 0.9,
+        "top_k": 1,
+        "top_p": 0.9,
+        "repetition_penalty": 1.2,
+    }

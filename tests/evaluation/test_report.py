@@ -1,0 +1,353 @@
+"""The page, its twin and its plots from synthetic runs: complete, safe, self-contained, the same every time."""
+
+import html.parser
+import json
+import re
+import shutil
+import warnings
+import xml.etree.ElementTree as ElementTree
+
+import pytest
+
+from llm_qa import files
+from llm_qa.console import UserError
+from llm_qa.evaluation import plots
+from llm_qa.evaluation.original import ORIGINAL_RUNS
+from llm_qa.evaluation.report import final_screen, load_report, write_report
+from llm_qa.evaluation.templates.escaping import markdown_text, visible
+
+from .fixtures import make_evaluation, make_rows, make_run
+
+HOSTILE = [
+    "<script>alert('x')</script>",
+    "</style><img src=x onerror=alert(1)>",
+    "a | b `code` **bold** _it_ [x](javascript:alert(1)) ![y](http://evil.example/p.png)",
+    "# 제목\n- 목록\r\n| 표 |\n```\nhttps://evil.example www.evil.example ${x}$",
+    "널\x00 벨\x07 대리\ud800 줄\u2028끝",
+    'fill: #ffffff; font-family: x; id="y" href="#z" url(#w)',
+    "{{ 7 * 7 }} {% raw %} &amp; &lt;b&gt;",
+]
+
+
+@pytest.fixture
+def run(tmp_path):
+    return make_run(tmp_path / "runs")
+
+
+def written(runs, out, **options):
+    page = write_report(load_report(runs, **options), out)
+    return page.read_text(encoding="utf-8"), (out / "report.md").read_text(encoding="utf-8")
+
+
+class Page(html.parser.HTMLParser):
+    """Collects tags and attributes, and checks that what is opened is closed."""
+
+    VOID = ("meta", "br", "link", "img")
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.attributes, self.open, self.text = [], [], [], []
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def test_page_and_twin_hold_the_whole_story(run, tmp_path):
+    page, twin = written([run], tmp_path / "out")
+    report = load_report([run])
+    row = report.runs[0].samples["Most improved"][0]
+    for text in (page, twin):
+        for expected in (
+            "The tuned model is better: character F1",
+            "마감하자",
+            "polyglot-ko-12.8b",
+            "8 to 9 GB",
+            "17 h",
+            "6,440 pairs",
+            "P100 16 GB",
+            "1m23s",  # total time
+            "412 MB",
+            "913",
+            "LoRA on nf4 (1.5% of parameters)",
+            row.question,
+            row.tuned,
+            "Drawn at random",
+            "KorQuAD 1.0",
+            "sacrebleu chrF2++",
+            "not corrected",
+            "ab" * 32,
+            "2.13.0",
+        ):
+            assert expected in text
+    assert "max\\_new\\_tokens | 64" in twin
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "categories-1.svg",
+        "loss.svg",
+        "report.html",
+        "report.md",
+        "scores.svg",
+    ]
+    for image in re.findall(r"!\[[^]]*\]\(([^)]*)\)", twin):
+        assert (tmp_path / "out" / image).is_file()
+
+
+def test_the_page_is_one_well_formed_file_without_script_or_request(run, tmp_path):
+    other = make_run(tmp_path / "runs", "둘째", seed=3)
+    text, _ = written([run, other], tmp_path / "out")
+    page = Page(text)
+    assert not {"script", "img", "link", "iframe", "object"} & set(page.tags)
+    for name, value in page.attributes:
+        if name in ("href", "xlink:href", "src", "action", "srcset"):
+            assert value.startswith("#"), (name, value)
+        assert not name.startswith("on")
+    assert not re.search(r"url\((?!#)|@import", text)
+    ids = [value for name, value in page.attributes if name == "id"]
+    assert len(ids) == len(set(ids))
+    targets = {value[1:] for name, value in page.attributes if name.endswith("href")}
+    targets |= set(re.findall(r"url\(#([^)]*)\)", text))
+    targets |= {value for name, value in page.attributes if name == "aria-labelledby"}
+    assert targets <= set(ids)
+    assert "default-src 'none'" in text
+    assert "prefers-color-scheme: dark" in text
+    assert "@media print" in text
+
+
+def test_the_same_runs_give_the_same_bytes(run, tmp_path):
+    written([run], tmp_path / "one")
+    written([run], tmp_path / "two")
+    for path in (tmp_path / "one").iterdir():
+        assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes(), path.name
+
+
+@pytest.mark.parametrize("hostile", HOSTILE)
+def test_answers_are_only_text(tmp_path, hostile):
+    run = make_run(tmp_path / "runs")
+    clean, clean_twin = written([run], tmp_path / "clean")
+    for base in (True, False):
+        rows = make_rows(tuned=not base)
+        for row in rows:
+            row |= {"prediction": hostile, "question": hostile, "context": hostile, "category": hostile}
+            row["references"] = [hostile, hostile]
+            row["reference_characters"] = [len(hostile)] * 2
+        folder = files.evaluation_dir(run, "test", base=base)
+        scores = json.loads((folder / files.SCORES).read_text(encoding="utf-8"))
+        make_evaluation(run, make_rows(tuned=not base), base=base)
+        # json.dumps keeps a lone surrogate as an escape, as a model's tokenizer may have left it
+        (folder / files.PREDICTIONS).write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
+        scores["scores"]["categories"] = {hostile: scores["scores"]["categories"]["시공"]}
+        scores |= {"model": hostile, "data": hostile}
+        (folder / files.SCORES).write_text(json.dumps(scores), encoding="utf-8")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        text, twin = written([run], tmp_path / "out")
+    page, harmless = Page(text), Page(clean)
+    assert set(page.tags) - {"details", "summary"} <= set(harmless.tags)  # a context adds those two
+    assert visible(hostile).replace("\n", " ") in "".join(page.text).replace("\n", " ")
+    assert not re.search(r"<(?!br>)", twin)
+    answers = [line for line in twin.splitlines() if line.startswith("| tuned |")]
+    assert len(answers) == len([line for line in clean_twin.splitlines() if line.startswith("| tuned |")]) - 5
+    for line in twin.splitlines():
+        if line.startswith("| tuned |"):
+            assert len(re.findall(r"(?<!\\)\|", line)) == 4
+    assert f"{plots.shorten(hostile)} (4)" in "".join(page.text)  # in the plot, as it is
+    for svg in (tmp_path / "out").glob("*.svg"):
+        ElementTree.fromstring(svg.read_text(encoding="utf-8"))
+
+
+def test_markdown_text_has_no_live_markup():
+    text = markdown_text("[x](http://a.b) ![y](z) `c` *d* _e_ <i> a|b www.a.b me@b.c\n~~f~~")
+    assert text == (
+        "\\[x\\](http\\://a.b) !\\[y\\](z) \\`c\\` \\*d\\* \\_e\\_ &lt;i&gt; a\\|b www\\.a.b me\\@b.c<br>\\~\\~f\\~\\~"
+    )
+
+
+def test_unknown_figures_are_dashes_and_nothing_crashes(run, tmp_path):
+    for name in (files.RECIPE, files.ENVIRONMENT, files.TRAINING, files.LOG):
+        (run / name).unlink()
+    page, twin = written([run], tmp_path / "out")
+    assert "No loss was logged." in page
+    assert "| tiny | embedded | – | – | – | – | – | – | 6.0 |" in twin
+    assert not (tmp_path / "out" / "loss.svg").exists()
+
+
+def test_odd_values_in_optional_files_are_dashes(run, tmp_path):
+    training = {"wall_seconds": None, "peak_memory_bytes": [], "tokens_per_second": float("nan"), "finished": False}
+    files.write_json(run / files.TRAINING, training)
+    with open(run / files.LOG, "a", encoding="utf-8") as log:
+        log.write('{"step": 41, "epoch": 4.1, "loss": NaN}\n{"step": 42}\n{"epoch": 5}\n[]\n')
+    page, twin = written([run], tmp_path / "out")
+    assert "| tiny | embedded | LoRA on nf4 | CPU | – | – | – | – | 6.0 |" in twin
+    assert "training had not finished" in page
+
+
+def test_memory_is_the_worst_rank(run, tmp_path):
+    training = files.read_json(run / files.TRAINING) | {"peak_memory_bytes": [9_400_000_000, 9_900_000_000]}
+    files.write_json(run / files.TRAINING, training)
+    assert "9.9 GB (most of 2 ranks)" in written([run], tmp_path / "out")[1]
+
+
+def test_a_run_without_base_is_reported_without_comparison(tmp_path):
+    run = make_run(tmp_path / "runs", with_base=False)
+    page, twin = written([run], tmp_path / "out")
+    for text in (page, twin):
+        assert "Its base was not evaluated" in text
+        assert f"scripts/evaluate.py --run {run} --base --data data/bundled --split test" in text.replace("\\", "")
+    assert "Most improved" not in page
+    screen = final_screen(load_report([run]))
+    assert re.search(r"Character F1 ↑ +– +0\.\d{3} +– +– +–", screen)
+
+
+def test_data_without_categories(run, tmp_path):
+    for base in (True, False):
+        rows = [row | {"category": ""} for row in make_rows(tuned=not base)]
+        make_evaluation(run, rows, base=base)
+    page, twin = written([run], tmp_path / "out")
+    assert "By category" not in page + twin
+    assert not (tmp_path / "out" / "categories-1.svg").exists()
+
+
+def test_final_screen(run):
+    screen = final_screen(load_report([run]))
+    assert "tiny: test split, 12 records, 24 questions" in screen
+    assert re.search(r"Character F1 ↑ +0\.\d{3} +0\.\d{3} +\+0\.\d{3} +\+0\.\d{3} to \+0\.\d{3} +better", screen)
+    assert "The tuned model is better" in screen
+
+
+def test_scores_are_shown_and_not_computed_again(run, tmp_path):
+    path = files.evaluation_dir(run, "test") / files.SCORES
+    document = files.read_json(path)
+    document["scores"]["metrics"]["chrf"]["value"] = 12.3
+    files.write_json(path, document)
+    assert "12.3" in written([run], tmp_path / "out")[1]
+
+
+def test_the_original_notebooks_have_three_rows(run, tmp_path):
+    twin = written([run], tmp_path / "out")[1]
+    assert sum(line.startswith("| original notebooks |") for line in twin.splitlines()) == len(ORIGINAL_RUNS) == 3
+
+
+# --- refusals: one sentence that names the command ---
+
+
+def refused(runs, match, **options):
+    with pytest.raises(UserError, match=match) as error:
+        load_report(runs, **options)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_missing_runs_and_evaluations_are_refused(run, tmp_path):
+    refused([], "No run was named")
+    refused([tmp_path / "none"], "does not exist")
+    refused([run, run], "named twice")
+    assert f"python scripts/evaluate.py --run {run} --base --split validation" in refused(
+        [run], "no evaluation of the validation split", split="validation"
+    )
+    (files.evaluation_dir(run, "test", base=True) / files.SCORES).unlink()
+    assert "scripts/evaluate.py" in refused([run], r"no scores\.json")
+    shutil.rmtree(files.evaluation_dir(run, "test"))
+    refused([run], "no evaluation of the test split")
+
+
+def test_scores_of_other_predictions_are_refused(run):
+    folder = files.evaluation_dir(run, "test")
+    files.write_jsonl(folder / files.PREDICTIONS, make_rows(tuned=True)[:-2])
+    assert "scripts/evaluate.py" in refused([run], "is of 12 records, but predictions.jsonl beside it holds 11")
+    files.write_json(folder / files.SCORES, {"run": "x"})
+    refused([run], "lacks scores")
+    files.write_text(folder / files.SCORES, "{")
+    refused([run], "not a readable JSON")
+
+
+def test_different_data_is_refused(run, tmp_path):
+    other = make_run(tmp_path / "runs", "other")
+    make_evaluation(other, make_rows(tuned=False), base=True, data_sha256="cd" * 32)
+    refused([other], "cannot stand side by side")
+    make_evaluation(other, make_rows(tuned=True), data_sha256="cd" * 32)
+    assert f"--run {other} --base --data data/bundled --split test" in refused(
+        [run, other], "cannot stand side by side"
+    )
+
+
+def test_different_questions_are_refused(run, tmp_path):
+    other = make_run(tmp_path / "runs", "other")
+    for base in (True, False):
+        make_evaluation(other, make_rows(tuned=not base)[:-2], base=base)
+    refused([run, other], "not asked the same questions")
+
+
+def test_different_generation_settings_are_refused(run):
+    path = files.evaluation_dir(run, "test", base=True) / files.SCORES
+    document = files.read_json(path)
+    document["generation"] |= {"max_new_tokens": 128, "batch_size": 4}
+    files.write_json(path, document)
+    refused([run], r"different settings \(max_new_tokens 128 and 64\)")
+
+
+def test_an_out_that_is_a_file_is_refused(run, tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match="is a file"):
+        write_report(load_report([run]), tmp_path / "file")
+
+
+# --- plots ---
+
+
+def test_plain_colours_are_unique_so_that_each_has_its_variable():
+    light = [colour for colour, _ in plots.PALETTE.values()]
+    assert len(set(light)) == len(light)
+
+
+def test_inline_plots_carry_no_fixed_colour_and_korean_stays_text(run, tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # "Glyph missing from font" would be one
+        written([run], tmp_path / "out")
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    drawings = re.findall(r"<svg.*?</svg>", page, flags=re.DOTALL)
+    assert len(drawings) == 3
+    assert any("마감하자 (3)" in drawing for drawing in drawings)
+    for drawing in drawings:
+        assert not re.search(r"(fill|stroke): ?#", drawing)
+        assert "<style" not in drawing
+    plain = (tmp_path / "out" / "categories-1.svg").read_text(encoding="utf-8")
+    assert "마감하자 (3)" in plain
+    assert "Malgun Gothic" in plain
+    assert "dc:date" not in plain
+
+
+def test_names_that_matplotlib_would_treat_specially(tmp_path):
+    runs = [make_run(tmp_path / "runs", name, seed=i) for i, name in enumerate(["_hidden", r"$\frac$ --> <b>", "나"])]
+    page, _ = written(runs, tmp_path / "out")
+    loss = (tmp_path / "out" / "loss.svg").read_text(encoding="utf-8")
+    texts = [element.text for element in ElementTree.fromstring(loss).iter() if element.tag.endswith("text")]
+    assert {"\u200b_hidden", r"$\frac$ --> <b>", "나"} <= set(texts)
+    assert r"$\frac$ --&gt; &lt;b&gt;" in page
+
+
+def test_a_step_logged_twice_counts_once_the_later():
+    log = [{"step": 1, "epoch": 0.5, "loss": 3.0}, {"step": 2, "epoch": 1.0, "loss": 2.0}]
+    log += [{"step": 2, "epoch": 1.0, "loss": 1.5}, {"step": 2, "epoch": 1.0, "validation_loss": 1.7}]
+    assert plots.training_curve(log, "loss") == [(0.5, 3.0), (1.0, 1.5)]
+    assert plots.training_curve(log, "validation_loss") == [(1.0, 1.7)]
+
+
+def test_many_runs_and_long_names(tmp_path):
+    runs = [make_run(tmp_path / "runs", f"아주긴이름의실험폴더그리고더-{i}" * 3, seed=i) for i in range(8)]
+    page, _ = written(runs, tmp_path / "out")
+    Page(page)
+    assert plots.shorten("가" * 40, 10) == "가가가가…"

@@ -1,0 +1,96 @@
+"""Loading and saving: tokenizers as they stand, safetensors only, nothing executed."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from llm_qa.config import make_recipe
+from llm_qa.console import UserError
+from llm_qa.models.loading import check_tokenizer_fits, load_base, load_run, load_tokenizer, save_tokenizer
+from llm_qa.models.quantization import resolve_precision
+
+FP32 = resolve_precision(make_recipe({"base_precision": "fp32"}), None)
+
+
+@pytest.mark.parametrize("declared", ["GPTNeoXTokenizerFast", "GPT2Tokenizer", None, "PreTrainedTokenizerFast"])
+def test_a_tokenizer_json_is_taken_as_it_stands_whatever_class_is_declared(tmp_path, neox_folder, declared):
+    folder = shutil.copytree(neox_folder, tmp_path / "model")
+    config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    config.pop("tokenizer_class", None)
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({**config, **({"tokenizer_class": declared} if declared else {})})
+    )
+    core = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    core["pre_tokenizer"] = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "never", "split": True}
+    (folder / "tokenizer.json").write_text(json.dumps(core), encoding="utf-8")
+    loaded = load_tokenizer(folder)
+    assert json.loads(loaded.backend_tokenizer.to_str())["pre_tokenizer"]["type"] == "Metaspace"
+
+
+def test_saved_tokenizers_name_a_class_that_transformers_4_has(tmp_path, tokenizer):
+    save_tokenizer(tokenizer, tmp_path)
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text(encoding="utf-8"))
+    assert config["tokenizer_class"] == "PreTrainedTokenizerFast"
+    text = "똠방각하 1.5m, 뷁! 한자 漢字 🏠"
+    assert load_tokenizer(tmp_path).decode(tokenizer(text)["input_ids"]) == text
+
+
+def test_a_missing_pad_token_becomes_eos(tmp_path, neox_folder):
+    folder = shutil.copytree(neox_folder, tmp_path / "model")
+    config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    config.pop("pad_token", None)
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    (folder / "special_tokens_map.json").unlink(missing_ok=True)
+    loaded = load_tokenizer(folder)
+    assert loaded.pad_token_id == loaded.eos_token_id
+
+
+def test_a_tokenizer_without_eos_is_refused(tmp_path, neox_folder):
+    folder = shutil.copytree(neox_folder, tmp_path / "model")
+    config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    for token in ("pad_token", "eos_token", "bos_token"):
+        config.pop(token, None)
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    (folder / "special_tokens_map.json").unlink(missing_ok=True)
+    with pytest.raises(UserError, match="has no eos token"):
+        load_tokenizer(folder)
+
+
+def test_original_trap_another_models_tokenizer_is_refused(neox_folder, tokenizer):
+    """The original saved KoGPT2's tokenizer beside polyglot's weights."""
+    model = load_base(neox_folder, FP32)
+    check_tokenizer_fits(tokenizer, model)
+    model.resize_token_embeddings(len(tokenizer) - 1)
+    with pytest.raises(UserError, match="they do not belong together"):
+        check_tokenizer_fits(tokenizer, model)
+
+
+def test_pickled_weights_are_not_loaded(tmp_path, neox_folder):
+    folder = shutil.copytree(neox_folder, tmp_path / "model")
+    (folder / "model.safetensors").unlink()
+    torch.save({}, folder / "pytorch_model.bin")
+    with pytest.raises(UserError, match=r"The weights of model .* cannot be loaded: .*safetensors"):
+        load_base(folder, FP32)
+
+
+def test_code_in_a_checkpoint_is_not_run(tmp_path, neox_folder):
+    folder = shutil.copytree(neox_folder, tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config["model_type"] = "evil"
+    config["auto_map"] = {"AutoConfig": "evil.EvilConfig", "AutoModelForCausalLM": "evil.Evil"}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\n")
+    with pytest.raises(UserError, match="cannot be loaded"):
+        load_base(folder, FP32)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_folder_that_is_no_run_is_one_sentence(tmp_path):
+    with pytest.raises(UserError, match="is not a run: it has no recipe.yaml"):
+        load_run(tmp_path)
+
+
+def test_the_cache_is_off(neox_folder):
+    assert load_base(neox_folder, FP32).config.use_cache is False

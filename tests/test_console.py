@@ -1,0 +1,66 @@
+"""Exit codes, one-line errors, tables with Hangul."""
+
+import subprocess
+import sys
+from functools import partial
+
+import pytest
+
+from llm_qa.console import format_seconds, format_table
+
+SCRIPT = """
+from llm_qa.console import StoppedEarly, UserError, run_script
+def main():
+    {body}
+run_script(main)
+"""
+
+
+@pytest.fixture
+def run(tmp_path):
+    return partial(run_body, tmp_path / "script.py")
+
+
+def run_body(path, body: str, **environment) -> subprocess.CompletedProcess:
+    path.write_text(SCRIPT.format(body=body), encoding="utf-8")
+    return subprocess.run(
+        [sys.executable, path],
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        env={"PATH": "", **environment},
+    )
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "stdout", "stderr"),
+    [
+        ("print('벽지')", 0, "벽지\n", ""),
+        ("raise UserError('값이 0 (--seed)')", 2, "", "error: 값이 0 (--seed)\n"),
+        ("raise StoppedEarly('saved')", 75, "saved\n", ""),
+        ("return 1", 1, "", ""),
+    ],
+)
+def test_exit_codes_and_what_is_printed(run, body, code, stdout, stderr):
+    done = run(body, LC_ALL="C", PYTHONUTF8="0", PYTHONIOENCODING="ascii")
+    assert (done.returncode, done.stdout, done.stderr) == (code, stdout, stderr)
+
+
+def test_a_library_error_keeps_its_traceback(run):
+    done = run("raise ValueError('a bug')")
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+
+
+def test_only_rank_zero_speaks(run):
+    assert run("raise UserError('no')", RANK="1").stderr == ""
+
+
+def test_tables_count_a_syllable_as_two_columns():
+    lines = format_table(["분류", "n"], [["마감재", "10"], ["ab", "7"]]).splitlines()
+    assert lines == ["분류     n", "------  --", "마감재  10", "ab       7"]
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0.4, "0s"), (59.6, "1m00s"), (75, "1m15s"), (3725, "1h02m")])
+def test_seconds(seconds, text):
+    assert format_seconds(seconds) == text

@@ -1,0 +1,39 @@
+"""--dry-run: every recipe at its true shapes on the meta device."""
+
+from pathlib import Path
+
+import pytest
+
+from llm_qa.config import load_recipe
+from llm_qa.models.shapes import SHAPES
+from llm_qa.planning import check_hardware, dry_run
+from llm_qa.console import UserError
+
+RECIPES = sorted(Path("scripts/recipes").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_dry_runs(path, tmp_path, monkeypatch):
+    monkeypatch.setenv("LLM_QA_DATA", str(tmp_path))
+    recipe = load_recipe(path)
+    text = dry_run(recipe, None, world=recipe.global_batch_size)
+    assert "updates an epoch:" in text
+    assert "no weights were read" in text
+    if recipe.model in SHAPES:
+        assert f"{SHAPES[recipe.model].parameters:,}" in text
+
+
+def test_the_12b_adapter_has_the_parameters_that_arithmetic_gives(tmp_path, monkeypatch):
+    monkeypatch.setenv("LLM_QA_DATA", str(tmp_path))
+    text = dry_run(load_recipe("scripts/recipes/qlora_12.8b.yaml"), None, world=1)
+    d, ff, layers, rank = 5120, 20480, 40, 8
+    expected = layers * rank * ((d + 3 * d) + (d + d) + (d + ff) + (ff + d))
+    assert f"{expected:,} trained" in text
+
+
+def test_a_large_model_without_a_gpu_is_refused_and_a_small_one_is_not():
+    with pytest.raises(UserError, match=r"EleutherAI/polyglot-ko-12\.8b has 12\.9 billion .* needs a CUDA GPU"):
+        check_hardware(load_recipe("scripts/recipes/qlora_12.8b.yaml"), None)
+    check_hardware(load_recipe("scripts/recipes/qlora_12.8b.yaml"), (8, 0))
+    check_hardware(load_recipe("scripts/recipes/tiny.yaml"), None)
+    check_hardware(load_recipe("scripts/recipes/full_kogpt2.yaml"), None)
