@@ -29,8 +29,8 @@ def check_hardware(recipe: Recipe, capability: tuple[int, int] | None) -> None:
     shape = SHAPES.get(recipe.model)
     if capability is None and shape is not None and shape.parameters > CPU_LIMIT:
         raise UserError(
-            f"{recipe.model} has {shape.parameters / 1e9:.1f} billion parameters and needs a CUDA GPU, and this machine "
-            "has none that torch can see: `make demo` trains the embedded model here instead, and --dry-run shows what "
+            f"{recipe.model} has {shape.parameters / 1e9:.1f} billion parameters and needs a CUDA GPU, and torch "
+            "sees none here: `make demo` trains the embedded model here instead, and --dry-run shows what "
             "this recipe would do."
         )
 

@@ -12,14 +12,13 @@ import argparse
 import shutil
 from pathlib import Path
 
-from llm_qa.data.preparation import prepared_folder
-from llm_qa.data.records import load_split
-
 from llm_qa import files, planning
 from llm_qa.config import EMBEDDED_MODEL, Recipe, load_recipe, recipe_flags
 from llm_qa.console import StoppedEarly, format_seconds, is_main_process, run_script, say
 from llm_qa.data.packing import PackedDataset, TooLong, tokenize_records
+from llm_qa.data.preparation import prepared_folder
 from llm_qa.data.prompts import encode_documents, show_document
+from llm_qa.data.records import load_split
 from llm_qa.models import gpus
 from llm_qa.models.loading import EMBEDDED_BASE, check_tokenizer_fits, load_base, load_tokenizer
 from llm_qa.models.lora import add_lora, linear_parameters, parameter_counts, trainable_report
@@ -65,9 +64,6 @@ def main() -> int:
     planning.check_hardware(recipe, gpu_capability())
     precision = resolve_precision(recipe, gpu_capability())
     resume_point(options.run, options.resume)
-    if is_finished(options.run, recipe) and options.resume == "auto":
-        say(f"{options.run} is already finished; name another --run, or set it aside with --resume never")
-        return 0
     arguments = training_arguments(recipe, precision, options.run)
 
     # --- data ----------------------------------------------------------------------------------------------------
@@ -79,6 +75,10 @@ def main() -> int:
     data_sha256 = files.sha256_file(data_dir / files.MANIFEST)
     if is_main_process():
         open_run(options.run, recipe, data_dir, data_sha256, resume=options.resume)
+    arguments.distributed_state.wait_for_everyone()
+    if is_finished(options.run, recipe):
+        say(f"{options.run} is already finished; name another --run, or set it aside with --resume never")
+        return 0
     tokenizer = load_tokenizer(model_source)
     pairs, too_long = tokenize_records(tokenizer, train_records, recipe.max_length)
     report_too_long(options.run, too_long, recipe.max_length)

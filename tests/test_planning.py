@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from llm_qa.config import load_recipe
+from llm_qa.console import UserError
 from llm_qa.models.shapes import SHAPES
 from llm_qa.planning import check_hardware, dry_run
-from llm_qa.console import UserError
 
 RECIPES = sorted(Path("scripts/recipes").glob("*.yaml"))
 

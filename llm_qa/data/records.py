@@ -1,16 +1,171 @@
-"""QARecord (placeholder)."""
+"""The record: one piece of knowledge, asked in several ways with several right answers. The unit of the split."""
 
 from __future__ import annotations
+
+import random
+from collections import Counter, defaultdict
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llm_qa import files
+from llm_qa.console import UserError
+from llm_qa.data.text import comparable
 
 
 @dataclass(frozen=True)
 class QARecord:
+    """Questions that ask the same thing and the answers that are right for each of them."""
+
     id: str
     questions: tuple[str, ...]
     answers: tuple[str, ...]
     category: str = ""
     context: str = ""
 
-    def pairs(self):
-        return [(q, a) for q in self.questions for a in self.answers]
+    def pairs(self) -> list[tuple[str, str]]:
+        """Every question with every answer, in order."""
+        return [(question, answer) for question in self.questions for answer in self.answers]
+
+    def to_json(self) -> dict[str, Any]:
+        """The record as a line of a .jsonl file."""
+        value = {
+            "id": self.id,
+            "category": self.category,
+            "questions": list(self.questions),
+            "answers": list(self.answers),
+        }
+        return {**value, "context": self.context} if self.context else value
+
+    @classmethod
+    def from_json(cls, value: Any) -> QARecord:
+        """The inverse of to_json; ValueError says what is wrong."""
+        if not isinstance(value, dict):
+            raise ValueError("is not an object")
+        for key in ("questions", "answers"):
+            items = value.get(key)
+            if not isinstance(items, list) or not items or not all(isinstance(i, str) and i.strip() for i in items):
+                raise ValueError(f"{key} is not a list of texts")
+        for key in ("id", "category", "context"):
+            if not isinstance(value.get(key, ""), str):
+                raise ValueError(f"{key} is not text")
+        return cls(
+            value.get("id", ""),
+            tuple(value["questions"]),
+            tuple(value["answers"]),
+            value.get("category", ""),
+            value.get("context", ""),
+        )
+
+
+def group_records(records: list[QARecord], *, by_answers: bool = True) -> list[list[QARecord]]:
+    """Records that share a question (or, `by_answers`, an answer) after normalisation, directly or through others.
+
+    A group is never divided by the split. Groups and their records keep the order of `records`.
+    """
+    parent = list(range(len(records)))
+
+    def root(i: int) -> int:
+        while parent[i] != i:
+            parent[i] = parent[parent[i]]
+            i = parent[i]
+        return i
+
+    first_with: dict[tuple[str, str], int] = {}
+    for index, record in enumerate(records):
+        keys = [("question", comparable(text)) for text in record.questions]
+        # With a context the same answer (a name, a date) says nothing: it is the passage that is shared.
+        if record.context:
+            keys.append(("context", comparable(record.context)))
+        elif by_answers:
+            keys += [("answer", comparable(text)) for text in record.answers]
+        for key in keys:
+            other = first_with.setdefault(key, index)
+            parent[root(index)] = root(other)
+    groups: dict[int, list[QARecord]] = defaultdict(list)
+    for index, record in enumerate(records):
+        groups[root(index)].append(record)
+    return list(groups.values())
+
+
+def split_records(
+    records: list[QARecord], *, validation: float = 0.1, test: float = 0.1, seed: int = 42, by_answers: bool = True
+) -> dict[str, list[QARecord]]:
+    """Split whole groups into train, validation and test: seeded, stratified by category, in the order of `records`.
+
+    Within each category the groups are shuffled and dealt to whichever split lacks most of its share, so small
+    categories are spread too. Raises UserError when a single group would be most of the data, or when there are too
+    few groups for the splits asked for.
+    """
+    shares = {"train": 1.0 - validation - test, "validation": validation, "test": test}
+    wanted = [name for name, share in shares.items() if share > 0]
+    groups = group_records(records, by_answers=by_answers)
+    if len(groups) < len(wanted):
+        raise UserError(
+            f"{len(records)} records make {len(groups)} group(s) that share no question or answer, too few for "
+            f"{' + '.join(wanted)}: give more data, or set --validation and --test to 0."
+        )
+    largest = max(groups, key=len)
+    if len(wanted) > 1 and len(largest) > max(len(records) / 2, 1):
+        raise UserError(
+            f"{len(largest):,} of {len(records):,} records share questions or answers with each other, too many to "
+            f"hold any out (for example {largest[0].answers[0][:40]!r}): set --group-by questions if answers like "
+            "that are meant to repeat."
+        )
+    by_category: dict[str, list[list[QARecord]]] = defaultdict(list)
+    for group in sorted(groups, key=lambda group: min(record.id for record in group)):
+        by_category[Counter(record.category for record in group).most_common(1)[0][0]].append(group)
+    rng = random.Random(seed)
+    total: Counter[str] = Counter()
+    home: dict[str, str] = {}
+    dealt = 0
+    for category in sorted(by_category):
+        members = by_category[category]
+        rng.shuffle(members)
+        for group in sorted(members, key=len, reverse=True):  # large groups first: the rest evens them out
+            dealt += len(group)
+            split = max(wanted, key=lambda name: (shares[name] * dealt - total[name], shares[name]))
+            total[split] += len(group)
+            home.update({record.id: split for record in group})
+    for name in wanted:
+        if not total[name]:  # few records: the smallest group of the fullest split comes over
+            fullest = total.most_common(1)[0][0]
+            group = min((g for g in groups if home[g[0].id] == fullest), key=len)
+            home.update({record.id: name for record in group})
+            total.update({name: len(group), fullest: -len(group)})
+    return {name: [record for record in records if home[record.id] == name] for name in files.SPLITS}
+
+
+def crossing_texts(splits: dict[str, list[QARecord]]) -> dict[str, int]:
+    """How many question texts and answer texts stand in more than one split after normalisation."""
+    counts = {}
+    for kind in ("questions", "answers"):
+        seen: dict[str, set[str]] = defaultdict(set)
+        for split, records in splits.items():
+            for record in records:
+                for text in getattr(record, kind):
+                    seen[comparable(text)].add(split)
+        counts[kind] = sum(len(where) > 1 for where in seen.values())
+    return counts
+
+
+def load_split(data_dir: str | Path, split: str, *, may_be_empty: bool = False) -> list[QARecord]:
+    """Read one split of prepared data, and check it against the manifest's sha256.
+
+    Raises UserError for a folder that is not prepared data, a changed file, a broken line or an empty split.
+    """
+    data_dir, path = Path(data_dir), files.split_file(data_dir, split)
+    if not files.is_prepared(data_dir):
+        raise UserError(f"{data_dir} is not prepared data (it has no {files.MANIFEST}): make it with prepare_data.py.")
+    expected = files.read_json(data_dir / files.MANIFEST).get("sha256", {}).get(path.name)
+    if not path.is_file() or files.sha256_file(path) != expected:
+        raise UserError(f"{path} is not what prepare_data.py wrote (see {files.MANIFEST}): prepare the data again.")
+    records = []
+    for number, value in enumerate(files.read_jsonl(path), 1):
+        try:
+            records.append(QARecord.from_json(value))
+        except ValueError as error:
+            raise UserError(f"{path}, record {number}: {error}.") from None
+    if not records and not may_be_empty:
+        raise UserError(f"{path} has no records: prepare the data with --{split} above 0.")
+    return records

@@ -117,6 +117,11 @@ def base_of_run(run_dir: str | Path, recipe: Recipe) -> str:
     return str(Path(run_dir) / EMBEDDED_BASE) if recipe.model == EMBEDDED_MODEL else recipe.model
 
 
+def final_folder(run_dir: str | Path, recipe: Recipe) -> Path:
+    """Where a run's final weights lie: adapter/ or model/."""
+    return Path(run_dir) / (files.ADAPTER if recipe.method == "lora" else files.MODEL)
+
+
 def load_run(run_dir: str | Path, *, base: bool = False) -> tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerFast]:
     """A finished run's model, ready to answer, and its tokenizer; `base` gives the untuned weights of a full run.
 
@@ -124,7 +129,7 @@ def load_run(run_dir: str | Path, *, base: bool = False) -> tuple[PreTrainedMode
     Raises UserError when the run has no final weights yet.
     """
     run_dir, recipe = Path(run_dir), run_recipe(run_dir)
-    final = run_dir / (files.ADAPTER if recipe.method == "lora" else files.MODEL)
+    final = final_folder(run_dir, recipe)
     if not final.is_dir():
         raise UserError(
             f"{run_dir} has no {final.name}/ yet: its training has not finished. Run the same train command."

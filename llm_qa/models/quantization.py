@@ -57,7 +57,8 @@ def resolve_precision(recipe: Recipe, capability: tuple[int, int] | None) -> Pre
         if getattr(recipe, key) == "bf16" and not has_bf16:
             wide = "auto" if key == "compute_dtype" else "16bit"
             raise UserError(
-                f"{key} bf16 needs compute capability 8.0 and this is {where}: set --{key.replace('_', '-')} to {wide} or fp16."
+                f"{key} bf16 needs compute capability 8.0 and this is {where}: "
+                f"set --{key.replace('_', '-')} to {wide} or fp16."
             )
     if capability is None and "fp16" in (recipe.compute_dtype, recipe.base_precision):
         raise UserError(

@@ -24,10 +24,10 @@ from llm_qa.data.records import QARecord
 
 EOS = "<|endoftext|>"
 VERSION = 1  # of everything below that shapes the result; part of the cache key
-VOCABULARY = 2048  # tokens, at most
+VOCABULARY = 1024  # tokens, at most
 SHAPE = {"hidden_size": 192, "num_hidden_layers": 4, "num_attention_heads": 6, "intermediate_size": 768}
 CONTEXT = 1024  # tokens
-STEPS, ROWS, ROW_LENGTH, LEARNING_RATE = 250, 16, 96, 3e-3  # of the brief language-model training
+STEPS, ROWS, ROW_LENGTH, LEARNING_RATE = 100, 16, 96, 3e-3  # of the brief language-model training
 RECORDS_A_DOCUMENT = 8
 DROPOUT = 0.1  # of that training only
 

@@ -19,7 +19,7 @@ from llm_qa.config import Recipe, load_recipe
 from llm_qa.console import UserError, say
 from llm_qa.data.prompts import render_prompt
 from llm_qa.models.gpus import device_name
-from llm_qa.models.loading import save_tokenizer
+from llm_qa.models.loading import final_folder, save_tokenizer
 
 LIBRARIES = (
     "torch",
@@ -77,6 +77,16 @@ def open_run(run_dir: str | Path, recipe: Recipe, data_dir: Path, data_sha256: s
     files.write_text(run_dir / files.RECIPE, yaml.safe_dump(recipe.to_dict(), allow_unicode=True, sort_keys=False))
 
 
+def is_finished(run_dir: str | Path, recipe: Recipe) -> bool:
+    """True when the run reached its last step and its final weights are in place."""
+    run_dir = Path(run_dir)
+    return (
+        (run_dir / files.TRAINING).is_file()
+        and files.read_json(run_dir / files.TRAINING).get("finished") is True
+        and final_folder(run_dir, recipe).is_dir()
+    )
+
+
 def set_aside(run_dir: Path) -> None:
     """Rename an existing run to `<name>.old-<n>`."""
     number = 1
@@ -105,7 +115,7 @@ def _check_same_run(run_dir: Path, recipe: Recipe, data_sha256: str) -> None:
 
 def save_final(model: PreTrainedModel | PeftModel, tokenizer, run_dir: Path, recipe: Recipe, summary: dict) -> Path:
     """Save the adapter or the model with its tokenizer and card, staged then renamed; returns the folder."""
-    final = run_dir / (files.ADAPTER if recipe.method == "lora" else files.MODEL)
+    final = final_folder(run_dir, recipe)
     staged = final.with_name(f".{final.name}.part")
     shutil.rmtree(staged, ignore_errors=True)
     model.save_pretrained(staged)

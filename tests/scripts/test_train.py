@@ -72,7 +72,7 @@ def trained(tmp_path_factory, recipe, prepared):
 
 
 def test_the_screen_says_what_was_chosen_and_shows_the_trained_span(trained):
-    run, screen = trained
+    _, screen = trained
     for part in (
         "base nf4, products in fp32 on the CPU",
         "### 질문:",
@@ -137,7 +137,7 @@ def test_the_same_command_on_a_finished_run_says_so(trained, recipe, prepared):
 
 
 def test_a_stopped_run_goes_on_to_the_same_adapter_bit_for_bit(trained, recipe, prepared, tmp_path):
-    """SIGTERM in the middle of an epoch: exit code 75, and the same command again ends where the undisturbed run did."""
+    """SIGTERM in the middle of an epoch: exit code 75; the same command again ends where the undisturbed run did."""
     undisturbed, _ = trained
     run = tmp_path / "small"
     command = [*ACCELERATE[:1], "scripts/train.py", str(recipe), "--data", str(prepared), "--run", str(run)]

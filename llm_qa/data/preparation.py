@@ -1,0 +1,209 @@
+"""Raw files -> a folder of prepared data: three splits, the rejected rows and a manifest that accounts for all."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections import Counter
+from dataclasses import asdict, dataclass, field, replace
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from llm_qa import files
+from llm_qa.console import UserError, format_table, progress, say
+from llm_qa.data.readers import ColumnNames, Rejected, read_files
+from llm_qa.data.records import QARecord, crossing_texts, group_records, split_records
+from llm_qa.data.text import Cleaning
+
+SCHEMA_VERSION = 1
+CLEANED_SPLITS = ("train", "validation")  # a user asks and reads uncleaned Korean, so the test split stays raw
+
+
+@dataclass(frozen=True)
+class PreparationOptions:
+    """Everything that decides what prepared data looks like; the manifest records it."""
+
+    columns: ColumnNames = field(default_factory=ColumnNames)
+    cleaning: str = "none"
+    stopwords: str | None = None
+    stopwords_scope: str = "all"
+    validation: float = 0.1
+    test: float = 0.1
+    seed: int = 42
+    group_by: str = "both"  # both | questions
+    max_characters: int = 4096
+
+    def check(self) -> None:
+        """Raise UserError naming every bad value at once."""
+        problems = []
+        for name in ("validation", "test"):
+            if not 0 <= getattr(self, name) < 1:
+                problems.append(f"--{name} is {getattr(self, name)} and must be from 0 to below 1")
+        if self.validation + self.test >= 1:
+            problems.append(f"--validation {self.validation} and --test {self.test} leave nothing to train on")
+        if self.max_characters < 1:
+            problems.append(f"--max-characters is {self.max_characters} and must be at least 1")
+        if problems:
+            raise UserError("; ".join(problems) + ".")
+
+
+def bundled_file(name: str) -> Path:
+    """Path of a data file that comes with the package: train.csv or test.csv."""
+    return Path(str(resources.files("llm_qa.data") / "bundled" / name))
+
+
+def data_root() -> Path:
+    """Where raw files named to train.py are prepared: $LLM_QA_DATA, else ./data."""
+    return Path(os.environ.get("LLM_QA_DATA") or "data")
+
+
+def prepared_folder(paths: list[str] | None) -> Path:
+    """The prepared folder that `--data` names; raw files are prepared first (no paths: the bundled data)."""
+    if paths and len(paths) == 1 and Path(paths[0]).is_dir():
+        return Path(paths[0])
+    inputs = [Path(path) for path in paths] if paths else [bundled_file("train.csv")]
+    out = data_root() / (inputs[0].stem if paths else "bundled")
+    prepare(inputs, out, PreparationOptions())
+    return out
+
+
+def prepare(
+    inputs: list[Path], out: str | Path, options: PreparationOptions, *, overwrite: bool = False
+) -> dict[str, Any]:
+    """Read, split, clean and write prepared data; returns the manifest.
+
+    The split is made on the raw texts, so the same records are held out whatever the cleaning. A folder that already
+    holds the same data is kept; other data there is a UserError, and a folder of something else is never touched.
+    """
+    out = Path(out)
+    options.check()
+    cleaning = Cleaning.from_options(options.cleaning, options.stopwords, options.stopwords_scope)
+    if out.exists() and not files.is_prepared(out) and not (out.is_dir() and not any(out.iterdir())):
+        raise UserError(f"--out {out} exists and is not prepared data: name another folder.")
+    result = read_files(inputs, options.columns, max_characters=options.max_characters)
+    splits = split_records(
+        result.records,
+        validation=options.validation,
+        test=options.test,
+        seed=options.seed,
+        by_answers=options.group_by == "both",
+    )
+    crossing = crossing_texts(splits)
+    largest_group = max(map(len, group_records(result.records, by_answers=options.group_by == "both")))
+    rejected = list(result.rejected)
+    for split in CLEANED_SPLITS:
+        splits[split], emptied = clean_split(splits[split], cleaning)
+        rejected += emptied
+    if not splits["train"]:
+        raise UserError("Cleaning left no training record: choose another --cleaning or --stopwords.")
+
+    staged = out.with_name(f".{out.name}.{os.getpid()}.part")
+    shutil.rmtree(staged, ignore_errors=True)
+    try:
+        for split, records in splits.items():
+            files.write_jsonl(files.split_file(staged, split), (record.to_json() for record in records))
+        files.write_jsonl(staged / files.REJECTED, (row.to_json() for row in rejected))
+        manifest = {
+            "schema_version": SCHEMA_VERSION,
+            "inputs": result.files,
+            "options": asdict(options) | {"stopwords": Path(options.stopwords).name if options.stopwords else None},
+            "cleaned_splits": list(CLEANED_SPLITS),
+            "rows_read": result.rows_read,
+            "kept": sum(map(len, splits.values())),
+            "rejected": len(rejected),
+            "rejected_by_reason": dict(Counter(short_reason(row.reason) for row in rejected).most_common()),
+            "splits": {split: describe(records) for split, records in splits.items()},
+            "texts_in_several_splits": crossing,
+            "largest_group": largest_group,
+            "sha256": {path.name: files.sha256_file(path) for path in sorted(staged.iterdir())},
+        }
+        manifest = json.loads(json.dumps(manifest))  # as it will be read back: tuples are lists
+        assert manifest["rows_read"] == manifest["kept"] + manifest["rejected"]
+        files.write_json(staged / files.MANIFEST, manifest)
+        _put_in_place(staged, out, manifest, overwrite)
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+    return manifest
+
+
+def _put_in_place(staged: Path, out: Path, manifest: dict[str, Any], overwrite: bool) -> None:
+    if files.is_prepared(out):
+        if files.read_json(out / files.MANIFEST) == manifest and all(
+            (out / name).is_file() and files.sha256_file(out / name) == digest
+            for name, digest in manifest["sha256"].items()
+        ):
+            say(f"{out} already holds exactly this data")
+            return
+        if not overwrite:
+            raise UserError(f"{out} holds other prepared data: name another folder, or prepare with --overwrite.")
+        old = out.with_name(f".{out.name}.{os.getpid()}.old")
+        out.rename(old)
+        staged.rename(out)
+        shutil.rmtree(old)
+        return
+    if out.is_dir():
+        out.rmdir()  # empty, as checked
+    out.parent.mkdir(parents=True, exist_ok=True)
+    staged.rename(out)
+
+
+def clean_split(records: list[QARecord], cleaning: Cleaning) -> tuple[list[QARecord], list[Rejected]]:
+    """Records with cleaned texts; those of which nothing is left are rejected."""
+    kept, emptied = [], []
+    for record in progress(records, what="cleaning", unit="records"):
+        questions = tuple(dict.fromkeys(text for text in map(cleaning.question, record.questions) if text))
+        answers = tuple(dict.fromkeys(text for text in map(cleaning.answer, record.answers) if text))
+        if questions and answers:
+            kept.append(replace(record, questions=questions, answers=answers))
+        else:
+            emptied.append(Rejected(record.id, 0, "nothing left after cleaning", " | ".join(record.questions)[:200]))
+    return kept, emptied
+
+
+def short_reason(reason: str) -> str:
+    """The reason without this row's own numbers: what rejected rows are counted by."""
+    for end in (":", " (", " of "):
+        reason = reason.partition(end)[0]
+    return reason
+
+
+def describe(records: list[QARecord]) -> dict[str, Any]:
+    """Counts of a split for the manifest."""
+    return {
+        "records": len(records),
+        "pairs": sum(len(record.questions) * len(record.answers) for record in records),
+        "categories": dict(sorted(Counter(record.category for record in records if record.category).items())),
+    }
+
+
+def summary(manifest: dict[str, Any], out: str | Path) -> str:
+    """What prepare_data.py prints: files, rejections with their count, splits, the crossing check."""
+    inputs = [
+        [
+            item["file"],
+            item["format"],
+            item["encoding"],
+            *(f"{item[key]:,}" for key in ("rows_read", "kept", "rejected")),
+        ]
+        for item in manifest["inputs"]
+    ]
+    splits = [
+        [split, f"{item['records']:,}", f"{item['pairs']:,}", str(len(item["categories"]) or "-")]
+        for split, item in manifest["splits"].items()
+    ]
+    crossing = manifest["texts_in_several_splits"]
+    reasons = ", ".join(f"{count:,} {reason}" for reason, count in manifest["rejected_by_reason"].items())
+    return "\n".join(
+        [
+            format_table(["file", "format", "encoding", "rows", "kept", "rejected"], inputs),
+            f"rejected: {reasons} (each row with its reason: {Path(out) / files.REJECTED})"
+            if reasons
+            else "rejected: none",
+            "",
+            format_table(["split", "records", "pairs", "categories"], splits),
+            f"texts in more than one split: {crossing['questions']:,} questions, {crossing['answers']:,} answers",
+            f"prepared data: {out}",
+        ]
+    )

@@ -1,0 +1,116 @@
+"""Records, groups and splits."""
+
+import json
+
+import pytest
+
+from llm_qa import files
+from llm_qa.console import UserError
+from llm_qa.data.records import QARecord, crossing_texts, group_records, load_split, split_records
+
+
+def record(i, questions=None, answers=None, category="", context=""):
+    return QARecord(
+        f"R{i:04d}", tuple(questions or (f"질문 {i}?",)), tuple(answers or (f"답 {i}.",)), category, context
+    )
+
+
+def test_a_record_gives_every_question_with_every_answer():
+    assert record(1, ["가?", "나?"], ["하나", "둘"]).pairs() == [
+        ("가?", "하나"),
+        ("가?", "둘"),
+        ("나?", "하나"),
+        ("나?", "둘"),
+    ]
+
+
+def test_json_round_trip_and_what_is_refused():
+    made = record(1, ["가?"], ["하나"], "마감재", "지문")
+    assert QARecord.from_json(json.loads(json.dumps(made.to_json()))) == made
+    assert "context" not in record(1).to_json()
+    for bad in ([], {"questions": [], "answers": ["a"]}, {"questions": ["q"], "answers": "a"}):
+        with pytest.raises(ValueError, match="is not"):
+            QARecord.from_json(bad)
+
+
+def test_records_that_share_a_text_are_one_group_also_through_others():
+    a = record(1, ["왜 들뜨나요?"], ["풀 때문입니다."])
+    b = record(2, ["왜들뜨나요 ?"], ["습기 때문입니다."])
+    c = record(3, ["다른 질문"], ["습기 때문입니다"])
+    d = record(4)
+    assert group_records([a, b, c, d]) == [[a, b, c], [d]]
+    assert group_records([a, b, c, d], by_answers=False) == [[a, b], [c], [d]]
+
+
+def test_questions_on_one_passage_stay_together():
+    a, b = record(1, context="같은 지문"), record(2, context="같은 지문")
+    assert group_records([a, b]) == [[a, b]]
+
+
+def test_original_trap_paraphrases_never_cross_splits():
+    records = [record(i, [f"질문 {i}?", f"다시 {i}?"], [f"답 {i}.", f"또 {i}."]) for i in range(50)]
+    records += [record(100 + i, [f"질문 {i} ?"], [f"다른 답 {i}."]) for i in range(0, 50, 3)]
+    splits = split_records(records, seed=3)
+    assert crossing_texts(splits) == {"questions": 0, "answers": 0}
+    assert sorted(r.id for s in splits.values() for r in s) == sorted(r.id for r in records)
+
+
+def test_original_trap_no_validation_split():
+    splits = split_records([record(i) for i in range(100)])
+    assert {name: len(records) for name, records in splits.items()} == {"train": 80, "validation": 10, "test": 10}
+
+
+def test_the_crossing_check_can_fail():
+    splits = {"train": [record(1)], "test": [record(2, ["질문 1 ?"], ["답 1"])]}
+    assert crossing_texts(splits) == {"questions": 1, "answers": 1}
+
+
+def test_the_split_is_stratified_and_seeded_and_ignores_the_order_of_the_file():
+    records = [record(i, category=("마감재", "시공")[i % 5 == 0]) for i in range(200)]
+    splits = split_records(records, seed=1)
+    for name, share in (("validation", 20), ("test", 20)):
+        assert sum(r.category == "시공" for r in splits[name]) == share // 5
+    again = split_records(records[::-1], seed=1)
+    assert {r.id for r in again["test"]} == {r.id for r in splits["test"]}
+    assert {r.id for r in split_records(records, seed=2)["test"]} != {r.id for r in splits["test"]}
+
+
+def test_splits_can_be_left_out():
+    splits = split_records([record(i) for i in range(10)], validation=0, test=0)
+    assert [len(splits[name]) for name in files.SPLITS] == [10, 0, 0]
+
+
+@pytest.mark.parametrize("count", range(3, 30))
+def test_every_split_asked_for_gets_a_record(count):
+    splits = split_records([record(i) for i in range(count)])
+    assert all(splits[name] for name in files.SPLITS)
+
+
+def test_too_few_records_and_one_giant_group_are_refused():
+    with pytest.raises(UserError, match="too few for train"):
+        split_records([record(1), record(2)])
+    yes = [record(i, answers=["네."]) for i in range(10)] + [record(i) for i in range(10, 14)]
+    with pytest.raises(UserError, match=r"10 of 14 records share .*--group-by questions"):
+        split_records(yes)
+    assert len(split_records(yes, by_answers=False)["test"]) >= 1
+
+
+def test_load_split_refuses_what_was_changed(tmp_path):
+    path = files.split_file(tmp_path, "test")
+    files.write_jsonl(path, [record(1).to_json()])
+    with pytest.raises(UserError, match="is not prepared data"):
+        load_split(tmp_path, "test")
+    files.write_json(tmp_path / files.MANIFEST, {"sha256": {"test.jsonl": files.sha256_file(path)}})
+    assert load_split(tmp_path, "test") == [record(1)]
+    path.write_text(path.read_text(encoding="utf-8").replace("답", "덥"), encoding="utf-8")
+    with pytest.raises(UserError, match="is not what prepare_data.py wrote"):
+        load_split(tmp_path, "test")
+
+
+def test_an_empty_split_is_named(tmp_path):
+    path = files.split_file(tmp_path, "test")
+    files.write_jsonl(path, [])
+    files.write_json(tmp_path / files.MANIFEST, {"sha256": {"test.jsonl": files.sha256_file(path)}})
+    assert load_split(tmp_path, "test", may_be_empty=True) == []
+    with pytest.raises(UserError, match="has no records: prepare the data with --test above 0"):
+        load_split(tmp_path, "test")
