@@ -20,7 +20,7 @@ from llm_qa.data.preparation import prepared_folder
 from llm_qa.data.prompts import encode_documents, show_document
 from llm_qa.data.records import load_split
 from llm_qa.models import gpus
-from llm_qa.models.loading import EMBEDDED_BASE, check_tokenizer_fits, load_base, load_tokenizer
+from llm_qa.models.loading import EMBEDDED_BASE, align_special_tokens, check_tokenizer_fits, load_base, load_tokenizer
 from llm_qa.models.lora import add_lora, linear_parameters, parameter_counts, trainable_report
 from llm_qa.models.quantization import gpu_capability, resolve_precision
 from llm_qa.models.tiny import embedded_model
@@ -99,6 +99,7 @@ def main() -> int:
     say(f"model: {recipe.model}, {precision.why}")
     model = load_base(model_source, precision, on_gpu=arguments.deepspeed_plugin is None)
     check_tokenizer_fits(tokenizer, model)
+    align_special_tokens(model, tokenizer)
     linears = linear_parameters(model)
     if recipe.method == "lora":
         model = add_lora(model, recipe)

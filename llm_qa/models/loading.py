@@ -66,6 +66,12 @@ def check_tokenizer_fits(tokenizer, model: PreTrainedModel) -> None:
         )
 
 
+def align_special_tokens(model: PreTrainedModel, tokenizer) -> None:
+    """Give the model the tokenizer's eos and pad, which the answers will end and be padded with."""
+    for config in (model.config, model.generation_config):
+        config.eos_token_id, config.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
+
+
 def load_base(model: str | Path, precision: Precision, *, on_gpu: bool = True) -> PreTrainedModel:
     """Base weights in the precision decided, frozen or not as loaded, cache off.
 
@@ -141,6 +147,7 @@ def load_run(run_dir: str | Path, *, base: bool = False) -> tuple[PreTrainedMode
         model = _load(lambda: PeftModel.from_pretrained(model, str(final), use_safetensors=True), str(final), "adapter")
     tokenizer = load_tokenizer(final)
     check_tokenizer_fits(tokenizer, model)
+    align_special_tokens(model, tokenizer)
     if torch.cuda.is_available():
         model.to("cuda")
     return model.eval(), tokenizer

@@ -27,7 +27,7 @@ VERSION = 1  # of everything below that shapes the result; part of the cache key
 VOCABULARY = 1024  # tokens, at most
 SHAPE = {"hidden_size": 192, "num_hidden_layers": 4, "num_attention_heads": 6, "intermediate_size": 768}
 CONTEXT = 1024  # tokens
-STEPS, ROWS, ROW_LENGTH, LEARNING_RATE = 100, 16, 96, 3e-3  # of the brief language-model training
+STEPS, ROWS, ROW_LENGTH, LEARNING_RATE = 120, 16, 96, 3e-3  # of the brief language-model training
 RECORDS_A_DOCUMENT = 8
 DROPOUT = 0.1  # of that training only
 
@@ -118,7 +118,7 @@ def train_language_model(texts: list[str], tokenizer: PreTrainedTokenizerFast) -
     stream = torch.cat(
         [
             torch.tensor([*ids, tokenizer.eos_token_id])
-            for ids in tokenizer([f" {text}" for text in texts], add_special_tokens=False)["input_ids"]
+            for ids in tokenizer([f" {text}" for text in texts], add_special_tokens=False, verbose=False)["input_ids"]
         ]
     )
     state = torch.get_rng_state()

@@ -68,6 +68,8 @@ def training_arguments(recipe: Recipe, precision: Precision, run_dir: str | Path
         "ddp_find_unused_parameters": False,
         "use_cpu": on_cpu,
     }
+    if on_cpu:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # deepspeed would say at import that it found no GPU
     if on_cpu and world_size() > 1:
         values["ddp_backend"] = "gloo"
     try:
