@@ -16,7 +16,7 @@ RECIPES = sorted(Path("scripts/recipes").glob("*.yaml"))
 def test_every_recipe_dry_runs(path, tmp_path, monkeypatch):
     monkeypatch.setenv("LLM_QA_DATA", str(tmp_path))
     recipe = load_recipe(path)
-    text = dry_run(recipe, None, world=recipe.global_batch_size)
+    text = dry_run(recipe, None, world=recipe.global_batch_size // recipe.micro_batch_size)
     assert "updates an epoch:" in text
     assert "no weights were read" in text
     if recipe.model in SHAPES:
