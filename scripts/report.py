@@ -16,7 +16,7 @@ from llm_qa.evaluation.report import final_screen, load_report, write_report
 from llm_qa.files import SPLITS
 
 
-def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders, like runs/tiny")
@@ -36,7 +36,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> None:
     """Read, compare, write, show."""
-    options = parse(arguments)
+    options = parse_arguments(arguments)
     report = load_report(options.runs, split=options.split, seed=options.seed, samples=options.samples)
     path = write_report(report, options.out)
     say(final_screen(report))

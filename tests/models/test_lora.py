@@ -40,7 +40,7 @@ def test_conv1d_lora_is_not_transposed(gpt2_folder):
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.05)
-    ids = torch.arange(1, 9)[None]
+    ids = torch.arange(1, 9, device=model.device)[None]
     with torch.no_grad():
         before = model(input_ids=ids).logits
         with model.disable_adapter():
@@ -57,7 +57,8 @@ def test_a_validation_pass_does_not_change_nf4_gradients(neox_folder):
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.05)
-    batch = {"input_ids": torch.arange(1, 30)[None], "labels": torch.arange(1, 30)[None]}
+    ids = torch.arange(1, 30, device=model.device)[None]
+    batch = {"input_ids": ids, "labels": ids}
 
     def gradients():
         model.train()
