@@ -10,11 +10,11 @@ import argparse
 from pathlib import Path
 
 import torch
-from llm_qa.data.questions import read_questions, write_answers
 
 from llm_qa.config import make_recipe
 from llm_qa.console import UserError, run_script, say
 from llm_qa.data.prompts import encode_prompts
+from llm_qa.data.questions import read_questions, write_answers
 from llm_qa.evaluation.generation import ORIGINAL_SAMPLING, GenerationSettings, generate_answers
 from llm_qa.models.loading import load_base, load_run, load_tokenizer
 from llm_qa.models.quantization import gpu_capability, resolve_precision

@@ -11,11 +11,10 @@ import contextlib
 import time
 from pathlib import Path
 
-from llm_qa.data.records import QARecord, load_split
-from llm_qa.data.text import normalize
-
 from llm_qa import files
 from llm_qa.console import UserError, format_seconds, run_script, say
+from llm_qa.data.records import QARecord, load_split
+from llm_qa.data.text import normalize
 from llm_qa.evaluation.generation import ORIGINAL_SAMPLING, GenerationSettings, generate_answers, reference_bits
 from llm_qa.evaluation.scoring import score_predictions
 from llm_qa.models.loading import load_run, run_recipe

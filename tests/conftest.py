@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from llm_qa.data.records import QARecord
 from transformers import GPT2Config, GPT2LMHeadModel, GPTNeoXConfig, GPTNeoXForCausalLM
 
+from llm_qa.data.records import QARecord
 from llm_qa.models.loading import save_tokenizer
 from llm_qa.models.tiny import build_tokenizer
 
