@@ -114,9 +114,8 @@ def main() -> int:
         options.run, gpus.flops_per_token(linears, recipe.method == "full"), gpus.peak_flops(gpus.device_name())
     )
     stop = StopInTime(recipe.max_hours)
-    trainer = build_trainer(
-        model, tokenizer, arguments, train_set, validation_set, [RealTokens(), step_log, StopOnNonFinite(), stop]
-    )
+    callbacks = [stop, RealTokens(), step_log, StopOnNonFinite()]  # tokens are counted after the wish to stop and save
+    trainer = build_trainer(model, tokenizer, arguments, train_set, validation_set, callbacks)
     checkpoint = resume_point(options.run, options.resume)
     if checkpoint:
         say(f"going on from {checkpoint}")
