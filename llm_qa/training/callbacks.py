@@ -12,6 +12,7 @@ import psutil
 import torch
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
+from transformers.trainer_utils import IntervalStrategy
 
 from llm_qa import files
 from llm_qa.console import format_seconds, is_main_process, progress, say
@@ -98,8 +99,10 @@ class StepLog(TrainerCallback, ExportableState):
         self.bar = progress(total=state.max_steps, what="training", unit="steps", resume_at=state.global_step)
 
     def on_step_end(self, args, state, control, **kwargs):
-        """Move the bar."""
+        """Move the bar; the last step is always validated."""
         self.bar.update(1)
+        if state.global_step >= state.max_steps and args.eval_strategy != IntervalStrategy.NO:
+            control.should_evaluate = True
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         """Write what Trainer measured, with throughput and memory."""
@@ -229,6 +232,11 @@ class StopInTime(TrainerCallback):
             return
         self.reason = (self.signal or "a signal to another rank") if votes[0] else f"max_hours {self.max_hours}"
         control.should_save = control.should_training_stop = True
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        """Trainer takes an early stop for the end of an epoch: no validation then, which would cost what is left."""
+        if self.reason is not None:
+            control.should_evaluate = False
 
     def on_save(self, args, state, control, **kwargs):
         """Learn how long a save takes: it must fit into the budget too."""

@@ -46,7 +46,10 @@ def training_arguments(recipe: Recipe, precision: Precision, run_dir: str | Path
         "save_strategy": "steps",
         "save_steps": 100,
         "save_total_limit": 2,
-        "eval_strategy": "epoch",
+        # By steps, because validation by epochs comes after the epoch's last checkpoint and moves the random numbers: a
+        # run that resumes from that checkpoint would go another way.
+        "eval_strategy": "steps",
+        "eval_steps": recipe.training.get("save_steps", 100),
         "report_to": "none",
         "lr_scheduler_type": "cosine",
         **recipe.training,

@@ -54,7 +54,7 @@ def recipe(tmp_path_factory, neox_folder):
         "recompute": True,
         "learning_rate": 1e-2,
         "num_train_epochs": 3,
-        "logging_steps": 2,
+        "logging_steps": 1,
         "save_steps": 4,
         "optim": "adamw_torch",
     }

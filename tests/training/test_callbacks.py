@@ -55,6 +55,9 @@ def test_the_budget_counts_from_the_start_of_the_process(monkeypatch):
     assert stopped.should_save
     assert stopped.should_training_stop
     assert stop.reason == "max_hours 1.0"
+    stopped.should_evaluate = True
+    stop.on_epoch_end(ARGUMENTS, state(5), stopped)
+    assert not stopped.should_evaluate, "a validation pass would cost what is left of the hour"
 
 
 def test_a_save_must_fit_into_the_budget_too(monkeypatch):
