@@ -179,6 +179,9 @@ def _combination_problems(recipe: Recipe, given: set[str]) -> list[str]:
             f"pack_length {recipe.pack_length} is shorter than max_length {recipe.max_length}: a document is never "
             "split, so raise pack_length or lower max_length"
         )
+    for key in ("max_steps", "num_train_epochs"):
+        if (value := recipe.training.get(key, 1)) <= 0 and not (key == "max_steps" and value == -1):
+            problems.append(f"{key} is {value:g} and must be above 0")
     if recipe.global_batch_size % recipe.micro_batch_size:
         problems.append(
             f"global_batch_size {recipe.global_batch_size} is not a multiple of micro_batch_size "

@@ -53,7 +53,7 @@ def count_packs(recipe: Recipe, records: list[QARecord]) -> tuple[int, int, str]
         if recipe.model == EMBEDDED_MODEL:
             tokenizer = tiny.build_tokenizer(tiny.documents(records))
         else:
-            tokenizer = load_tokenizer(recipe.model)
+            tokenizer = load_tokenizer(recipe.model, only_local=True)
     except UserError:
         pairs = [pair for record in records for pair in record.pairs()]
         tokens = math.ceil(sum(len(q) + len(a) + 20 for q, a in pairs) * TOKENS_PER_CHARACTER)

@@ -12,8 +12,6 @@ import argparse
 import shutil
 from pathlib import Path
 
-from transformers import set_seed
-
 from llm_qa import files, planning
 from llm_qa.config import EMBEDDED_MODEL, Recipe, load_recipe, recipe_flags
 from llm_qa.console import StoppedEarly, format_seconds, is_main_process, run_script, say
@@ -103,7 +101,6 @@ def main() -> int:
     check_tokenizer_fits(tokenizer, model)
     align_special_tokens(model, tokenizer)
     linears = linear_parameters(model)
-    set_seed(recipe.seed)  # Trainer seeds too, but after LoRA's random start
     if recipe.method == "lora":
         model = add_lora(model, recipe)
     say(trainable_report(model))

@@ -37,6 +37,8 @@ def test_every_problem_is_named_in_one_error():
         ({"seed": 1.5}, "1.5 is not a whole number"),
         ({"learning_rate": float("nan")}, "is not a number"),
         ({"gradient_accumulation_steps": 4}, "it follows from global_batch_size"),
+        ({"max_steps": 0}, "max_steps is 0 and must be above 0"),
+        ({"num_train_epochs": -1}, "num_train_epochs is -1 and must be above 0"),
     ],
 )
 def test_bad_values_are_refused_with_the_reason(values, sentence):

@@ -28,19 +28,21 @@ def _load(load, model: str, what: str):
         raise UserError(f"The {what} of model {model!r} cannot be loaded: {first_line}. Check --model.") from error
 
 
-def load_tokenizer(model: str | Path) -> PreTrainedTokenizerFast:
+def load_tokenizer(model: str | Path, *, only_local: bool = False) -> PreTrainedTokenizerFast:
     """The tokenizer of a hub id or a folder, with an eos and a pad token.
 
     A tokenizer.json is taken as it stands: for some declared classes transformers 5 would rebuild its pre-tokenizer.
+    `only_local` looks at this machine's disk alone.
     Raises UserError when there is none or it has no eos.
     """
     model = str(model)
     specials = SPECIAL_TOKENS.get(model, {})
 
     def load():
-        has_json = cached_file(model, "tokenizer.json", _raise_exceptions_for_missing_entries=False)
+        place = {"local_files_only": only_local}
+        has_json = cached_file(model, "tokenizer.json", _raise_exceptions_for_missing_entries=False, **place)
         kind = PreTrainedTokenizerFast if has_json else AutoTokenizer
-        return kind.from_pretrained(model, trust_remote_code=False, **specials)
+        return kind.from_pretrained(model, trust_remote_code=False, **place, **specials)
 
     quiet = logging.getLogger("transformers.tokenization_utils_base")
     level = quiet.level

@@ -9,6 +9,7 @@ from collections import defaultdict
 
 import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from transformers import set_seed
 from transformers.pytorch_utils import Conv1D
 
 from llm_qa.config import Recipe
@@ -31,12 +32,13 @@ def build_lora_config(model: torch.nn.Module, recipe: Recipe) -> LoraConfig:
 
 
 def add_lora(model: torch.nn.Module, recipe: Recipe) -> PeftModel:
-    """Freeze the base and put LoRA layers on it.
+    """Freeze the base and put LoRA layers on it, their random start seeded by the recipe (Trainer seeds only later).
 
     The LoRA weights are fp32 whatever the base. peft's prepare_model_for_kbit_training is not used: it would copy
     embeddings and head to fp32 (1.2 GB on the 12.8B model) and switch to reentrant checkpointing; under autocast
     LayerNorm runs in fp32 anyway.
     """
+    set_seed(recipe.seed)
     model.requires_grad_(False)
     return get_peft_model(model, build_lora_config(model, recipe))
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.integrations import get_reporting_integration_callbacks
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import IntervalStrategy
 
@@ -76,11 +77,20 @@ def training_arguments(recipe: Recipe, precision: Precision, run_dir: str | Path
     if on_cpu and world_size() > 1:
         values["ddp_backend"] = "gloo"
     try:
-        return TrainingArguments(**values)
+        arguments = TrainingArguments(**values)
     except (ValueError, TypeError, ImportError) as error:
-        raise UserError(
-            f"The recipe's training arguments do not fit together: {' '.join(str(error).split())}"
-        ) from error
+        told = " ".join(str(error).split())
+        raise UserError(f"The recipe's training arguments do not fit together: {told}") from error
+    check_reporters(arguments)
+    return arguments
+
+
+def check_reporters(arguments: TrainingArguments) -> None:
+    """Refuse a --report-to that transformers does not know or that is not installed."""
+    try:
+        get_reporting_integration_callbacks(arguments.report_to)
+    except (ValueError, ImportError, RuntimeError) as error:
+        raise UserError(f"--report-to {','.join(arguments.report_to)}: {' '.join(str(error).split())}") from None
 
 
 def build_trainer(

@@ -79,3 +79,12 @@ def test_the_report_names_modules(neox_folder):
     text = trainable_report(with_lora(neox_folder))
     for part in ("parameters:", "trained (", "query_key_value: ", "dense_4h_to_h: ", " in 4 tensors"):
         assert part in text
+
+
+def test_loras_random_start_follows_the_recipes_seed(neox_folder):
+    def start(seed):
+        torch.rand(seed + 1)  # whatever happened before
+        return next(p for name, p in with_lora(neox_folder, seed=seed).named_parameters() if "lora_A" in name)
+
+    assert torch.equal(start(1), start(1))
+    assert not torch.equal(start(1), start(2))

@@ -183,6 +183,7 @@ def test_another_recipe_in_the_same_folder_is_refused_with_the_difference(traine
         (["--lerning-rate", "1"], "lerning_rate is not a known key (did you mean learning_rate?)"),
         (["--data", "nowhere.csv"], "nowhere.csv"),
         (["--resume", "nowhere"], "there is no such checkpoint folder"),
+        (["--report-to", "nonsense"], "--report-to nonsense: nonsense is not supported"),
     ],
 )
 def test_bad_flags_end_with_code_2_and_one_sentence(recipe, tmp_path, flags, sentence):
