@@ -9,7 +9,7 @@ SPLIT ?= test
 DATA ?=
 ARGS ?=
 DATA_FLAG = $(if $(DATA),--data $(DATA))
-LAUNCH := $(BIN)/accelerate launch --config_file
+LAUNCH := $(BIN)/accelerate launch --quiet --config_file
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test lint format train train-qlora plan eval report ask clean

@@ -57,7 +57,7 @@ class Recipe:
     max_hours: float | None = _key(
         None, "wall-clock budget: save and stop (exit code 75) before it is spent", above=0.0
     )
-    seed: int = _key(42, "seed of the order of the data, LoRA's start and dropout", at_least=0)
+    seed: int = _key(42, "seed of the order of the data, LoRA's start and dropout", at_least=0, below=2**32)
     training: dict[str, Any] = field(default_factory=dict, metadata={"help": "TrainingArguments names"})
 
     def to_dict(self) -> dict[str, Any]:
@@ -179,8 +179,12 @@ def _combination_problems(recipe: Recipe, given: set[str]) -> list[str]:
             f"pack_length {recipe.pack_length} is shorter than max_length {recipe.max_length}: a document is never "
             "split, so raise pack_length or lower max_length"
         )
-    for key in ("max_steps", "num_train_epochs"):
-        if (value := recipe.training.get(key, 1)) <= 0 and not (key == "max_steps" and value == -1):
+    for key in ("max_steps", "num_train_epochs", "learning_rate", "save_steps", "eval_steps", "logging_steps"):
+        if (
+            (value := recipe.training.get(key, 1)) is not None
+            and value <= 0
+            and not (key == "max_steps" and value == -1)
+        ):
             problems.append(f"{key} is {value:g} and must be above 0")
     if recipe.global_batch_size % recipe.micro_batch_size:
         problems.append(
@@ -239,19 +243,26 @@ def convert(value: Any, hint: Any) -> Any:
             return str(value)
         raise ValueError("is not text")
     if origin is list or hint is list:
-        items = yaml.safe_load(value) if isinstance(value, str) and value.startswith("[") else value
+        items = _parse_yaml(value) if isinstance(value, str) and value.startswith("[") else value
         items = items.split(",") if isinstance(items, str) else items
         if not isinstance(items, list):
             raise ValueError("is not a list")
         return [convert(item, arguments[0]) for item in items] if arguments else items
     if origin is dict or hint is dict:
-        mapping = yaml.safe_load(value) if isinstance(value, str) else value
+        mapping = _parse_yaml(value) if isinstance(value, str) else value
         if not isinstance(mapping, dict):
             raise ValueError("is not a mapping")
         return mapping
     if isinstance(hint, type) and issubclass(hint, str):  # transformers' string enums
         return convert(value, Literal[tuple(member.value for member in hint)])
     return value
+
+
+def _parse_yaml(text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ValueError("is not readable YAML") from None
 
 
 def recipe_flags(arguments: list[str]) -> dict[str, str]:

@@ -58,16 +58,19 @@ def sha256_file(path: str | Path) -> str:
 def write_text(path: str | Path, text: str) -> None:
     """Write a UTF-8 text file atomically: a reader sees the old file or the new one, never half of it."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     staged = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with open(staged, "w", encoding="utf-8", newline="\n") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
         os.replace(staged, path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}.") from error
     finally:
-        staged.unlink(missing_ok=True)
+        if staged.is_file():
+            staged.unlink()
 
 
 def write_json(path: str | Path, value: Any) -> None:

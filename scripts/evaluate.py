@@ -14,7 +14,7 @@ from pathlib import Path
 from llm_qa import files
 from llm_qa.console import UserError, format_seconds, run_script, say
 from llm_qa.data.records import QARecord, load_split
-from llm_qa.data.text import normalize
+from llm_qa.data.text import comparable, normalize
 from llm_qa.evaluation.generation import ORIGINAL_SAMPLING, GenerationSettings, generate_answers, reference_bits
 from llm_qa.evaluation.scoring import score_predictions
 from llm_qa.models.loading import load_run, run_recipe
@@ -71,6 +71,22 @@ def evaluate(model, tokenizer, records, options: argparse.Namespace, settings, d
     say(f"{label}: {len(rows):,} answers in {format_seconds(seconds)}, written to {folder}")
 
 
+def warn_of_training_records(run: Path, data_dir: Path, records: list[QARecord]) -> None:
+    """Say aloud when the data is not the run's own, and how many of its records the run was trained on."""
+    trained_on = files.read_json(run / files.ENVIRONMENT)
+    if files.sha256_file(data_dir / files.MANIFEST) == trained_on["data_sha256"]:
+        return
+    source = Path(trained_on["data"])
+    if not files.is_prepared(source) or files.sha256_file(source / files.MANIFEST) != trained_on["data_sha256"]:
+        say(f"warning: {data_dir} is not the data of this run, and that is gone: records may have been trained on")
+        return
+    known = {comparable(question) for record in load_split(source, "train") for question in record.questions}
+    seen = sum(any(comparable(question) in known for question in record.questions) for record in records)
+    say(
+        f"warning: {data_dir} is not the data of this run; it was trained on {seen:,} of these {len(records):,} records"
+    )
+
+
 def parse_arguments() -> argparse.Namespace:
     """The flags."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -97,6 +113,7 @@ def main() -> int:
     recipe = run_recipe(options.run)
     data_dir = options.data or Path(files.read_json(options.run / files.ENVIRONMENT)["data"])
     records = load_split(data_dir, options.split)[: options.limit]
+    warn_of_training_records(options.run, data_dir, records)
     settings = GenerationSettings(options.max_new_tokens) if options.sampling == "greedy" else ORIGINAL_SAMPLING
 
     model, tokenizer = load_run(options.run)

@@ -38,6 +38,9 @@ def test_every_problem_is_named_in_one_error():
         ({"learning_rate": float("nan")}, "is not a number"),
         ({"gradient_accumulation_steps": 4}, "it follows from global_batch_size"),
         ({"max_steps": 0}, "max_steps is 0 and must be above 0"),
+        ({"save_steps": 0}, "save_steps is 0 and must be above 0"),
+        ({"seed": 2**32}, "seed is 4294967296 and must be below"),
+        ({"lora_targets": "[query"}, "is not readable YAML"),
         ({"num_train_epochs": -1}, "num_train_epochs is -1 and must be above 0"),
     ],
 )

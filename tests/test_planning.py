@@ -1,5 +1,6 @@
 """--dry-run: every recipe at its true shapes on the meta device."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,14 @@ def test_every_recipe_dry_runs(path, tmp_path, monkeypatch):
     assert "no weights were read" in text
     if recipe.model in SHAPES:
         assert f"{SHAPES[recipe.model].parameters:,}" in text
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_carries_its_own_launch_command(path):
+    header = "".join(line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("#"))
+    command = re.search(r"accelerate launch --config_file (\S+) .*?scripts/train\.py (\S+)", header)
+    assert Path(command[1]).is_file()
+    assert Path(command[2]) == path
 
 
 def test_the_12b_adapter_has_the_parameters_that_arithmetic_gives(tmp_path, monkeypatch):

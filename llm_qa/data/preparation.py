@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -64,7 +65,9 @@ def prepared_folder(paths: list[str] | None) -> Path:
     if paths and len(paths) == 1 and Path(paths[0]).is_dir():
         return Path(paths[0])
     inputs = [Path(path) for path in paths] if paths else [bundled_file("train.csv")]
-    out = data_root() / (inputs[0].stem if paths else "bundled")
+    contents = "".join(files.sha256_file(path) for path in inputs if path.is_file())
+    name = f"{inputs[0].stem}-{hashlib.sha256(contents.encode()).hexdigest()[:8]}" if paths else "bundled"
+    out = data_root() / name
     prepare(inputs, out, PreparationOptions())
     return out
 

@@ -113,8 +113,10 @@ def read_files(
                     record.context,
                 )
                 here = f"{path.name}, line {row.line}"
-                if (first := seen.setdefault(key, here)) != here:
-                    record, reason = None, f"duplicate of {first}"
+                if key in seen:
+                    record, reason = None, f"duplicate of {seen[key]}"
+                else:
+                    seen[key] = here
             if record is None:
                 shown = row.raw or " | ".join([*row.questions, *row.answers])
                 result.rejected.append(Rejected(path.name, row.line, reason, visible(shown)[:200]))
@@ -186,7 +188,8 @@ def find_format(path: Path, text: str, columns: ColumnNames) -> tuple[str, Itera
     if start.startswith(("{", "[")):
         first_line = start.partition("\n")[0].strip()
         try:
-            whole = not isinstance(json.loads(first_line), dict) or '"data"' in first_line
+            first = json.loads(first_line)
+            whole = not isinstance(first, dict) or not isinstance(first.get("data", ""), str)
         except ValueError:
             whole = path.suffix != ".jsonl"
         except RecursionError:
@@ -200,7 +203,8 @@ def csv_rows(path: Path, text: str, columns: ColumnNames) -> tuple[str, Iterator
     header_line = text.lstrip("\r\n").partition("\n")[0]
     delimiter = max(",\t;", key=header_line.count)
     csv.field_size_limit(LARGEST_CELL_CHARACTERS)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    lines = list(io.StringIO(text, newline=""))
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
     try:
         header = [normalize(name) for name in next(row for row in reader if any(cell.strip() for cell in row))]
     except (csv.Error, StopIteration) as error:
@@ -209,6 +213,8 @@ def csv_rows(path: Path, text: str, columns: ColumnNames) -> tuple[str, Iterator
         raise UserError(f"{path} has {len(header):,} columns: this is not question-answer data.")
     questions = pick(path, header, columns.question, QUESTION_NAMES, "question")
     answers = pick(path, header, columns.answer, ANSWER_NAMES, "answer")
+    if both := set(questions) & set(answers):
+        raise UserError(f"{path}: column {header[min(both)]!r} cannot be both --question-column and --answer-column.")
     category = pick_one(path, header, columns.category, CATEGORY_NAMES, "category")
     context = pick_one(path, header, columns.context, CONTEXT_NAMES, "context")
     identity = pick_one(path, header, columns.id, ("id",), "id")
@@ -221,15 +227,17 @@ def csv_rows(path: Path, text: str, columns: ColumnNames) -> tuple[str, Iterator
         return row[index] if index is not None else ""
 
     def rows() -> Iterator[Row]:
+        begun, rest = reader.line_num, csv.reader(lines[reader.line_num :], delimiter=delimiter, strict=True)
         while True:
-            line = reader.line_num + 1
+            line = begun + rest.line_num + 1
             try:
-                row = next(reader)
+                row = next(rest)
             except StopIteration:
                 return
-            except csv.Error as error:
-                yield Row(line, problem=f"not readable as CSV ({error}); the rest of the file is not read", raw="")
-                return
+            except csv.Error as error:  # this line is rejected alone; reading goes on with the next
+                yield Row(line, problem=f"not readable as CSV ({error})", raw=lines[line - 1][:1000])
+                begun, rest = line, csv.reader(lines[line:], delimiter=delimiter, strict=True)
+                continue
             if not any(value.strip() for value in row):
                 continue
             if len(row) != len(header):

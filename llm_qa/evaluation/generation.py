@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-from llm_qa.console import progress
+from llm_qa.console import UserError, progress
 from llm_qa.data.packing import collate_packs
 from llm_qa.data.prompts import encode_documents, encode_prompts
 from llm_qa.data.text import normalize
@@ -68,7 +68,12 @@ def generate_answers(
     no room in the model's context keeps its end (the question); its context is cut.
     """
     prompts = encode_prompts(tokenizer, questions)
-    room = max(1, model_context(model) - settings.max_new_tokens)
+    room = model_context(model) - settings.max_new_tokens
+    if room < 1:
+        raise UserError(
+            f"--max-new-tokens {settings.max_new_tokens} leaves no room for a question in the model's context of "
+            f"{model_context(model)} tokens."
+        )
     prompts = [prompt[-room:] for prompt in prompts]
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]), reverse=True)
     answers: list[Answer | None] = [None] * len(prompts)

@@ -50,6 +50,8 @@ def resume_point(run_dir: str | Path, resume: str) -> Path | None:
     path = Path(resume)
     if not path.is_dir():
         raise UserError(f"--resume {resume}: there is no such checkpoint folder (or say auto or never).")
+    if path.resolve().parent != (Path(run_dir) / files.CHECKPOINTS).resolve():
+        raise UserError(f"--resume {resume} is a checkpoint of another run: name one of {run_dir}/{files.CHECKPOINTS}.")
     if missing := missing_parts(path):
         raise UserError(f"--resume {resume}: the checkpoint is incomplete, it has no {', '.join(missing)}.")
     return path

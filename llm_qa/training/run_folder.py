@@ -68,7 +68,7 @@ def open_run(run_dir: str | Path, recipe: Recipe, data_dir: Path, data_sha256: s
     if (run_dir / files.RECIPE).exists():
         if resume == "never":
             set_aside(run_dir)
-        else:
+        elif (run_dir / files.LOG).exists():  # before the first step there is nothing to mix up
             _check_same_run(run_dir, recipe, data_sha256)
     elif run_dir.is_dir() and any(run_dir.iterdir()):
         raise UserError(f"--run {run_dir} is not empty and is not a run: name another folder.")

@@ -89,9 +89,12 @@ def test_bad_numbers_are_named_together(source, tmp_path):
 def test_raw_files_named_to_training_are_prepared_once(source, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("LLM_QA_DATA", str(tmp_path / "data"))
     folder = prepared_folder([str(source)])
-    assert folder == tmp_path / "data" / "raw"
+    assert folder.parent == tmp_path / "data"
+    assert folder.name.startswith("raw-")
     assert prepared_folder([str(source)]) == folder
     assert prepared_folder([str(folder)]) == folder
+    source.write_text(source.read_text(encoding="utf-8") + "하나 더?,네.\n", encoding="utf-8")
+    assert prepared_folder([str(source)]) != folder, "an edited file is other data"
     assert "already holds" in capsys.readouterr().out
 
 

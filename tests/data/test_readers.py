@@ -150,9 +150,9 @@ def test_a_comma_too_many_in_the_first_row_shifts_nothing(tmp_path):
 
 
 def test_an_unclosed_quote_is_named_and_does_not_swallow_the_file_in_silence(tmp_path):
-    result = read(tmp_path, '질문,답변\n가?,답\n나?,"열린 따옴표\n다?,답\n')
-    assert [record.questions for record in result.records] == [("가?",)]
-    assert result.rejected[0].line == 3
+    result = read(tmp_path, '질문,답변\n가?,답\n나?,"열린 따옴표\n다?,셋\n"라" ?,넷\n마?,다섯\n')
+    assert [record.questions for record in result.records] == [("가?",), ("다?",), ("마?",)]
+    assert [row.line for row in result.rejected] == [3, 5]
     assert "not readable as CSV" in result.rejected[0].reason
 
 
@@ -162,6 +162,22 @@ def test_several_files_at_once_and_ids_stay_unique(tmp_path):
     result = read_files([one, two])
     assert [record.id for record in result.records] == ["1", "1#2", "two-3"]
     assert [item["kept"] for item in result.files] == [1, 2]
+
+
+def test_the_same_file_twice_is_all_duplicates(tmp_path):
+    path = write(tmp_path, "질문,답변\n가?,답\n나?,둘\n")
+    result = read_files([path, path])
+    assert [row.reason for row in result.rejected] == ["duplicate of data.csv, line 2", "duplicate of data.csv, line 3"]
+
+
+def test_a_value_called_data_does_not_make_a_line_korquad(tmp_path):
+    result = read(tmp_path, '{"question": "가?", "answer": "답", "category": "data"}\n', name="x.jsonl")
+    assert result.files[0]["format"] == "JSONL"
+
+
+def test_a_column_cannot_be_question_and_answer(tmp_path):
+    with pytest.raises(UserError, match="'Q' cannot be both"):
+        read(tmp_path, "Q,A\n가?,답\n", columns=ColumnNames(("Q",), ("Q",)))
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from llm_qa.console import UserError
 from llm_qa.data.prompts import encode_documents, encode_prompts
 from llm_qa.evaluation.generation import ORIGINAL_SAMPLING, GenerationSettings, generate_answers, reference_bits
 
@@ -65,6 +66,8 @@ def test_a_long_context_keeps_the_question(model, tokenizer):
     assert len(encode_prompts(tokenizer, [long])[0]) > 512
     answer = generate_answers(model, tokenizer, [long], GenerationSettings(max_new_tokens=4))[0]
     assert 1 <= answer.tokens <= 4
+    with pytest.raises(UserError, match="leaves no room for a question in the model's context of 512"):
+        generate_answers(model, tokenizer, [long], GenerationSettings(max_new_tokens=512))
 
 
 def test_sampling_numbers_are_passed_only_where_it_samples():

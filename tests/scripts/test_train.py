@@ -109,7 +109,7 @@ def test_the_run_folder_holds_what_people_depend_on(trained, prepared, tokenizer
     assert losses[-1] < losses[0] - 0.3, "three epochs on eighty pairs must teach something"
 
 
-def test_no_pickle_but_the_trainers_own_and_no_secret_in_the_run(trained):
+def test_no_pickle_in_the_adapter(trained):
     run, _ = trained
     assert not [path for path in (run / "adapter").rglob("*") if path.suffix in (".bin", ".pt", ".pkl")]
 

@@ -46,6 +46,8 @@ def test_resume_never_auto_and_path(tmp_path):
     assert resume_point(tmp_path, str(whole)) == whole
     with pytest.raises(UserError, match="there is no such checkpoint folder"):
         resume_point(tmp_path, str(tmp_path / "nowhere"))
+    with pytest.raises(UserError, match="is a checkpoint of another run"):
+        resume_point(tmp_path / "other", str(whole))
     torn = checkpoint(tmp_path, 20, without="optimizer.pt")
     with pytest.raises(UserError, match=r"incomplete, it has no optimizer\.pt"):
         resume_point(tmp_path, str(torn))
