@@ -16,7 +16,7 @@ from llm_qa.models import tiny
 from llm_qa.models.loading import load_tokenizer
 from llm_qa.models.lora import add_lora, trainable_report
 from llm_qa.models.shapes import SHAPES, model_config
-from llm_qa.training.trainer import accumulation_steps
+from llm_qa.training.strategy import Strategy, accumulation_steps, micro_batch_size
 
 TOKENS_PER_CHARACTER = 0.6  # of polyglot-ko's tokenizer on Korean prose, roughly; used only without the tokenizer
 
@@ -63,7 +63,7 @@ def count_packs(recipe: Recipe, records: list[QARecord]) -> tuple[int, int, str]
     return len(PackedDataset(pairs, recipe.pack_length, recipe.loss_on, recipe.seed)), len(pairs.tokens), "counted"
 
 
-def dry_run(recipe: Recipe, data: list[str] | None, world: int) -> str:
+def dry_run(recipe: Recipe, data: list[str] | None, strategy: Strategy) -> str:
     """The text that `--dry-run` prints: parameters by module, tokens an update, updates an epoch."""
     records = load_split(prepared_folder(data), "train")
     model = meta_model(recipe, records)
@@ -81,8 +81,8 @@ def dry_run(recipe: Recipe, data: list[str] | None, world: int) -> str:
             format_table(["base module", "parameters"], [*rows, ["all", f"{sum(by_module.values()):,}"]]),
             trainable_report(model),
             f"tokens an update: {tokens / packs * min(recipe.global_batch_size, packs):,.0f} real tokens in "
-            f"{recipe.global_batch_size} sequences ({recipe.micro_batch_size} a pass, "
-            f"{accumulation_steps(recipe, world)} passes on each of {world} processes)",
+            f"{recipe.global_batch_size} sequences ({micro_batch_size(recipe, strategy.processes)} a pass, "
+            f"{accumulation_steps(recipe, strategy.processes)} passes a process; {strategy})",
             f"updates an epoch: {steps:,} ({tokens:,} tokens in {packs:,} packs of {len(records):,} records; {how})",
             "dry run: no weights were read or written",
         ]

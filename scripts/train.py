@@ -12,6 +12,8 @@ import argparse
 import shutil
 from pathlib import Path
 
+import torch
+
 from llm_qa import files, planning
 from llm_qa.config import EMBEDDED_MODEL, Recipe, load_recipe, recipe_flags
 from llm_qa.console import StoppedEarly, format_seconds, is_main_process, run_script, say
@@ -25,9 +27,18 @@ from llm_qa.models.lora import add_lora, linear_parameters, parameter_counts, tr
 from llm_qa.models.quantization import gpu_capability, resolve_precision
 from llm_qa.models.tiny import embedded_model
 from llm_qa.training.callbacks import RealTokens, StepLog, StopInTime, StopOnNonFinite, sum_over_ranks
-from llm_qa.training.checkpoints import resume_point
+from llm_qa.training.checkpoints import check_layout, make_universal, resume_point
 from llm_qa.training.run_folder import is_finished, open_run, save_final
-from llm_qa.training.trainer import build_trainer, training_arguments, world_size
+from llm_qa.training.strategy import (
+    check_strategy,
+    final_weights,
+    fit_precision,
+    quiet_other_ranks,
+    read_strategy,
+    start_engine,
+    world_size,
+)
+from llm_qa.training.trainer import build_trainer, training_arguments
 
 
 def parse_arguments() -> tuple[argparse.Namespace, Recipe]:
@@ -58,13 +69,18 @@ def report_too_long(run_dir: Path, too_long: list[TooLong], max_length: int) -> 
 def main() -> int:
     """Phases: recipe, data, model, training, saving."""
     options, recipe = parse_arguments()
+    strategy = read_strategy()
     if options.dry_run:
-        print(planning.dry_run(recipe, options.data, world_size()))
+        say(planning.dry_run(recipe, options.data, strategy))
         return 0
     planning.check_hardware(recipe, gpu_capability())
-    precision = resolve_precision(recipe, gpu_capability())
-    resume_point(options.run, options.resume)
-    arguments = training_arguments(recipe, precision, options.run)
+    check_strategy(recipe, strategy, torch.cuda.device_count() if torch.cuda.is_available() else None)
+    precision = fit_precision(resolve_precision(recipe, gpu_capability()), strategy)
+    checkpoint = resume_point(options.run, options.resume)
+    reshape = checkpoint is not None and check_layout(checkpoint, strategy)
+    quiet_other_ranks()
+    arguments = training_arguments(recipe, precision, strategy, options.run)
+    start_engine(strategy)
 
     # --- data ----------------------------------------------------------------------------------------------------
     with arguments.main_process_first(local=False):
@@ -82,14 +98,15 @@ def main() -> int:
     tokenizer = load_tokenizer(model_source)
     pairs, too_long = tokenize_records(tokenizer, train_records, recipe.max_length)
     report_too_long(options.run, too_long, recipe.max_length)
-    train_set = PackedDataset(pairs, recipe.pack_length, recipe.loss_on, recipe.seed)
+    train_set = PackedDataset(pairs, recipe.pack_length, recipe.loss_on, recipe.seed, recipe.global_batch_size)
     validation_set = None
     if validation_records:
         validation_pairs, _ = tokenize_records(tokenizer, validation_records, recipe.max_length, what="validation")
-        validation_set = PackedDataset(validation_pairs, recipe.pack_length, recipe.loss_on, recipe.seed)
+        at_once = arguments.per_device_eval_batch_size * strategy.processes
+        validation_set = PackedDataset(validation_pairs, recipe.pack_length, recipe.loss_on, recipe.seed, at_once)
     say(
         f"data: {data_dir}, {len(train_records):,} records, {len(pairs):,} pairs, {len(pairs.tokens):,} tokens in "
-        f"{len(train_set):,} packs, {train_set.efficiency:.1%} full"
+        f"{len(train_set.packs):,} packs, {train_set.efficiency:.1%} full"
     )
     record = train_records[0]
     example = encode_documents(tokenizer, [(record.questions[0], record.answers[0], record.context)])[0]
@@ -97,12 +114,12 @@ def main() -> int:
 
     # --- model ---------------------------------------------------------------------------------------------------
     say(f"model: {recipe.model}, {precision.why}")
-    model = load_base(model_source, precision, on_gpu=arguments.deepspeed_plugin is None)
+    model = load_base(model_source, precision, on_gpu=not strategy.deepspeed)
     check_tokenizer_fits(tokenizer, model)
     align_special_tokens(model, tokenizer)
     linears = linear_parameters(model)
     if recipe.method == "lora":
-        model = add_lora(model, recipe)
+        model = add_lora(model, recipe, precision.trains_in)
     say(trainable_report(model))
     total, trainable = parameter_counts(model)
 
@@ -113,12 +130,16 @@ def main() -> int:
     stop = StopInTime(recipe.max_hours)
     callbacks = [stop, RealTokens(), step_log, StopOnNonFinite()]  # tokens are counted after the wish to stop and save
     trainer = build_trainer(model, tokenizer, arguments, train_set, validation_set, callbacks)
-    checkpoint = resume_point(options.run, options.resume)
     if checkpoint:
         say(f"going on from {checkpoint}")
+    if reshape:
+        with arguments.main_process_first(local=False):
+            make_universal(checkpoint)
+        arguments.deepspeed_plugin.hf_ds_config.config["checkpoint"] = {"load_universal": True}
     say(
-        f"training: {recipe.global_batch_size} x {train_set.capacity} tokens an update on {world_size()} process(es), "
-        f"{arguments.gradient_accumulation_steps} accumulation steps, {gpus.device_name()}"
+        f"training: {recipe.global_batch_size} x {train_set.capacity} tokens an update; {strategy}, "
+        f"{arguments.per_device_train_batch_size} a pass, {arguments.gradient_accumulation_steps} passes a process, "
+        f"{gpus.device_name()}"
     )
     stop.catch_signals()
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -135,11 +156,13 @@ def main() -> int:
         "tokens": state.num_input_tokens_seen,
         "wall_seconds": round(seconds, 3),
         "tokens_per_second": round(state.num_input_tokens_seen / seconds, 1),
-        "mfu": step_log.mfu(state.num_input_tokens_seen / seconds / world_size()),
+        "mfu": step_log.mfu(state.num_input_tokens_seen / seconds / strategy.processes),
         "seconds_per_epoch": round(seconds / state.epoch, 3),
         "peak_memory_bytes": gather_over_ranks(gpus.peak_memory_bytes(), arguments.device),
         "device": gpus.device_name(),
-        "processes": world_size(),
+        "strategy": strategy.name,
+        "processes": strategy.processes,
+        "engine": type(trainer.model_wrapped).__name__,
         "total_parameters": total,
         "trainable_parameters": trainable,
     }
@@ -150,10 +173,12 @@ def main() -> int:
             f"stopped early at step {state.global_step} of {state.max_steps} ({stop.reason}); everything is saved in "
             f"{options.run}, and the same command goes on"
         )
+    weights = final_weights(trainer)
     if is_main_process():
         if recipe.model == EMBEDDED_MODEL:
             shutil.copytree(model_source, options.run / EMBEDDED_BASE, dirs_exist_ok=True)
-        final = save_final(trainer.accelerator.unwrap_model(trainer.model), tokenizer, options.run, recipe, summary)
+        unwrapped = trainer.accelerator.unwrap_model(trainer.model)
+        final = save_final(unwrapped, weights, tokenizer, options.run, recipe, summary)
         say(
             f"done: {state.global_step} steps in {format_seconds(seconds)}, {summary['tokens_per_second']:,.0f} tok/s; "
             f"{final} is saved and read back equal"

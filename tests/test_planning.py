@@ -9,6 +9,7 @@ from llm_qa.config import load_recipe
 from llm_qa.console import UserError
 from llm_qa.models.shapes import SHAPES
 from llm_qa.planning import check_hardware, dry_run
+from llm_qa.training.strategy import Strategy
 
 RECIPES = sorted(Path("scripts/recipes").glob("*.yaml"))
 
@@ -17,7 +18,7 @@ RECIPES = sorted(Path("scripts/recipes").glob("*.yaml"))
 def test_every_recipe_dry_runs(path, tmp_path, monkeypatch):
     monkeypatch.setenv("LLM_QA_DATA", str(tmp_path))
     recipe = load_recipe(path)
-    text = dry_run(recipe, None, world=recipe.global_batch_size // recipe.micro_batch_size)
+    text = dry_run(recipe, None, Strategy())
     assert "updates an epoch:" in text
     assert "no weights were read" in text
     if recipe.model in SHAPES:
@@ -34,7 +35,7 @@ def test_every_recipe_carries_its_own_launch_command(path):
 
 def test_the_12b_adapter_has_the_parameters_that_arithmetic_gives(tmp_path, monkeypatch):
     monkeypatch.setenv("LLM_QA_DATA", str(tmp_path))
-    text = dry_run(load_recipe("scripts/recipes/qlora_12.8b.yaml"), None, world=1)
+    text = dry_run(load_recipe("scripts/recipes/qlora_12.8b.yaml"), None, Strategy())
     d, ff, layers, rank = 5120, 20480, 40, 8
     expected = layers * rank * ((d + 3 * d) + (d + d) + (d + ff) + (ff + d))
     assert f"{expected:,} trained" in text

@@ -117,16 +117,22 @@ def pack_documents(lengths: np.ndarray, pack_length: int, seed: int) -> list[lis
 
 
 class PackedDataset(torch.utils.data.Dataset):
-    """Item i is a pack: input_ids, position_ids and labels, int64 tensors of the pack's real length (no padding)."""
+    """Item i is a pack: input_ids, position_ids and labels, int64 tensors of the pack's real length (no padding).
 
-    def __init__(self, pairs: TokenizedPairs, pack_length: int, loss_on: str, seed: int):
+    The number of items is a multiple of `multiple_of`, the sequences of an update: what is missing is made up of empty
+    packs, one padding token that nobody learns, so that no document is seen twice in an epoch to fill the last update
+    and every number of processes does the same updates.
+    """
+
+    def __init__(self, pairs: TokenizedPairs, pack_length: int, loss_on: str, seed: int, multiple_of: int = 1):
         self.pairs = pairs
         self.loss_on = loss_on
         self.packs = pack_documents(pairs.lengths, pack_length, seed)
         self.capacity = pack_length or int(pairs.lengths.max())
+        self.empty = -len(self.packs) % multiple_of
 
     def __len__(self) -> int:
-        return len(self.packs)
+        return len(self.packs) + self.empty
 
     @property
     def efficiency(self) -> float:
@@ -134,6 +140,9 @@ class PackedDataset(torch.utils.data.Dataset):
         return len(self.pairs.tokens) / (len(self.packs) * self.capacity)
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        if index >= len(self.packs):
+            pad = torch.zeros(1, dtype=torch.int64)
+            return {"input_ids": pad, "position_ids": pad, "labels": torch.full_like(pad, IGNORED)}
         inputs, positions, labels = [], [], []
         for document in self.packs[index]:
             begin, end = self.pairs.starts[document], self.pairs.starts[document + 1]

@@ -31,16 +31,20 @@ def build_lora_config(model: torch.nn.Module, recipe: Recipe) -> LoraConfig:
     )
 
 
-def add_lora(model: torch.nn.Module, recipe: Recipe) -> PeftModel:
+def add_lora(model: torch.nn.Module, recipe: Recipe, dtype: torch.dtype = torch.float32) -> PeftModel:
     """Freeze the base and put LoRA layers on it, their random start seeded by the recipe (Trainer seeds only later).
 
-    The LoRA weights are fp32 whatever the base. peft's prepare_model_for_kbit_training is not used: it would copy
-    embeddings and head to fp32 (1.2 GB on the 12.8B model) and switch to reentrant checkpointing; under autocast
-    LayerNorm runs in fp32 anyway.
+    The LoRA weights are fp32 whatever the base, unless the engine needs one `dtype` for all (DeepSpeed, trl#6089).
+    peft's prepare_model_for_kbit_training is not used: it would copy embeddings and head to fp32 (1.2 GB on the 12.8B
+    model) and switch to reentrant checkpointing; under autocast LayerNorm runs in fp32 anyway.
     """
     set_seed(recipe.seed)
     model.requires_grad_(False)
-    return get_peft_model(model, build_lora_config(model, recipe))
+    model = get_peft_model(model, build_lora_config(model, recipe))
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.to(dtype)
+    return model
 
 
 def count_parameters(parameter: torch.nn.Parameter) -> int:

@@ -25,6 +25,8 @@ class Precision:
     nf4: bool
     double_quant: bool
     why: str
+    trains_in: torch.dtype = torch.float32  # of LoRA's weights; a fully trained model's are `weights`
+    storage: torch.dtype | None = None  # elements that packed 4-bit weights are stored in; None: bytes
 
     @property
     def autocast(self) -> str | None:
@@ -41,6 +43,7 @@ class Precision:
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=self.double_quant,
             bnb_4bit_compute_dtype=self.compute,
+            bnb_4bit_quant_storage=self.storage,
         )
 
 

@@ -113,28 +113,43 @@ def _check_same_run(run_dir: Path, recipe: Recipe, data_sha256: str) -> None:
         )
 
 
-def save_final(model: PreTrainedModel | PeftModel, tokenizer, run_dir: Path, recipe: Recipe, summary: dict) -> Path:
-    """Save the adapter or the model with its tokenizer and card, staged then renamed; returns the folder."""
+def save_final(
+    model: PreTrainedModel | PeftModel,
+    weights: dict[str, torch.Tensor],
+    tokenizer,
+    run_dir: Path,
+    recipe: Recipe,
+    summary: dict,
+) -> Path:
+    """Save the adapter or the model with its tokenizer and card, staged then renamed; returns the folder.
+
+    `weights` are whole tensors by their names in `model`, whose own may be shares (ZeRO-3).
+    """
     final = final_folder(run_dir, recipe)
     staged = final.with_name(f".{final.name}.part")
     shutil.rmtree(staged, ignore_errors=True)
-    model.save_pretrained(staged)
+    model.save_pretrained(staged, state_dict=weights)
     save_tokenizer(tokenizer, staged)
-    check_saved(model, staged)
+    check_saved(model, weights, staged)
     files.write_text(staged / "README.md", model_card(recipe, summary))
     shutil.rmtree(final, ignore_errors=True)
     os.replace(staged, final)
     return final
 
 
-def check_saved(model: PreTrainedModel | PeftModel, folder: Path) -> None:
-    """Read the saved tensors back and compare them with the live ones, bit for bit; RuntimeError names what differs.
+def check_saved(model: PreTrainedModel | PeftModel, weights: dict[str, torch.Tensor], folder: Path) -> None:
+    """Read the saved tensors back and compare them with `weights`, bit for bit; RuntimeError names what differs.
 
     Guards against adapters that were saved empty or sharded (trl#4416, peft#2892). A live tensor under another name on
     disk (GPT-NeoX's head is stored as `embed_out`) counts as saved when one stored tensor equals it; tied ones are
     stored once.
     """
-    live = get_peft_model_state_dict(model) if isinstance(model, PeftModel) else model.state_dict()
+    live = get_peft_model_state_dict(model, state_dict=weights) if isinstance(model, PeftModel) else weights
+    shapes = {name: getattr(p, "ds_shape", p.shape) for name, p in model.named_parameters() if p.requires_grad}
+    wrong = [name for name, shape in shapes.items() if name in weights and weights[name].shape != shape]
+    absent = [name for name in shapes if name not in weights]
+    if wrong or absent:
+        raise RuntimeError(f"These weights are not whole: {', '.join([*wrong, *absent][:5])}.")
     saved: dict[str, torch.Tensor] = {}
     for path in sorted(folder.glob("*.safetensors")):
         saved.update(load_file(path))

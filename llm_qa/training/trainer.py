@@ -1,4 +1,4 @@
-"""A transformers.Trainer from a recipe: its arguments, its callbacks, nothing overridden."""
+"""A transformers.Trainer from a recipe: its arguments, its callbacks; nothing overridden but the validation loss."""
 
 from __future__ import annotations
 
@@ -11,32 +11,20 @@ import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.integrations import get_reporting_integration_callbacks
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
-from transformers.trainer_utils import IntervalStrategy
+from transformers.trainer_utils import EvalLoopOutput, IntervalStrategy
 
 from llm_qa import files
 from llm_qa.config import Recipe
-from llm_qa.console import UserError, say
-from llm_qa.data.packing import PackedDataset, collate_packs
+from llm_qa.console import UserError, progress, say
+from llm_qa.data.packing import IGNORED, PackedDataset, collate_packs
 from llm_qa.models.quantization import Precision
+from llm_qa.training.callbacks import sum_over_ranks
+from llm_qa.training.strategy import Strategy, accumulation_steps, micro_batch_size
 
 
-def world_size() -> int:
-    """Number of processes that `accelerate launch` started."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def accumulation_steps(recipe: Recipe, world: int) -> int:
-    """Forward passes a GPU makes before an update, so that the global batch is the recipe's on any number of GPUs."""
-    at_once = recipe.micro_batch_size * world
-    if recipe.global_batch_size % at_once:
-        raise UserError(
-            f"global_batch_size {recipe.global_batch_size} is not a multiple of micro_batch_size "
-            f"{recipe.micro_batch_size} x {world} processes: set --global-batch-size to a multiple of {at_once}."
-        )
-    return recipe.global_batch_size // at_once
-
-
-def training_arguments(recipe: Recipe, precision: Precision, run_dir: str | Path) -> TrainingArguments:
+def training_arguments(
+    recipe: Recipe, precision: Precision, strategy: Strategy, run_dir: str | Path
+) -> TrainingArguments:
     """TrainingArguments of a recipe: its own TrainingArguments names over the project's defaults."""
     known = {f.name for f in dataclasses.fields(TrainingArguments)}
     checkpointing = "activation_checkpointing" if "activation_checkpointing" in known else "gradient_checkpointing"
@@ -55,9 +43,9 @@ def training_arguments(recipe: Recipe, precision: Precision, run_dir: str | Path
         "lr_scheduler_type": "cosine",
         **recipe.training,
         "output_dir": str(Path(run_dir) / files.CHECKPOINTS),
-        "per_device_train_batch_size": recipe.micro_batch_size,
-        "per_device_eval_batch_size": recipe.micro_batch_size,
-        "gradient_accumulation_steps": accumulation_steps(recipe, world_size()),
+        "per_device_train_batch_size": micro_batch_size(recipe, strategy.processes),
+        "per_device_eval_batch_size": micro_batch_size(recipe, strategy.processes),
+        "gradient_accumulation_steps": accumulation_steps(recipe, strategy.processes),
         "bf16": precision.autocast == "bf16",
         "fp16": precision.autocast == "fp16",
         checkpointing: recipe.recompute,
@@ -74,7 +62,7 @@ def training_arguments(recipe: Recipe, precision: Precision, run_dir: str | Path
     }
     if on_cpu:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # deepspeed would say at import that it found no GPU
-    if on_cpu and world_size() > 1:
+    if on_cpu and (strategy.processes > 1 or strategy.deepspeed):
         values["ddp_backend"] = "gloo"
     try:
         arguments = TrainingArguments(**values)
@@ -93,6 +81,33 @@ def check_reporters(arguments: TrainingArguments) -> None:
         raise UserError(f"--report-to {','.join(arguments.report_to)}: {' '.join(str(error).split())}") from None
 
 
+class PackTrainer(Trainer):
+    """Trainer with a validation loss that is a mean over learned tokens, the same on any number of processes.
+
+    Trainer's own is a mean over batches, in which a pack of few answers counts as much as a full one.
+    """
+
+    def evaluation_loop(
+        self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
+    ):
+        """Mean loss of the validation set, in nats a learned token."""
+        model = self.model_wrapped
+        model.eval()
+        loss_sum = torch.zeros((), dtype=torch.float64, device=self.args.device)
+        tokens = torch.zeros((), dtype=torch.int64, device=self.args.device)
+        for batch in progress(dataloader, what=description.lower(), unit="batches"):
+            batch = self._prepare_inputs(batch)
+            learned = (batch["labels"] != IGNORED).sum()
+            with torch.no_grad(), self.compute_loss_context_manager():
+                loss = model(**batch).loss
+            loss_sum += torch.where(learned > 0, loss.double() * learned, 0.0)  # an empty pack's mean is 0 / 0
+            tokens += learned
+        loss_sum, tokens = sum_over_ranks([loss_sum.item(), float(tokens.item())], self.args.device)
+        model.train()
+        metrics = {f"{metric_key_prefix}_loss": loss_sum / tokens}
+        return EvalLoopOutput(None, None, metrics, num_samples=len(dataloader.dataset))
+
+
 def build_trainer(
     model: torch.nn.Module,
     tokenizer,
@@ -100,12 +115,12 @@ def build_trainer(
     train_set: PackedDataset,
     validation_set: PackedDataset | None,
     callbacks: list[TrainerCallback],
-) -> Trainer:
+) -> PackTrainer:
     """Trainer on packs, with the project's own log line and bar in place of Trainer's."""
     if validation_set is None:
         say("the data has no validation records: no validation loss during training")
         arguments.eval_strategy = IntervalStrategy.NO
-    trainer = Trainer(
+    trainer = PackTrainer(
         model=model,
         args=arguments,
         data_collator=partial(collate_packs, pad_token_id=tokenizer.pad_token_id),

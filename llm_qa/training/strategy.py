@@ -1,0 +1,191 @@
+"""HOW a recipe runs: what `accelerate launch` decided, read from its environment, and which pairs cannot work.
+
+The engine is torch's DistributedDataParallel or DeepSpeed's ZeRO (Rajbhandari et al. 2020, arXiv:1910.02054) as they
+come. Everything here is decided before a weight is read.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from llm_qa.config import Recipe
+from llm_qa.console import UserError, is_main_process, say
+from llm_qa.models.quantization import Precision
+
+OFFLOAD_OPTIMIZERS = ("adamw_torch", "adamw_torch_fused")  # the only ones that accelerate maps to the same mathematics
+TRUE = ("1", "true", "yes")
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """How many processes, and what ZeRO shares out among them (stage 0: nothing, one process or DDP)."""
+
+    processes: int = 1
+    processes_here: int = 1
+    machines: int = 1
+    zero_stage: int = 0
+    offload_weights: bool = False
+    offload_optimizer: bool = False
+
+    @property
+    def deepspeed(self) -> bool:
+        """True when DeepSpeed is the engine."""
+        return self.zero_stage > 0
+
+    @property
+    def name(self) -> str:
+        """What people call it: 'one process', 'DDP', 'ZeRO-3 with CPU offload'."""
+        if not self.deepspeed:
+            return "DDP" if self.processes > 1 else "one process"
+        return f"ZeRO-{self.zero_stage}" + (
+            " with CPU offload" if self.offload_weights or self.offload_optimizer else ""
+        )
+
+    def __str__(self) -> str:
+        machines = f" on {self.machines} machines" if self.machines > 1 else ""
+        return f"{self.name}, {self.processes} process{'es' if self.processes > 1 else ''}{machines}"
+
+
+def world_size() -> int:
+    """Number of processes that `accelerate launch` started, over all machines."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def read_strategy(environment: Mapping[str, str] = os.environ) -> Strategy:
+    """The strategy that `accelerate launch` set up; UserError for one that this project does not run."""
+    processes, here = int(environment.get("WORLD_SIZE", "1")), int(environment.get("LOCAL_WORLD_SIZE", "1"))
+    strategy = Strategy(processes, here, machines=max(1, processes // max(1, here)))
+    if environment.get("ACCELERATE_USE_FSDP", "").lower() in TRUE:
+        raise UserError(
+            "The accelerate config asks for FSDP, which this project does not run: use accelerate_configs/zero3.yaml, "
+            "which shares weights, gradients and optimizer states in the same way."
+        )
+    if environment.get("ACCELERATE_USE_DEEPSPEED", "").lower() not in TRUE:
+        return strategy
+    path = environment.get("ACCELERATE_DEEPSPEED_CONFIG_FILE")
+    if not path:
+        raise UserError(
+            "The accelerate config asks for DeepSpeed without a deepspeed_config_file: name one of ds_configs/ there, "
+            "or use accelerate_configs/zero2.yaml, zero3.yaml or zero3_offload.yaml."
+        )
+    try:
+        zero = json.loads(Path(path).read_text(encoding="utf-8")).get("zero_optimization", {})
+        stage = int(zero.get("stage", 0))
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise UserError(
+            f"The DeepSpeed config {path} that the accelerate config names cannot be read ({error}): start from the "
+            "project's folder, or correct deepspeed_config_file."
+        ) from None
+    if stage not in (2, 3):
+        raise UserError(
+            f"The DeepSpeed config {path} asks for ZeRO stage {stage}: this project runs stages 2 and 3 (and plain "
+            "data parallelism with accelerate_configs/ddp.yaml)."
+        )
+
+    def offloads(what: str) -> bool:
+        return (zero.get(what) or {}).get("device", "none") != "none"
+
+    return replace(
+        strategy,
+        zero_stage=stage,
+        offload_weights=offloads("offload_param"),
+        offload_optimizer=offloads("offload_optimizer"),
+    )
+
+
+def check_strategy(recipe: Recipe, strategy: Strategy, gpus: int | None) -> None:
+    """Refuse a recipe that cannot run on a strategy, in one sentence with the flag to change, before anything is read.
+
+    `gpus` is how many this machine has; None on a machine without.
+    """
+    accumulation_steps(recipe, strategy.processes)
+    if gpus is not None and strategy.processes_here > gpus:
+        raise UserError(
+            f"{strategy.processes_here} processes were started on a machine with {gpus} GPU{'s'[: gpus > 1]}: "
+            f"set --num_processes {gpus * strategy.machines} of accelerate launch (NUM_GPUS={gpus} for make)."
+        )
+    if recipe.base_precision == "nf4" and strategy.offload_weights:
+        raise UserError(
+            f"base_precision nf4 with {strategy.name}: 4-bit weights cannot be kept in the machine's memory, as their "
+            "scales stay on the GPU: use accelerate_configs/zero3.yaml, or set --base-precision to 16bit."
+        )
+    optimizer = recipe.training.get("optim", OFFLOAD_OPTIMIZERS[0])
+    if strategy.offload_optimizer and optimizer not in OFFLOAD_OPTIMIZERS:
+        raise UserError(
+            f"optim {optimizer} with {strategy.name} would silently become plain Adam without decoupled weight decay: "
+            f"set --optim to {OFFLOAD_OPTIMIZERS[0]}, which runs as DeepSpeed's CPU AdamW."
+        )
+
+
+def micro_batch_size(recipe: Recipe, processes: int) -> int:
+    """Sequences a forward pass of one process: the recipe's, or fewer where its share of the global batch is less."""
+    return min(recipe.micro_batch_size, max(1, recipe.global_batch_size // processes))
+
+
+def accumulation_steps(recipe: Recipe, processes: int) -> int:
+    """Forward passes a process makes before an update, so that the global batch is the recipe's on any number of GPUs.
+
+    Raises UserError when the global batch cannot be shared out evenly.
+    """
+    at_once = micro_batch_size(recipe, processes) * processes
+    if recipe.global_batch_size % at_once:
+        raise UserError(
+            f"global_batch_size {recipe.global_batch_size} is not a multiple of micro_batch_size "
+            f"{recipe.micro_batch_size} x {processes} processes: set --global-batch-size to a multiple of {at_once}."
+        )
+    return recipe.global_batch_size // at_once
+
+
+def fit_precision(precision: Precision, strategy: Strategy) -> Precision:
+    """What ZeRO needs of the dtypes, said aloud: one dtype for all that trains, and 4-bit storage that it can share.
+
+    ZeRO-3 flattens parameters of one dtype into one buffer, so packed 4-bit weights are stored in elements of the
+    dtype of the others (`bnb_4bit_quant_storage`). Under 16-bit products DeepSpeed casts all weights to 16 bits and
+    keeps fp32 masters of what trains in the optimizer.
+    """
+    if not strategy.deepspeed:
+        return precision
+    cast = precision.compute != precision.weights and precision.compute != torch.float32
+    if cast:
+        say(f"{strategy.name}: weights are kept in {precision.autocast}, with fp32 masters of what trains")
+    weights = precision.compute if cast else precision.weights
+    return replace(precision, weights=weights, trains_in=weights, storage=weights if strategy.zero_stage == 3 else None)
+
+
+def quiet_other_ranks() -> None:
+    """One voice: loading bars of the main process alone, and no library's notes about its own deprecations."""
+    from transformers.utils import logging
+
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
+    if not is_main_process():
+        logging.disable_progress_bar()
+
+
+def start_engine(strategy: Strategy) -> None:
+    """Let DeepSpeed join the process group that TrainingArguments opened (it shares weights while they are loaded)."""
+    if strategy.deepspeed:
+        import deepspeed
+
+        deepspeed.init_distributed("nccl" if torch.cuda.is_available() else "gloo", verbose=False)
+
+
+def final_weights(trainer) -> dict[str, torch.Tensor]:
+    """Name -> whole tensor of what a run has trained: all weights, or those of the adapter. Every rank must call it.
+
+    Under ZeRO-3 each rank holds a share; they are gathered to the main process (the others get what they have).
+    """
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    adapter = hasattr(model, "peft_config")
+    if not (trainer.is_deepspeed_enabled and trainer.accelerator.state.deepspeed_plugin.zero_stage == 3):
+        state = model.state_dict()
+    else:
+        state = trainer.deepspeed._zero3_consolidated_16bit_state_dict(exclude_frozen_parameters=adapter) or {}
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    return {name: tensor for name, tensor in state.items() if not adapter or name in trained}
