@@ -31,6 +31,7 @@ from llm_qa.training.checkpoints import check_layout, make_universal, resume_poi
 from llm_qa.training.run_folder import is_finished, open_run, save_final
 from llm_qa.training.strategy import (
     check_strategy,
+    engine_report,
     final_weights,
     fit_precision,
     quiet_other_ranks,
@@ -162,7 +163,7 @@ def main() -> int:
         "device": gpus.device_name(),
         "strategy": strategy.name,
         "processes": strategy.processes,
-        "engine": type(trainer.model_wrapped).__name__,
+        "engine": engine_report(trainer),
         "total_parameters": total,
         "trainable_parameters": trainable,
     }

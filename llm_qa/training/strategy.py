@@ -176,6 +176,15 @@ def start_engine(strategy: Strategy) -> None:
         deepspeed.init_distributed("nccl" if torch.cuda.is_available() else "gloo", verbose=False)
 
 
+def engine_report(trainer) -> dict:
+    """What really ran, asked of the engine itself: its class, ZeRO stage and number of processes."""
+    engine = trainer.model_wrapped
+    stage = engine.zero_optimization_stage() if hasattr(engine, "zero_optimization_stage") else 0
+    together = torch.distributed.is_available() and torch.distributed.is_initialized()
+    processes = torch.distributed.get_world_size() if together else 1
+    return {"class": type(engine).__name__, "zero_stage": stage, "processes": processes}
+
+
 def final_weights(trainer) -> dict[str, torch.Tensor]:
     """Name -> whole tensor of what a run has trained: all weights, or those of the adapter. Every rank must call it.
 

@@ -1,0 +1,87 @@
+"""Start real training runs on several CPU processes and read what they leave behind."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+from command_line import ROOT, environment
+
+RECIPE = {
+    "model": "embedded",
+    "max_length": 256,
+    "pack_length": 256,
+    "global_batch_size": 8,
+    "micro_batch_size": 2,
+    "recompute": False,
+    "learning_rate": 1.0e-3,
+    "lr_scheduler_type": "constant",
+    "weight_decay": 0.01,
+    "max_grad_norm": 0,
+    "max_steps": 4,
+    "logging_steps": 1,
+    "save_steps": 2,
+}
+LORA = {"method": "lora", "lora_r": 4, "lora_alpha": 16, "lora_dropout": 0}
+KINDS = {
+    "nf4": {**LORA, "base_precision": "nf4"},
+    "lora_fp32": {**LORA, "base_precision": "fp32"},
+    "lora_bf16": {**LORA, "base_precision": "bf16"},
+    "full": {"method": "full", "base_precision": "fp32"},
+}
+PROCESSES = {"single_gpu": 1, "ddp": 2, "zero2": 2, "zero3": 2, "zero3_offload": 2}
+
+
+def write_recipe(folder: Path, kind: str, **changes) -> Path:
+    """A recipe file for one kind of training, small enough for seconds on a CPU."""
+    path = folder / f"{kind}.yaml"
+    path.write_text(yaml.safe_dump({**RECIPE, **KINDS[kind], **changes}), encoding="utf-8")
+    return path
+
+
+def command(strategy: str, recipe: Path, run: Path, *flags: str, launch: tuple[str, ...] = ()) -> list[str]:
+    """`accelerate launch` of a recipe with a strategy, as in the README."""
+    start = [sys.executable, "-m", "accelerate.commands.launch", "--quiet"]
+    config = ["--config_file", f"accelerate_configs/{strategy}.yaml", *launch]
+    return [*start, *config, "scripts/train.py", str(recipe), "--run", str(run), *flags]
+
+
+def start(arguments: list[str], log: Path, **more: str) -> subprocess.Popen:
+    """Start a launch in its own process group; what it prints goes to `log`."""
+    with open(log, "a", encoding="utf-8") as output:
+        return subprocess.Popen(
+            arguments,
+            cwd=ROOT,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            env=environment(DS_ACCELERATOR="cpu", **more),
+            start_new_session=True,
+        )
+
+
+def train(strategy: str, recipe: Path, run: Path, *flags: str, launch: tuple[str, ...] = ()) -> str:
+    """Train to the end and return what was printed; the test fails with that text if the run does."""
+    log = run.with_suffix(".txt")
+    code = start(command(strategy, recipe, run, *flags, launch=launch), log).wait(timeout=300)
+    printed = log.read_text(encoding="utf-8")
+    assert code == 0, printed[-4000:]
+    return printed
+
+
+def losses(run: Path) -> list[float]:
+    """The training losses of a run, step by step."""
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [line["loss"] for line in sorted(lines, key=lambda line: line["step"]) if "loss" in line]
+
+
+def validation_loss(run: Path) -> float:
+    """The last validation loss of a run: what the live model scored."""
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    return next(line["validation_loss"] for line in reversed(lines) if "validation_loss" in line)
+
+
+def training(run: Path) -> dict:
+    """A run's training.json."""
+    return json.loads((run / "training.json").read_text(encoding="utf-8"))

@@ -1,0 +1,133 @@
+"""Every recipe on every strategy, on two real processes: the same losses and weights, and what is saved is whole."""
+
+import functools
+
+import oracle
+import pytest
+import torch
+from launching import KINDS, PROCESSES, command, losses, start, train, training, validation_loss, write_recipe
+from safetensors.torch import load_file
+
+from llm_qa.config import load_recipe
+from llm_qa.data.packing import PackedDataset, collate_packs, tokenize_records
+from llm_qa.data.preparation import prepared_folder
+from llm_qa.data.records import load_split
+from llm_qa.evaluation.generation import GenerationSettings, generate_answers
+from llm_qa.models.loading import load_run
+
+pytestmark = pytest.mark.distributed
+REFUSED = {("nf4", "zero3_offload"): "set --base-precision to 16bit"}
+CELLS = [(kind, strategy) for kind in KINDS for strategy in PROCESSES if (kind, strategy) not in REFUSED]
+ENGINE = {
+    "single_gpu": (None, 0),  # the model itself
+    "ddp": ("DistributedDataParallel", 0),
+    "zero2": ("DeepSpeedEngine", 2),
+    "zero3": ("DeepSpeedEngine", 3),
+    "zero3_offload": ("DeepSpeedEngine", 3),
+}
+ROUNDING = {"lora_bf16": 2e-2}  # 16-bit products, and under DeepSpeed 16-bit LoRA weights beside fp32 masters
+EXACT = 1e-5
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """kind, strategy -> the folder of a finished run, trained once; a name and changes of the recipe make another."""
+    folder = tmp_path_factory.mktemp("matrix")
+
+    @functools.cache
+    def run(kind, strategy, name="", **changes):
+        recipe = write_recipe(folder, kind, **changes)
+        path = folder / f"{kind}-{strategy}{name}"
+        train(strategy, recipe, path)
+        return path
+
+    run.folder = folder
+    return run
+
+
+@pytest.fixture(scope="module")
+def expected(runs):
+    """kind -> (losses, weights) of the explicit loop."""
+    return functools.cache(lambda kind: oracle.train(write_recipe(runs.folder, kind)))
+
+
+def saved_weights(run):
+    """Every tensor of a finished run's final folder, by its name in peft's or transformers' file."""
+    folder = next(path for path in (run / "adapter", run / "model") if path.is_dir())
+    assert not [path.name for path in folder.iterdir() if path.suffix in (".bin", ".pt")]
+    return {name: tensor for path in folder.glob("*.safetensors") for name, tensor in load_file(path).items()}
+
+
+def difference(run, weights):
+    """Largest difference between saved weights and the oracle's, and the names that only one of them has."""
+    saved = {
+        name.replace("lora_A.weight", "lora_A.default.weight").replace("lora_B.weight", "lora_B.default.weight"): tensor
+        for name, tensor in saved_weights(run).items()
+    }
+    saved = {name.replace("embed_out", "lm_head"): tensor for name, tensor in saved.items()}  # GPT-NeoX's head on disk
+    return max((saved[name].float() - weights[name].float()).abs().max().item() for name in weights), (
+        set(saved) ^ set(weights)
+    )
+
+
+@pytest.mark.parametrize(("kind", "strategy"), CELLS)
+def test_every_strategy_is_the_same_mathematics(kind, strategy, runs, expected):
+    run = runs(kind, strategy)
+    engine, stage = ENGINE[strategy]
+    inside = training(run)["engine"]
+    assert inside["class"] == (engine or ("GPTNeoXForCausalLM" if kind == "full" else "PeftModelForCausalLM"))
+    assert inside["zero_stage"] == stage
+    assert inside["processes"] == PROCESSES[strategy]
+    reference, weights = expected(kind)
+    tolerance = ROUNDING.get(kind, EXACT)
+    assert losses(run) == pytest.approx(reference, rel=tolerance)
+    largest, unmatched = difference(run, weights)
+    assert not unmatched
+    assert largest < (5e-5 if kind not in ROUNDING else 5e-3)
+
+
+@pytest.mark.parametrize(("kind", "strategy"), CELLS)
+def test_what_is_saved_is_whole_and_answers(kind, strategy, runs):
+    run = runs(kind, strategy)
+    model, tokenizer = load_run(run)
+    recipe = load_recipe(run / "recipe.yaml")
+    records = load_split(prepared_folder(None), "validation")
+    pairs, _ = tokenize_records(tokenizer, records, recipe.max_length)
+    loss_sum = tokens = 0
+    packs = PackedDataset(pairs, recipe.pack_length, recipe.loss_on, recipe.seed)
+    for pack in (packs[i] for i in range(len(packs))):
+        batch = collate_packs([pack], tokenizer.pad_token_id)
+        learned = int((batch["labels"] != -100).sum())
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=kind == "lora_bf16"):
+            loss_sum += model(**batch, use_cache=False).loss.item() * learned
+        tokens += learned
+    assert loss_sum / tokens == pytest.approx(validation_loss(run), rel=ROUNDING.get(kind, EXACT))
+    answers = generate_answers(
+        model, tokenizer, [("벽지가 들뜨는 이유는 무엇인가요?",)], GenerationSettings(max_new_tokens=8)
+    )
+    assert len(answers) == 1
+
+
+@pytest.mark.parametrize(("kind", "strategy"), REFUSED)
+def test_a_pair_that_cannot_work_is_refused(kind, strategy, runs):
+    log = runs.folder / "refused.txt"
+    recipe = write_recipe(runs.folder, kind)
+    assert start(command(strategy, recipe, runs.folder / "refused"), log).wait(timeout=120) != 0
+    assert REFUSED[kind, strategy] in log.read_text(encoding="utf-8")
+    assert not (runs.folder / "refused").exists()
+
+
+def test_eight_passes_of_one_are_one_of_eight(runs, expected):
+    one = runs("nf4", "single_gpu", "-1x8", micro_batch_size=1)
+    eight = runs("nf4", "single_gpu", "-8x1", micro_batch_size=8)
+    reference, _ = expected("nf4")
+    assert losses(one) == pytest.approx(reference, rel=EXACT)
+    assert losses(eight) == pytest.approx(reference, rel=EXACT)
+
+
+def test_a_whole_epoch_ends_alike_where_packs_do_not_divide(runs):
+    alone = runs("nf4", "single_gpu", "-epoch", max_steps=-1, num_train_epochs=1, micro_batch_size=1)
+    together = runs("nf4", "ddp", "-epoch", max_steps=-1, num_train_epochs=1, micro_batch_size=1)
+    assert losses(together) == pytest.approx(losses(alone), rel=1e-4)
+    assert training(together)["tokens"] == training(alone)["tokens"]
+    assert validation_loss(together) == pytest.approx(validation_loss(alone), rel=1e-4)

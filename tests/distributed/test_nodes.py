@@ -1,0 +1,99 @@
+"""Two machines, another number of processes: launches of their own that train together, die and go on."""
+
+import os
+import shutil
+import signal
+import socket
+import time
+
+import pytest
+from launching import command, losses, start, train, training, write_recipe
+
+pytestmark = pytest.mark.distributed
+
+
+def free_port() -> str:
+    """A TCP port that nobody listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return str(listener.getsockname()[1])
+
+
+def start_machines(strategy, recipe, run, *flags):
+    """Two launches with a machine rank each, as two nodes would start them; returns the processes."""
+    port, launched = free_port(), []
+    for rank in ("0", "1"):
+        nodes = ("--num_machines", "2", "--num_processes", "2", "--machine_rank", rank)
+        nodes += ("--main_process_ip", "127.0.0.1", "--main_process_port", port)
+        log = run.with_name(f"{run.name}-machine-{rank}.txt")
+        launched.append(start(command(strategy, recipe, run, *flags, launch=nodes), log, LOCAL_WORLD_SIZE="1"))
+    return launched
+
+
+def end(launched) -> None:
+    """Nothing of a launch stays behind."""
+    for process in launched:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "zero3"])
+def test_two_machines_train_one_dies_both_start_again(strategy, tmp_path):
+    recipe = write_recipe(tmp_path, "nf4", max_steps=12, save_steps=3)
+    undisturbed, run = tmp_path / "undisturbed", tmp_path / "run"
+    train(strategy, recipe, undisturbed)
+
+    launched = start_machines(strategy, recipe, run)
+    try:
+        deadline = time.monotonic() + 180
+        while not any((run / "checkpoints").glob("checkpoint-*/trainer_state.json")):
+            assert time.monotonic() < deadline, (tmp_path / "run-machine-0.txt").read_text()[-3000:]
+            time.sleep(0.05)
+        os.killpg(launched[1].pid, signal.SIGKILL)  # the second machine is gone, with all its processes
+    finally:
+        launched[1].wait()
+        end(launched)
+    assert not (run / "adapter").exists()
+
+    again = start_machines(strategy, recipe, run)
+    try:
+        codes = [process.wait(timeout=240) for process in again]
+    finally:
+        end(again)
+    printed = (tmp_path / "run-machine-0.txt").read_text(encoding="utf-8")
+    assert codes == [0, 0], printed[-4000:]
+    assert "going on from" in printed
+    assert "on 2 machines" in printed
+    assert losses(run) == losses(undisturbed)
+    final = "adapter/adapter_model.safetensors"
+    assert (run / final).read_bytes() == (undisturbed / final).read_bytes()
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "zero2", "zero3"])
+def test_a_run_goes_on_with_another_number_of_processes(strategy, tmp_path):
+    recipe = write_recipe(tmp_path, "lora_fp32")
+    run = tmp_path / "two"
+    train(strategy, recipe, run)
+    for processes in (1, 4):
+        other = tmp_path / f"on-{processes}"
+        shutil.copytree(run, other)
+        for path in ("checkpoints/checkpoint-4", "adapter"):
+            shutil.rmtree(other / path)
+        (other / "training.json").unlink()
+        config = "single_gpu" if (strategy, processes) == ("ddp", 1) else strategy
+        printed = train(config, recipe, other, launch=("--num_processes", str(processes)))
+        assert "was made on 2 processes and goes on with" in printed
+        assert training(other)["engine"]["processes"] == processes
+        assert losses(other) == pytest.approx(losses(run), rel=1e-5)
+
+
+def test_another_engine_than_the_checkpoint_is_refused(tmp_path):
+    recipe = write_recipe(tmp_path, "lora_fp32")
+    run = tmp_path / "run"
+    train("ddp", recipe, run)
+    shutil.rmtree(run / "adapter")
+    (run / "training.json").unlink()
+    log = tmp_path / "refused.txt"
+    assert start(command("zero2", recipe, run), log).wait(timeout=120) != 0
+    assert "was made by one process or DDP and this is ZeRO-2, 2 processes" in log.read_text(encoding="utf-8")
