@@ -1,4 +1,5 @@
-# Every target is a visible command; `make help` lists them. Variables: RECIPE DATA RUN RUNS SPLIT ARGS PYTHON.
+# Every target is a visible command; `make help` lists them. Variables: RECIPE DATA RUN RUNS SPLIT ARGS PYTHON,
+# and for several GPUs: NUM_GPUS (of each machine) NUM_MACHINES MACHINE_RANK MAIN_IP MAIN_PORT.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -8,14 +9,20 @@ RUNS ?= $(RUN)
 SPLIT ?= test
 DATA ?=
 ARGS ?=
+NUM_GPUS ?= $(or $(shell nvidia-smi -L 2>/dev/null | grep -c ^GPU | grep -v '^0$$'),2)
+NUM_MACHINES ?= 1
+MACHINE_RANK ?= 0
+MAIN_IP ?= 127.0.0.1
+MAIN_PORT ?= 29500
+MACHINES = --num_processes $$(($(NUM_GPUS) * $(NUM_MACHINES))) --num_machines $(NUM_MACHINES) --machine_rank $(MACHINE_RANK) --main_process_ip $(MAIN_IP) --main_process_port $(MAIN_PORT)
 DATA_FLAG = $(if $(DATA),--data $(DATA))
 LAUNCH := $(BIN)/accelerate launch --quiet --config_file
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format train train-qlora plan eval report ask clean
+.PHONY: help install demo test test-distributed lint format train train-qlora train-ddp train-zero2 train-zero3 train-zero3-offload plan eval report ask clean
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | expand -t 18
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sort | sed -E 's/^([a-z0-9-]+):[^#]*## /\1\t/' | expand -t 22
 
 $(VENV)/installed: requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: $(PYTHON) is older than 3.11, which transformers 5.23 needs: set PYTHON=python3.11 or newer" >&2; exit 2; }
@@ -38,6 +45,18 @@ train: $(VENV)/installed ## train RECIPE on DATA with one process
 
 train-qlora: train ## polyglot-ko-12.8b in 4 bits on one GPU: DATA=train.csv
 
+train-ddp: $(VENV)/installed ## RECIPE on NUM_GPUS GPUs, the whole model on each
+	$(LAUNCH) accelerate_configs/ddp.yaml $(MACHINES) scripts/train.py $(RECIPE) $(DATA_FLAG) --run $(RUN) $(ARGS)
+
+train-zero2: $(VENV)/installed ## the same, gradients and optimizer shared out
+	$(LAUNCH) accelerate_configs/zero2.yaml $(MACHINES) scripts/train.py $(RECIPE) $(DATA_FLAG) --run $(RUN) $(ARGS)
+
+train-zero3: $(VENV)/installed ## the same, weights shared out too; NUM_MACHINES= MACHINE_RANK= MAIN_IP= for several nodes
+	$(LAUNCH) accelerate_configs/zero3.yaml $(MACHINES) scripts/train.py $(RECIPE) $(DATA_FLAG) --run $(RUN) $(ARGS)
+
+train-zero3-offload: $(VENV)/installed ## the same, weights and optimizer kept in the machine's memory
+	$(LAUNCH) accelerate_configs/zero3_offload.yaml $(MACHINES) scripts/train.py $(RECIPE) $(DATA_FLAG) --run $(RUN) $(ARGS)
+
 plan: $(VENV)/installed ## parameters, tokens and steps of RECIPE; no weights are read
 	$(BIN)/python scripts/train.py $(RECIPE) $(DATA_FLAG) --dry-run $(ARGS)
 
@@ -50,6 +69,9 @@ ask: $(VENV)/installed ## ask RUN's model at a prompt
 
 test: $(VENV)/installed ## every test but the distributed, gpu and slow ones
 	$(BIN)/python -m pytest -n 2 -m "not distributed and not gpu and not slow" $(ARGS)
+
+test-distributed: $(VENV)/installed ## every recipe on every strategy, on processes of this machine (about 15 minutes)
+	$(BIN)/python -m pytest tests/distributed -m distributed $(ARGS)
 
 lint: $(VENV)/installed ## ruff: rules and format
 	$(BIN)/ruff check .

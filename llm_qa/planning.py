@@ -13,9 +13,11 @@ from llm_qa.data.packing import PackedDataset, tokenize_records
 from llm_qa.data.preparation import prepared_folder
 from llm_qa.data.records import QARecord, load_split
 from llm_qa.models import tiny
+from llm_qa.models.linear_modules import linear_layers
 from llm_qa.models.loading import load_tokenizer
-from llm_qa.models.lora import add_lora, trainable_report
+from llm_qa.models.lora import add_lora, parameter_counts, trainable_report
 from llm_qa.models.shapes import SHAPES, model_config
+from llm_qa.training.sharing import GPUS, Sizes, sharing_rows
 from llm_qa.training.strategy import Strategy, accumulation_steps, micro_batch_size
 
 TOKENS_PER_CHARACTER = 0.6  # of polyglot-ko's tokenizer on Korean prose, roughly; used only without the tokenizer
@@ -72,6 +74,9 @@ def dry_run(recipe: Recipe, data: list[str] | None, strategy: Strategy) -> str:
         if not name.partition(".lora_")[1]:
             module = name.replace(".base_layer", "").rpartition(".")[0].rpartition(".")[2]
             by_module[module] = by_module.get(module, 0) + parameter.numel()
+    linear = sum(layer.weight.numel() for name, layer in linear_layers(model).items() if ".lora_" not in name)
+    total, trained = parameter_counts(model)
+    sizes = Sizes(linear, total - linear - (trained if recipe.method == "lora" else 0), trained)
     packs, tokens, how = count_packs(recipe, records)
     steps = math.ceil(packs / recipe.global_batch_size)
     rows = [[name, f"{count:,}"] for name, count in sorted(by_module.items(), key=lambda item: -item[1])]
@@ -84,6 +89,8 @@ def dry_run(recipe: Recipe, data: list[str] | None, strategy: Strategy) -> str:
             f"{recipe.global_batch_size} sequences ({micro_batch_size(recipe, strategy.processes)} a pass, "
             f"{accumulation_steps(recipe, strategy.processes)} passes a process; {strategy})",
             f"updates an epoch: {steps:,} ({tokens:,} tokens in {packs:,} packs of {len(records):,} records; {how})",
+            "weights, gradients and optimizer a GPU / sent by each GPU an update, in GiB (activations come on top):",
+            format_table(["", *(f"{gpus} GPU{'s'[: gpus > 1]}" for gpus in GPUS)], sharing_rows(recipe, sizes)),
             "dry run: no weights were read or written",
         ]
     )

@@ -31,6 +31,7 @@ from llm_qa.training.checkpoints import check_layout, make_universal, resume_poi
 from llm_qa.training.run_folder import is_finished, open_run, save_final
 from llm_qa.training.strategy import (
     check_strategy,
+    end_together,
     engine_report,
     final_weights,
     fit_precision,
@@ -170,6 +171,7 @@ def main() -> int:
     if is_main_process():
         files.write_json(options.run / files.TRAINING, summary)
     if stop.reason is not None:
+        end_together()
         raise StoppedEarly(
             f"stopped early at step {state.global_step} of {state.max_steps} ({stop.reason}); everything is saved in "
             f"{options.run}, and the same command goes on"
@@ -184,6 +186,7 @@ def main() -> int:
             f"done: {state.global_step} steps in {format_seconds(seconds)}, {summary['tokens_per_second']:,.0f} tok/s; "
             f"{final} is saved and read back equal"
         )
+    end_together()
     return 0
 
 

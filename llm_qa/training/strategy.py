@@ -185,6 +185,13 @@ def engine_report(trainer) -> dict:
     return {"class": type(engine).__name__, "zero_stage": stage, "processes": processes}
 
 
+def end_together() -> None:
+    """Wait until every rank is done and close the process group: one that leaves early can bring down the others."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+
+
 def final_weights(trainer) -> dict[str, torch.Tensor]:
     """Name -> whole tensor of what a run has trained: all weights, or those of the adapter. Every rank must call it.
 

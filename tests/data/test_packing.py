@@ -141,3 +141,15 @@ def test_real_tokens_are_counted_without_padding(tokenizer, records):
 def test_no_pair_that_fits_is_one_sentence(tokenizer, records):
     with pytest.raises(UserError, match="None of the 4 question-answer pairs fits max_length 9"):
         tokenize_records(tokenizer, records[:1], 9)
+
+
+def test_empty_packs_fill_the_last_update_and_teach_nothing(tokenizer, records):
+    pairs, _ = tokenize_records(tokenizer, records, 64)
+    plain = PackedDataset(pairs, 64, "answer", seed=0)
+    filled = PackedDataset(pairs, 64, "answer", seed=0, multiple_of=len(plain) + 3)
+    assert len(filled) == len(plain) + 3
+    assert filled.efficiency == plain.efficiency
+    empty = collate_packs([filled[len(plain)], filled[len(filled) - 1]], pad_token_id=0)
+    assert (empty["labels"] == IGNORED).all()
+    assert count_real_tokens(empty["position_ids"]) == 0
+    assert PackedDataset(pairs, 64, "answer", seed=0, multiple_of=len(plain)).empty == 0

@@ -1,11 +1,11 @@
 """Two machines, another number of processes: launches of their own that train together, die and go on."""
 
-import os
+import contextlib
 import shutil
-import signal
 import socket
 import time
 
+import psutil
 import pytest
 from launching import command, losses, start, train, training, write_recipe
 
@@ -30,17 +30,19 @@ def start_machines(strategy, recipe, run, *flags):
     return launched
 
 
-def end(launched) -> None:
-    """Nothing of a launch stays behind."""
-    for process in launched:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+def kill(launch) -> None:
+    """SIGKILL a launch with all its workers, which torchrun puts into sessions of their own."""
+    if launch.poll() is None:
+        family = [psutil.Process(launch.pid), *psutil.Process(launch.pid).children(recursive=True)]
+        for process in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        launch.wait()
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "zero3"])
 def test_two_machines_train_one_dies_both_start_again(strategy, tmp_path):
-    recipe = write_recipe(tmp_path, "nf4", max_steps=12, save_steps=3)
+    recipe = write_recipe(tmp_path, "nf4", max_steps=40, save_steps=5)
     undisturbed, run = tmp_path / "undisturbed", tmp_path / "run"
     train(strategy, recipe, undisturbed)
 
@@ -50,17 +52,18 @@ def test_two_machines_train_one_dies_both_start_again(strategy, tmp_path):
         while not any((run / "checkpoints").glob("checkpoint-*/trainer_state.json")):
             assert time.monotonic() < deadline, (tmp_path / "run-machine-0.txt").read_text()[-3000:]
             time.sleep(0.05)
-        os.killpg(launched[1].pid, signal.SIGKILL)  # the second machine is gone, with all its processes
+        kill(launched[1])  # the second machine is gone, with all its processes
     finally:
-        launched[1].wait()
-        end(launched)
+        for launch in launched:
+            kill(launch)
     assert not (run / "adapter").exists()
 
     again = start_machines(strategy, recipe, run)
     try:
         codes = [process.wait(timeout=240) for process in again]
     finally:
-        end(again)
+        for launch in again:
+            kill(launch)
     printed = (tmp_path / "run-machine-0.txt").read_text(encoding="utf-8")
     assert codes == [0, 0], printed[-4000:]
     assert "going on from" in printed

@@ -3,7 +3,8 @@
 import pytest
 
 from llm_qa.console import UserError
-from llm_qa.training.checkpoints import newest_checkpoint, resume_point
+from llm_qa.training.checkpoints import check_layout, layout, newest_checkpoint, resume_point
+from llm_qa.training.strategy import Strategy
 
 FILES = ("trainer_state.json", "optimizer.pt", "scheduler.pt", "rng_state.pth", "adapter_model.safetensors")
 
@@ -51,3 +52,38 @@ def test_resume_never_auto_and_path(tmp_path):
     torn = checkpoint(tmp_path, 20, without="optimizer.pt")
     with pytest.raises(UserError, match=r"incomplete, it has no optimizer\.pt"):
         resume_point(tmp_path, str(torn))
+
+
+def zero_checkpoint(run, step, stage, processes):
+    """A checkpoint as DeepSpeed lays it out."""
+    folder = checkpoint(run, step, without="optimizer.pt")
+    shares = folder / f"global_step{step}"
+    shares.mkdir()
+    (folder / "latest").write_text(shares.name)
+    for rank in range(processes):
+        (shares / f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt").write_text("x")
+        if stage == 3:
+            (shares / f"zero_pp_rank_{rank}_mp_rank_00_model_states.pt").write_text("x")
+    return folder
+
+
+def test_who_wrote_a_checkpoint(tmp_path):
+    assert layout(checkpoint(tmp_path, 1)) == (0, 1)
+    assert layout(zero_checkpoint(tmp_path, 2, 2, 2)) == (2, 2)
+    assert layout(zero_checkpoint(tmp_path, 3, 3, 4)) == (3, 4)
+    assert newest_checkpoint(tmp_path).name == "checkpoint-3"
+    (tmp_path / "checkpoints" / "checkpoint-3" / "latest").unlink()
+    assert newest_checkpoint(tmp_path).name == "checkpoint-2"
+
+
+def test_another_engine_is_refused_and_another_number_of_processes_is_reshaped(tmp_path, capsys):
+    plain, shared = checkpoint(tmp_path, 1), zero_checkpoint(tmp_path, 2, 2, 2)
+    with pytest.raises(UserError, match="was made by one process or DDP and this is ZeRO-2, 2 processes"):
+        check_layout(plain, Strategy(2, 2, zero_stage=2))
+    with pytest.raises(UserError, match="was made by ZeRO-2 and this is one process, 1 process.*--resume never"):
+        check_layout(shared, Strategy())
+    assert not check_layout(shared, Strategy(2, 2, zero_stage=2))
+    assert not capsys.readouterr().out
+    assert check_layout(shared, Strategy(4, 4, zero_stage=2))
+    assert not check_layout(plain, Strategy(4, 4))
+    assert capsys.readouterr().out.count("goes on with") == 2
