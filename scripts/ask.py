@@ -14,7 +14,7 @@ import torch
 from llm_qa.config import make_recipe
 from llm_qa.console import UserError, run_script, say
 from llm_qa.data.prompts import encode_prompts
-from llm_qa.data.questions import read_questions, write_answers
+from llm_qa.data.questions import read_question, read_questions, write_answers
 from llm_qa.evaluation.generation import ORIGINAL_SAMPLING, GenerationSettings, generate_answers
 from llm_qa.models.loading import load_base, load_run, load_tokenizer
 from llm_qa.models.quantization import gpu_capability, resolve_precision
@@ -81,10 +81,13 @@ def converse(model, tokenizer, context: str, settings: GenerationSettings) -> No
     say("type a question in Korean; an empty line ends")
     while True:
         try:
-            question = input("질문> ").strip()
+            question = read_question(input("질문> "), may_be_empty=True)
         except (EOFError, KeyboardInterrupt):
             print()
             return
+        except (UnicodeDecodeError, UserError) as error:
+            say(f"{error} Type it again.")
+            continue
         if not question:
             return
         stream(model, tokenizer, question, context, settings)
@@ -95,19 +98,19 @@ def main() -> int:
     options = parse_arguments()
     settings = GenerationSettings(options.max_new_tokens) if options.sampling == "greedy" else ORIGINAL_SAMPLING
     questions = read_questions(options.file) if options.file else []
-    if options.question is not None and not options.question.strip():
-        raise UserError("The question is empty.")
+    context = read_question(options.context, "The --context", may_be_empty=True)
+    question = read_question(options.question) if options.question is not None else None
 
     model, tokenizer = load(options)
     if options.file:
-        asked = [(question, options.context) for _, question in questions]
+        asked = [(question, context) for _, question in questions]
         answers = generate_answers(model, tokenizer, asked, settings, batch_size=options.batch_size)
         write_answers(options.out, questions, [answer.text for answer in answers])
         say(f"{len(answers):,} answers written to {options.out}")
-    elif options.question:
-        stream(model, tokenizer, options.question, options.context, settings)
+    elif question:
+        stream(model, tokenizer, question, context, settings)
     else:
-        converse(model, tokenizer, options.context, settings)
+        converse(model, tokenizer, context, settings)
     return 0
 
 

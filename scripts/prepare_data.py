@@ -14,7 +14,7 @@ from pathlib import Path
 
 from llm_qa.console import run_script, say
 from llm_qa.data.preparation import PreparationOptions, bundled_file, prepare, summary
-from llm_qa.data.readers import ColumnNames
+from llm_qa.data.rows import ColumnNames
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -31,7 +31,7 @@ def parse_arguments() -> argparse.Namespace:
         "--cleaning", default="none", choices=("none", "original"), help="original: as its notebooks did"
     )
     parser.add_argument("--stopwords", help="a stopword file, or 'morphemes' (kiwipiepy finds particles)")
-    parser.add_argument("--stopwords-scope", default="all", choices=("none", "questions", "all"))
+    parser.add_argument("--stopwords-scope", choices=("none", "questions", "all"), help="default: all")
     parser.add_argument("--validation", type=float, default=0.1, help="share of the records (default 0.1)")
     parser.add_argument("--test", type=float, default=0.1, help="share of the records (default 0.1)")
     parser.add_argument("--seed", type=int, default=42, help="of the split")

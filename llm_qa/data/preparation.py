@@ -14,8 +14,9 @@ from typing import Any
 
 from llm_qa import files
 from llm_qa.console import UserError, format_table, progress, say
-from llm_qa.data.readers import ColumnNames, Rejected, read_files
+from llm_qa.data.readers import read_files
 from llm_qa.data.records import QARecord, crossing_texts, group_records, split_records
+from llm_qa.data.rows import ColumnNames
 from llm_qa.data.text import Cleaning
 
 SCHEMA_VERSION = 1
@@ -29,7 +30,7 @@ class PreparationOptions:
     columns: ColumnNames = field(default_factory=ColumnNames)
     cleaning: str = "none"
     stopwords: str | None = None
-    stopwords_scope: str = "all"
+    stopwords_scope: str | None = None  # with stopwords: none | questions | all, which is what None means
     validation: float = 0.1
     test: float = 0.1
     seed: int = 42
@@ -46,8 +47,15 @@ class PreparationOptions:
             problems.append(f"--validation {self.validation} and --test {self.test} leave nothing to train on")
         if self.max_characters < 1:
             problems.append(f"--max-characters is {self.max_characters} and must be at least 1")
+        if self.stopwords_scope is not None and self.stopwords is None:
+            problems.append(f"--stopwords-scope {self.stopwords_scope} does nothing without --stopwords")
         if problems:
             raise UserError("; ".join(problems) + ".")
+
+    def to_json(self) -> dict[str, Any]:
+        """For the manifest: no path of this machine, every default said."""
+        stopwords = Path(self.stopwords).name if self.stopwords else None
+        return asdict(self) | {"stopwords": stopwords, "stopwords_scope": self.stopwords_scope or "all"}
 
 
 def bundled_file(name: str) -> Path:
@@ -77,14 +85,13 @@ def prepare(
 ) -> dict[str, Any]:
     """Read, split, clean and write prepared data; returns the manifest.
 
-    The split is made on the raw texts, so the same records are held out whatever the cleaning. A folder that already
-    holds the same data is kept; other data there is a UserError, and a folder of something else is never touched.
+    The split is made on the raw texts, so the same records are held out whatever the cleaning; texts that stand in
+    several splits are counted after cleaning too. A folder that already holds the same data is kept; other data there
+    is a UserError, and a folder of something else is never touched.
     """
-    out = Path(out)
     options.check()
-    cleaning = Cleaning.from_options(options.cleaning, options.stopwords, options.stopwords_scope)
-    if out.exists() and not files.is_prepared(out) and not (out.is_dir() and not any(out.iterdir())):
-        raise UserError(f"--out {out} exists and is not prepared data: name another folder.")
+    out = check_out(Path(out))
+    cleaning = Cleaning.from_options(options.cleaning, options.stopwords, options.stopwords_scope or "all")
     result = read_files(inputs, options.columns, max_characters=options.max_characters)
     splits = split_records(
         result.records,
@@ -95,23 +102,29 @@ def prepare(
     )
     crossing = crossing_texts(splits)
     largest_group = max(map(len, group_records(result.records, by_answers=options.group_by == "both")))
-    rejected = list(result.rejected)
+    cleaned, emptied = {}, {}
+    for split, records in splits.items():
+        cleaned[split], emptied[split] = clean_split(records, cleaning)
+    for kind, count in crossing_texts(cleaned).items():  # as the model sees them: cleaning can make texts equal
+        crossing[kind] = max(crossing[kind], count)
     for split in CLEANED_SPLITS:
-        splits[split], emptied = clean_split(splits[split], cleaning)
-        rejected += emptied
+        splits[split] = cleaned[split]
+        result.reject(emptied[split], "nothing left after cleaning")
+    rejected = result.rejected
     if not splits["train"]:
         raise UserError("Cleaning left no training record: choose another --cleaning or --stopwords.")
 
     staged = out.with_name(f".{out.name}.{os.getpid()}.part")
     shutil.rmtree(staged, ignore_errors=True)
     try:
+        staged.mkdir(parents=True)
         for split, records in splits.items():
             files.write_jsonl(files.split_file(staged, split), (record.to_json() for record in records))
         files.write_jsonl(staged / files.REJECTED, (row.to_json() for row in rejected))
         manifest = {
             "schema_version": SCHEMA_VERSION,
             "inputs": result.files,
-            "options": asdict(options) | {"stopwords": Path(options.stopwords).name if options.stopwords else None},
+            "options": options.to_json(),
             "cleaned_splits": list(CLEANED_SPLITS),
             "rows_read": result.rows_read,
             "kept": sum(map(len, splits.values())),
@@ -123,12 +136,32 @@ def prepare(
             "sha256": {path.name: files.sha256_file(path) for path in sorted(staged.iterdir())},
         }
         manifest = json.loads(json.dumps(manifest))  # as it will be read back: tuples are lists
-        assert manifest["rows_read"] == manifest["kept"] + manifest["rejected"]
+        for account in (manifest, *manifest["inputs"]):
+            assert account["rows_read"] == account["kept"] + account["rejected"]
         files.write_json(staged / files.MANIFEST, manifest)
         _put_in_place(staged, out, manifest, overwrite)
+    except OSError as error:
+        raise UserError(f"--out {out} cannot be written: {error.strerror}.") from error
     finally:
         shutil.rmtree(staged, ignore_errors=True)
     return manifest
+
+
+def check_out(out: Path) -> Path:
+    """--out with links and dots resolved, before anything is read: a folder that prepare may fill, or a UserError."""
+    try:
+        place = out.resolve()
+        if place.exists() and not files.is_prepared(place) and not (place.is_dir() and not any(place.iterdir())):
+            raise UserError(f"--out {out} exists and is not prepared data: name another folder.")
+        above = next(folder for folder in place.parents if folder.exists())
+        if not above.is_dir():
+            raise UserError(f"--out {out} cannot be made because {above} is a file: name another folder.")
+        if not os.access(above, os.W_OK | os.X_OK):
+            raise UserError(f"--out {out} cannot be made because {above} may not be written to: name another folder.")
+    except (OSError, RuntimeError) as error:  # a name too long, a link to itself, a folder that may not be looked into
+        reason = getattr(error, "strerror", None) or "it is a link to itself"
+        raise UserError(f"--out {out} cannot be used ({reason}): name another folder.") from None
+    return place
 
 
 def _put_in_place(staged: Path, out: Path, manifest: dict[str, Any], overwrite: bool) -> None:
@@ -152,8 +185,8 @@ def _put_in_place(staged: Path, out: Path, manifest: dict[str, Any], overwrite: 
     staged.rename(out)
 
 
-def clean_split(records: list[QARecord], cleaning: Cleaning) -> tuple[list[QARecord], list[Rejected]]:
-    """Records with cleaned texts; those of which nothing is left are rejected."""
+def clean_split(records: list[QARecord], cleaning: Cleaning) -> tuple[list[QARecord], list[QARecord]]:
+    """(records with cleaned texts, records of which nothing is left)."""
     kept, emptied = [], []
     for record in progress(records, what="cleaning", unit="records"):
         questions = tuple(dict.fromkeys(text for text in map(cleaning.question, record.questions) if text))
@@ -161,7 +194,7 @@ def clean_split(records: list[QARecord], cleaning: Cleaning) -> tuple[list[QARec
         if questions and answers:
             kept.append(replace(record, questions=questions, answers=answers))
         else:
-            emptied.append(Rejected(record.id, 0, "nothing left after cleaning", " | ".join(record.questions)[:200]))
+            emptied.append(record)
     return kept, emptied
 
 

@@ -1,4 +1,4 @@
-"""Files of questions to answer (the original's test.csv: id, 질문) and of their answers."""
+"""Questions to answer (typed, or a file like the original's test.csv: id, 질문) and the file of their answers."""
 
 from __future__ import annotations
 
@@ -8,10 +8,25 @@ from pathlib import Path
 
 from llm_qa import files
 from llm_qa.console import UserError
-from llm_qa.data.readers import QUESTION_NAMES, decode, forbidden, pick, pick_one
-from llm_qa.data.text import normalize
+from llm_qa.data.csv_rows import QUESTION_NAMES, pick, pick_one, read_header, split_rows
+from llm_qa.data.decoding import decode
+from llm_qa.data.text import flaw, normalize
 
-FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
+LONGEST_QUESTION_CHARACTERS = 100_000  # far beyond every model's context
+# What a spreadsheet takes for the start of a formula, in full width too (OWASP, CSV injection).
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
+
+
+def read_question(text: str, where: str = "The question", *, may_be_empty: bool = False) -> str:
+    """A question (or its context) as the model is asked it; UserError says what makes it unusable."""
+    if len(text) > LONGEST_QUESTION_CHARACTERS:
+        raise UserError(f"{where} has {len(text):,} characters, at most {LONGEST_QUESTION_CHARACTERS:,} can be asked.")
+    if reason := flaw(text):
+        raise UserError(f"{where} cannot be used: {reason}.")
+    text = normalize(text)
+    if not text and not may_be_empty:
+        raise UserError(f"{where} is empty.")
+    return text
 
 
 def read_questions(path: str | Path) -> list[tuple[str, str]]:
@@ -20,28 +35,20 @@ def read_questions(path: str | Path) -> list[tuple[str, str]]:
     Answers must line up with questions, so a bad row is a UserError with its line, not a row left out.
     """
     path = Path(path)
-    text, _ = decode(path)
-    delimiter = max(",\t;", key=text.partition("\n")[0].count)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    rows = split_rows(decode(path)[0])
+    header = read_header(path, rows)
+    column = pick(path, header, (), QUESTION_NAMES, "question")[0]
+    identity = pick_one(path, header, None, ("id",), "id")
     questions: list[tuple[str, str]] = []
-    try:
-        header = [normalize(name) for name in next(reader)]
-        column = pick(path, header, (), QUESTION_NAMES, "question")[0]
-        identity = pick_one(path, header, None, ("id",), "id")
-        for row in reader:
-            if not any(cell.strip() for cell in row):
-                continue
-            where = f"{path}, line {reader.line_num}"
-            if len(row) != len(header):
-                raise UserError(
-                    f"{where}: {len(row)} columns instead of {len(header)}; quote a cell that holds a comma."
-                )
-            question = normalize(row[column])
-            if not question or forbidden(row[column]):
-                raise UserError(f"{where}: the question is empty or has control characters.")
-            questions.append((row[identity] if identity is not None else str(len(questions) + 1), question))
-    except csv.Error as error:
-        raise UserError(f"{path}, line {reader.line_num}: not readable as CSV ({error}).") from None
+    for line, row, problem in rows:
+        where = f"{path}, line {line}"
+        if problem:
+            raise UserError(f"{where}: {problem}.")
+        if len(row) != len(header):
+            raise UserError(f"{where}: {len(row)} columns instead of {len(header)}; quote a cell that holds a comma.")
+        question = read_question(row[column], f"{where}: the question")
+        name = read_question(row[identity], f"{where}: the id", may_be_empty=True) if identity is not None else ""
+        questions.append((name or str(len(questions) + 1), question))
     if not questions:
         raise UserError(f"{path} has a header but no questions.")
     return questions

@@ -13,6 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from llm_qa.console import UserError
+from llm_qa.data.decoding import read_bytes
 
 MORPHEMES = "morphemes"
 # Kiwi's tags of words without content of their own: particles (J*), interjections, conjunctive adverbs.
@@ -31,6 +32,31 @@ def comparable(text: str) -> str:
     return kept or normalize(text)
 
 
+@lru_cache(maxsize=1)
+def _flaws() -> tuple[re.Pattern, re.Pattern]:
+    """What no text should hold: (a control character that is not white space, a lone surrogate or U+FFFD; 31 marks).
+
+    Putting a run of combining marks in order takes time quadratic in its length; UAX #15 allows 30 ("stream-safe").
+    """
+    marks = "".join(c for c in map(chr, range(0x300, 0x1F000)) if unicodedata.combining(c))
+    return re.compile("[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff\ufffd]"), re.compile(f"[{marks}]{{31}}")
+
+
+def flaw(text: str) -> str:
+    """Why a text cannot be used at all, or "" when it can: to be asked before it is normalised."""
+    if text.isascii() and text.isprintable():
+        return ""
+    broken, marks = _flaws()
+    if found := broken.search(text):
+        return f"control character or broken text (U+{ord(found[0]):04X})"
+    return "more than 30 combining marks in a row" if marks.search(text) else ""
+
+
+def visible(text: str) -> str:
+    """Text that is safe to print and to store: broken characters as escapes."""
+    return _flaws()[0].sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
 def original_cleaning(text: str) -> str:
     """The original notebooks' cleaning, exactly: only Hangul syllables, ASCII letters, digits and spaces are kept."""
     return re.sub(r"\s+", " ", re.sub(r"[^가-힣A-Za-z0-9 ]", "", text)).strip()
@@ -42,9 +68,10 @@ def read_stopwords(path: str | Path) -> frozenset[str]:
     An entry of several words therefore counts as each of its words. Raises UserError for an unreadable file.
     """
     try:
-        return frozenset(Path(path).read_text(encoding="utf-8-sig").replace("\n", " ").split(" "))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--stopwords {path} cannot be read as UTF-8 text: {error}.") from None
+        text = read_bytes(Path(path)).decode("utf-8-sig")
+    except (UserError, UnicodeDecodeError) as error:
+        raise UserError(f"--stopwords {path} cannot be read as UTF-8 text: {str(error).rstrip('.')}.") from None
+    return frozenset(re.sub("\r\n?|\n", " ", text).split(" "))
 
 
 def remove_stopwords(text: str, stopwords: frozenset[str]) -> str:

@@ -59,6 +59,57 @@ def test_a_record_that_cleaning_empties_is_rejected_and_still_counted(source, tm
     manifest = prepare([source], tmp_path / "out", PreparationOptions(cleaning="original"))
     assert manifest["rejected_by_reason"]["nothing left after cleaning"] > 10
     assert manifest["rows_read"] == manifest["kept"] + manifest["rejected"] == 69
+    emptied = [row for row in files.read_jsonl(tmp_path / "out" / "rejected.jsonl") if "cleaning" in row["reason"]]
+    lines = source.read_text(encoding="utf-8").splitlines()
+    assert all(row["file"] == "raw.csv" and lines[row["line"] - 1].startswith(row["text"]) for row in emptied)
+    assert manifest["inputs"][0]["kept"] == manifest["kept"]
+    assert manifest["inputs"][0]["rejected"] == manifest["rejected"] == 1 + len(emptied)
+
+
+def test_texts_that_cleaning_makes_equal_across_splits_are_counted(tmp_path):
+    stopwords = tmp_path / "stop.txt"
+    stopwords.write_text("\n".join(f"낱말{i}" for i in range(40)), encoding="utf-8")
+    source = tmp_path / "raw.csv"
+    rows = "".join(f"낱말{i} 벽지는 왜 들뜨나요?,답 {i}입니다.\n" for i in range(40))
+    source.write_text(f"질문,답변\n{rows}", encoding="utf-8")
+    assert prepare([source], tmp_path / "a", PreparationOptions())["texts_in_several_splits"]["questions"] == 0
+    cleaned = prepare([source], tmp_path / "b", PreparationOptions(stopwords=str(stopwords)))
+    assert cleaned["texts_in_several_splits"] == {"questions": 1, "answers": 0}
+
+
+def test_a_scope_without_stopwords_is_said(source, tmp_path):
+    with pytest.raises(UserError, match="--stopwords-scope all does nothing without --stopwords"):
+        prepare([source], tmp_path / "out", PreparationOptions(stopwords_scope="all"))
+
+
+def test_an_output_folder_that_cannot_be_made_is_one_sentence(source, tmp_path, monkeypatch):
+    in_the_way = tmp_path / "file"
+    in_the_way.write_text("mine")
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    for out, sentence in [
+        (in_the_way, "exists and is not prepared data"),
+        (in_the_way / "deeper" / "out", f"{in_the_way} is a file"),
+        (loop, "cannot be used"),
+        (tmp_path / ("n" * 300), "cannot be used"),
+        ("/proc/out", "--out /proc/out cannot be"),
+    ]:
+        with pytest.raises(UserError, match=sentence) as error:
+            prepare([source], out, PreparationOptions())
+        assert "\n" not in str(error.value)
+    monkeypatch.setattr("os.access", lambda *_: False)  # tests may run as root, who may write everywhere
+    with pytest.raises(UserError, match="may not be written to"):
+        prepare([source], tmp_path / "out", PreparationOptions())
+    assert in_the_way.read_text() == "mine"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "loop", "raw.csv"]
+
+
+def test_the_empty_folder_that_one_stands_in_can_be_the_output(source, tmp_path, monkeypatch):
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    prepare([source], ".", PreparationOptions())
+    assert files.is_prepared(here)
 
 
 def test_existing_folders_are_never_overwritten_by_surprise(source, tmp_path, capsys):

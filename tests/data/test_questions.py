@@ -5,7 +5,7 @@ import csv
 import pytest
 
 from llm_qa.console import UserError
-from llm_qa.data.questions import read_questions, write_answers
+from llm_qa.data.questions import harmless, read_question, read_questions, write_answers
 
 
 def test_the_original_test_csv(tmp_path):
@@ -18,6 +18,10 @@ def test_the_original_test_csv(tmp_path):
     ("text", "sentence"),
     [
         ("id,질문\n1,\n", "line 2: the question is empty"),
+        ("id,질문\n1,가\x01\n", r"line 2: the question cannot be used: control character .*\(U\+0001\)"),
+        ("id,질문\n\x02,가\n", "line 2: the id cannot be used"),
+        (f"id,질문\n1,{'가' * 100_001}\n", "line 2: the question has 100,001 characters, at most 100,000"),
+        ("\ufeff", "is empty"),
         ("id,질문\n1,가,나\n", "line 2: 3 columns instead of 2"),
         ("id,질문\n", "no questions"),
         ("id,물음\n1,가\n", "no question column"),
@@ -37,3 +41,17 @@ def test_answers_that_a_spreadsheet_would_run_are_made_harmless(tmp_path):
     with open(path, encoding="utf-8-sig", newline="") as file:
         rows = list(csv.reader(file))
     assert rows == [["id", "질문", "답변"], ["1", "가?", '\'=HYPERLINK("x")'], ["2", "나?", "쉼표, 와\n줄"]]
+
+
+@pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠"])
+def test_no_cell_starts_a_formula(start):
+    assert harmless(f"{start}1+1") == f"'{start}1+1"
+    assert harmless(f"1{start}1") == f"1{start}1"
+
+
+def test_a_typed_question_is_judged_like_one_of_a_file():
+    assert read_question(" 벽지는\u1100\u1161\n왜? ") == "벽지는가 왜?"
+    for bad in ("  ", "\udcff", "가" * 100_001, "a" + "\u0301" * 40):
+        with pytest.raises(UserError, match="The question"):
+            read_question(bad)
+    assert read_question("", "The --context", may_be_empty=True) == ""

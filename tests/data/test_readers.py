@@ -2,12 +2,15 @@
 
 import codecs
 import json
+import os
 import random
+import time
 
 import pytest
 
 from llm_qa.console import UserError
-from llm_qa.data.readers import ColumnNames, read_files
+from llm_qa.data.readers import read_files
+from llm_qa.data.rows import ColumnNames
 
 WIDE = '''id,질문_1,질문_2,category,답변_1,답변_2,답변_3,답변_4,답변_5
 TRAIN_000,면진장치가 뭐야?,면진장치란 무엇인가요?,건축구조,답 하나.,답 둘.,답 셋.,답 넷.,답 다섯.
@@ -235,3 +238,95 @@ def test_damaged_files_are_success_or_one_sentence_and_always_add_up(tmp_path):
             json.dumps([row.to_json() for row in result.rejected], ensure_ascii=False).encode()
     assert min(outcomes.values()) > 20, outcomes
     assert all(str(path) in sentence or "can be used" in sentence for path, sentence in refusals)
+
+
+def seconds(function, *arguments):
+    begin = time.perf_counter()
+    function(*arguments)
+    return time.perf_counter() - begin
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "id,질문,답변\n" + "".join(f"TRAIN,{i}번?,답 {i}.\n" for i in range(60_000)),
+        '질문,답변\n가?,답\n"\n' + 'a","b\n' * 150_000,
+        "질문,답변\n가?,답\n나?," + "a" + "\u0301\u0316" * 300_000 + "\n",
+        "질문,답변\n가?,답\n" + "," * 1_000_000 + "\n",
+    ],
+    ids=["one id in every row", "quotes that each line opens again", "endless combining marks", "a million columns"],
+)
+def test_time_is_linear_in_the_file_whatever_stands_in_it(tmp_path, text):
+    """Each of these took minutes (quadratic), or would."""
+    path = write(tmp_path, text)
+    assert seconds(read_files, [path]) < 8
+
+
+def test_equal_ids_are_numbered_also_where_a_number_is_taken(tmp_path):
+    ids = ["a", "a#2", "a", "a", "a#2"]
+    text = "id,질문,답변\n" + "".join(f"{name},{i}번?,답 {i}\n" for i, name in enumerate(ids))
+    assert [record.id for record in read(tmp_path, text).records] == ["a", "a#2", "a#3", "a#4", "a#2#2"]
+
+
+def test_after_a_quote_that_nothing_closes_every_line_is_a_row_again(tmp_path):
+    text = '질문,답변\n나?,"열린 따옴표\n' + "".join(f"{i}번?,답 {i}\n" for i in range(3000)) + '"끝\n?",둘\n'
+    result = read(tmp_path, text)
+    assert len(result.records) == 3001
+    assert [row.line for row in result.rejected] == [2]
+
+
+def test_every_broken_part_of_a_korquad_file_is_a_rejected_row(tmp_path):
+    good = KORQUAD["data"][0]["paragraphs"][0]
+    paragraphs = [
+        good,
+        3,
+        {"context": "지문"},
+        {"context": "지문", "qas": "x"},
+        {"qas": good["qas"]},
+        {**good, "qas": [7]},
+    ]
+    data = [{"paragraphs": paragraphs}, "article", {"title": "t"}, {"paragraphs": []}]
+    result = read(tmp_path, json.dumps({"data": data}, ensure_ascii=False), name="k.json")
+    assert len(result.records) == 1
+    assert result.rows_read == 3 + 5 + 2
+    reasons = [row.reason for row in result.rejected]
+    assert sum("a paragraph without context or list of qas" in reason for reason in reasons) == 4
+    assert sum("an article without a list of paragraphs" in reason for reason in reasons) == 2
+
+
+def test_a_json_id_of_zero_is_an_id(tmp_path):
+    result = read(
+        tmp_path, '{"id": 0, "question": "가?", "answer": "답"}\n{"id": true, "question": "나?", "answer": "b"}\n'
+    )
+    assert [record.id for record in result.records] == ["0"]
+    assert "id is not text" in result.rejected[0].reason
+
+
+def test_columns_named_where_there_are_none(tmp_path):
+    lines = '{"question": "가?", "answer": "답"}\n'
+    columns = ColumnNames(("Q",), category="c")
+    with pytest.raises(
+        UserError, match="--question-column, --category-column names .* data.csv is JSONL: leave it out"
+    ):
+        read(tmp_path, lines, columns=columns)
+    table = write(tmp_path, "Q,A,c\n나?,둘,일상\n", "table.csv")
+    result = read_files([table, write(tmp_path, lines, "x.jsonl")], columns)
+    assert [record.category for record in result.records] == ["일상", ""], "they are for the CSV among the files"
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.csv")
+    with pytest.raises(UserError, match="is a pipe or a device"):
+        read_files([tmp_path / "pipe.csv"])
+    with pytest.raises(UserError, match="is a pipe or a device"):
+        read_files(["/dev/zero"])
+
+
+def test_a_line_too_long_for_memory_costs_its_own_row(tmp_path, monkeypatch):
+    monkeypatch.setattr("llm_qa.data.csv_rows.LONGEST_LINE_CHARACTERS", 100)
+    monkeypatch.setattr("llm_qa.data.json_rows.LONGEST_LINE_CHARACTERS", 100)
+    long = "a" * 101
+    for text in (f"질문,답변\n{long},답\n나?,둘\n", f'{{"question": "나?", "answer": "둘"}}\n{{"answer": "{long}"}}\n'):
+        result = read(tmp_path, text)
+        assert [record.questions for record in result.records] == [("나?",)]
+        assert "a line of more than 100 characters" in result.rejected[0].reason

@@ -31,3 +31,17 @@ def test_bad_input_is_one_line_and_code_2(tmp_path):
     assert "없는 파일.csv does not exist." in done.stderr
     assert done.stderr.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_an_impossible_output_folder_and_useless_flags_are_one_line_and_code_2(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    lines = tmp_path / "x.jsonl"
+    lines.write_text('{"question": "왜?", "answer": "답"}\n', encoding="utf-8")
+    for flags, sentence in [
+        (["--out", tmp_path / "file" / "out"], "file is a file: name another folder."),
+        (["--out", tmp_path / "out", "--stopwords-scope", "questions"], "does nothing without --stopwords."),
+        ([lines, "--out", tmp_path / "out", "--answer-column", "A"], "--answer-column names columns of a CSV"),
+    ]:
+        done = run_script("scripts/prepare_data.py", *flags)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+        assert sentence in done.stderr
