@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import types
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from llm_qa.console import UserError
+from llm_qa.conversion import convert, printable, shown
+from llm_qa.strict_yaml import MOST_CHARACTERS, read_yaml
 
 EMBEDDED_MODEL = "embedded"
 LORA_KEYS = ("lora_r", "lora_alpha", "lora_dropout", "lora_targets")  # read by method lora alone
@@ -92,6 +91,9 @@ DECIDED_ELSEWHERE = {
     "auto_find_batch_size": "it would change the global batch in silence",
     "use_liger_kernel": "it has no kernels for GPT-NeoX and would do nothing",
     "group_by_length": "packing makes it pointless",
+    "accelerator_config": "name it in an accelerate config and pass that to accelerate launch --config_file",
+    "fsdp_config": "name it in an accelerate config and pass that to accelerate launch --config_file",
+    "hub_token": "a recipe is copied into the run folder; a secret belongs into the environment (HF_TOKEN)",
     "push_to_hub": "training works without the network; upload the finished folder yourself",
 }
 
@@ -110,14 +112,21 @@ def load_recipe(path: str | Path, overrides: dict[str, Any] | None = None) -> Re
     Raises UserError naming every problem in one message, before anything is loaded.
     """
     path = Path(path)
-    if not path.is_file():
-        known = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
-        hint = f" Recipes there: {', '.join(known)}." if known else " The recipes lie in scripts/recipes/."
-        raise UserError(f"The recipe {path} does not exist.{hint}")
+    if not path.stem.strip("."):
+        raise UserError(f"The recipe {path} has no name that a run folder could take: rename it.")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise UserError(f"The recipe {path} is not readable YAML: {' '.join(str(error).split())}.") from None
+        if not path.is_file():
+            raise FileNotFoundError
+        with open(path, "rb") as file:
+            text = file.read(4 * MOST_CHARACTERS + 1).decode("utf-8-sig")
+        values = read_yaml(text)
+    except FileNotFoundError:
+        known = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+        hint = f" Recipes there: {', '.join(known[:20])}." if known else " The recipes lie in scripts/recipes/."
+        raise UserError(f"The recipe {path} does not exist.{hint}") from None
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"The recipe {path} is not readable YAML: {reason}.") from None
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise UserError(f"The recipe {path} must be a mapping of keys to values, like 'model: embedded'.")
     return make_recipe({**values, **(overrides or {})}, source=str(path))
@@ -130,19 +139,23 @@ def make_recipe(values: dict[str, Any], *, source: str = "the recipe") -> Recipe
     training: dict[str, Any] = {}
     hints = typing.get_type_hints(Recipe)
     others = training_argument_types() if any(key not in RECIPE_FIELDS for key in values) else {}
+    if len(values) > len(RECIPE_FIELDS) + len(others):
+        raise UserError(f"{source} has {len(values):,} keys, more than there are settings: this is not a recipe.")
     for key, value in values.items():
         if key in DECIDED_ELSEWHERE:
             problems.append(f"{key} cannot be set: {DECIDED_ELSEWHERE[key]}")
         elif key not in RECIPE_FIELDS and key not in others:
-            near = difflib.get_close_matches(key, [*RECIPE_FIELDS, *others], n=1)
-            problems.append(f"{key} is not a known key" + (f" (did you mean {near[0]}?)" if near else ""))
+            near = difflib.get_close_matches(key[:40], [*RECIPE_FIELDS, *others], n=1)
+            problems.append(f"{shown(key)} is not a known key" + (f" (did you mean {near[0]}?)" if near else ""))
         else:
             mine = key in RECIPE_FIELDS
             try:
                 converted = convert(value, hints[key] if mine else others[key])
             except ValueError as error:
-                problems.append(f"{key}: {value!r} {error}")
+                problems.append(f"{key}: {shown(value, repr)} {error}")
                 continue
+            if not printable(converted):
+                problems.append(f"{key}: {shown(value, repr)} has characters that cannot be printed")
             (own if mine else training)[key] = converted
             if mine:
                 problems += _limit_problems(key, converted)
@@ -186,83 +199,12 @@ def _combination_problems(recipe: Recipe, given: set[str]) -> list[str]:
             and not (key == "max_steps" and value == -1)
         ):
             problems.append(f"{key} is {value:g} and must be above 0")
-    if recipe.global_batch_size % recipe.micro_batch_size:
+    if recipe.micro_batch_size >= 1 and recipe.global_batch_size % recipe.micro_batch_size:
         problems.append(
             f"global_batch_size {recipe.global_batch_size} is not a multiple of micro_batch_size "
             f"{recipe.micro_batch_size}"
         )
     return problems
-
-
-def convert(value: Any, hint: Any) -> Any:
-    """Convert a YAML or command-line value to a type hint; ValueError says what was expected.
-
-    YAML 1.1 reads `5e-5` as text and the command line knows only text, so text is converted where the hint asks.
-    """
-    if hint is Any:
-        return value
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        if value is None or (isinstance(value, str) and value.lower() in ("none", "null") and type(None) in arguments):
-            if type(None) in arguments:
-                return None
-            raise ValueError("must be given")
-        errors = []
-        for argument in sorted((a for a in arguments if a is not type(None)), key=lambda a: a is str):
-            try:
-                return convert(value, argument)
-            except ValueError as error:
-                errors.append(str(error))
-        raise ValueError(" or ".join(errors))
-    if origin is Literal:
-        if value in arguments:
-            return value
-        raise ValueError(f"is not one of {', '.join(map(str, arguments))}")
-    if hint is bool:
-        if isinstance(value, bool):
-            return value
-        if isinstance(value, str) and value.lower() in ("true", "yes", "on", "1"):
-            return True
-        if isinstance(value, str) and value.lower() in ("false", "no", "off", "0"):
-            return False
-        raise ValueError("is not true or false")
-    if hint in (int, float):
-        if isinstance(value, bool):
-            raise ValueError("is not a number")
-        try:
-            number = float(value)
-            if number != number or number in (float("inf"), float("-inf")):
-                raise ValueError
-            if hint is int and number != int(number):
-                raise ValueError
-            return hint(value) if isinstance(value, str) and value.lstrip("+-").isdigit() else hint(number)
-        except (TypeError, ValueError):
-            raise ValueError("is not a whole number" if hint is int else "is not a number") from None
-    if hint is str:
-        if isinstance(value, (str, int, float)) and not isinstance(value, bool):
-            return str(value)
-        raise ValueError("is not text")
-    if origin is list or hint is list:
-        items = _parse_yaml(value) if isinstance(value, str) and value.startswith("[") else value
-        items = items.split(",") if isinstance(items, str) else items
-        if not isinstance(items, list):
-            raise ValueError("is not a list")
-        return [convert(item, arguments[0]) for item in items] if arguments else items
-    if origin is dict or hint is dict:
-        mapping = _parse_yaml(value) if isinstance(value, str) else value
-        if not isinstance(mapping, dict):
-            raise ValueError("is not a mapping")
-        return mapping
-    if isinstance(hint, type) and issubclass(hint, str):  # transformers' string enums
-        return convert(value, Literal[tuple(member.value for member in hint)])
-    return value
-
-
-def _parse_yaml(text: str) -> Any:
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise ValueError("is not readable YAML") from None
 
 
 def recipe_flags(arguments: list[str]) -> dict[str, str]:
@@ -284,5 +226,7 @@ def recipe_flags(arguments: list[str]) -> dict[str, str]:
                 name, value = name[3:], "false"
             else:
                 value = "true"
+        if name in overrides:
+            raise UserError(f"{shown(flag.partition('=')[0])} is given twice (as {name}): say it once.")
         overrides[name] = value
     return overrides

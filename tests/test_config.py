@@ -1,5 +1,7 @@
 """Recipes: strict keys, every problem at once, flags in the same words."""
 
+import time
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -42,6 +44,16 @@ def test_every_problem_is_named_in_one_error():
         ({"seed": 2**32}, "seed is 4294967296 and must be below"),
         ({"lora_targets": "[query"}, "is not readable YAML"),
         ({"num_train_epochs": -1}, "num_train_epochs is -1 and must be above 0"),
+        ({"micro_batch_size": 0}, "micro_batch_size is 0 and must be at least 1"),
+        ({"seed": 10**400}, "seed: 1000.*[.]{3} is not a whole number"),
+        ({"model": "skt/\u202eevil"}, "has characters that cannot be printed"),
+        ({"model": "skt/\ud800"}, "has characters that cannot be printed"),
+        ({"lr_scheduler_kwargs": {"a": ["\x07"]}}, "has characters that cannot be printed"),
+        ({"x" * 5000: 1}, r"x[.]{3} is not a known key"),
+        ({"\x1b[2J": 1}, r"'.x1b\[2J' is not a known key"),
+        ({f"key_{i}": i for i in range(9000)}, "has 9,000 keys, more than there are settings"),
+        ({"output_dir": "../../elsewhere"}, "output_dir cannot be set: use --run"),
+        ({"hub_token": "hf_SECRET"}, "hub_token cannot be set: a recipe is copied into the run folder"),
     ],
 )
 def test_bad_values_are_refused_with_the_reason(values, sentence):
@@ -61,6 +73,19 @@ def test_flags_and_keys_are_the_same_words():
     assert flags == {"learning_rate": "1e-4", "seed": "7", "recompute": "false", "weight_decay": "-1"}
     recipe = load_recipe("scripts/recipes/tiny.yaml", {"seed": "7", "recompute": "true"})
     assert (recipe.seed, recipe.recompute) == (7, True)
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--seed", "1", "--seed=2"], "--seed is given twice"),
+        (["--lora-r", "1", "--lora_r", "2"], "--lora_r is given twice"),
+        (["--recompute", "--no-recompute"], "--no-recompute is given twice \\(as recompute\\)"),
+    ],
+)
+def test_a_flag_given_twice_is_refused(flags, sentence):
+    with pytest.raises(UserError, match=sentence):
+        recipe_flags(flags)
 
 
 def test_a_flag_without_dashes_is_refused():
@@ -105,3 +130,60 @@ def test_a_file_that_is_not_a_recipe_is_one_sentence(tmp_path, text):
     path.write_text(text, encoding="utf-8")
     with pytest.raises(UserError, match=r"bad\.yaml"):
         load_recipe(path)
+
+
+LAUGHS = "a: &a [x]\n" + "".join(f"{b}: &{b} [{', '.join(['*' + a] * 9)}]\n" for a, b in pairwise("abcdefghijk"))
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("seed: 1\nmodel: embedded\nseed: 2\n", "'seed' is there twice, in lines 1 and 3"),
+        ("{seed: 1, 'seed': 2}", "'seed' is there twice, in lines 1 and 1"),
+        ("lr_scheduler_kwargs: {a: 1, a: 2}", "'a' is there twice"),
+        (LAUGHS, "line 1 has the anchor or alias 'a': write the value out"),
+        ("seed: *nothing", "anchor or alias 'nothing'"),
+        ("<<: {seed: 1}", "has a merge key"),
+        ("seed: " + "[" * 50_000, "nested more than 8 deep"),
+        ("? " * 30_000, "nested more than 8 deep"),
+        ("seed: " + "9" * 5000, "not readable YAML"),
+        ("seed: 0x" + "f" * 50_000, "a number of more than 63 bits"),
+        ("seed: " + ":".join(["1"] * 5000) + ".5", "not readable YAML|not a whole number"),
+        ("seed: 2020-13-45", "month must be in 1..12"),
+        ("? [a]\n: 1", "has a key that is not a word"),
+        ("seed: !!python/object/apply:os.system ['true']", "could not determine a constructor"),
+        ("# " + "x" * 70_000, "at most 65,536 are read"),
+        ("seed: \x00", "not readable YAML"),
+        ("seed: 1\n---\nseed: 2", "not readable YAML"),
+    ],
+    ids=lambda value: value[:12].strip(),
+)
+def test_yaml_that_unfolds_or_hides_something_is_one_quick_sentence(tmp_path, text, sentence):
+    path = tmp_path / "bad.yaml"
+    path.write_text(text, encoding="utf-8")
+    begin = time.perf_counter()
+    with pytest.raises(UserError, match=sentence) as error:
+        load_recipe(path)
+    assert time.perf_counter() - begin < 2
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 1000
+
+
+def test_only_the_beginning_of_a_giant_file_is_read(tmp_path):
+    path = tmp_path / "giant.yaml"
+    with open(path, "wb") as file:
+        file.write(b"seed: 1\n# ")
+        file.truncate(10 * 1024**3)  # sparse
+    with pytest.raises(UserError, match="at most 65,536 are read"):
+        load_recipe(path)
+
+
+def test_a_recipe_cannot_name_a_run_folder_outside_of_runs(tmp_path):
+    (tmp_path / "...yaml").write_text("seed: 1", encoding="utf-8")
+    with pytest.raises(UserError, match="has no name that a run folder could take"):
+        load_recipe(tmp_path / "...yaml")
+
+
+def test_a_recipe_in_utf8_with_bom_is_read(tmp_path):
+    (tmp_path / "bom.yaml").write_text("seed: 1", encoding="utf-8-sig")
+    assert load_recipe(tmp_path / "bom.yaml").seed == 1
