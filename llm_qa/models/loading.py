@@ -14,6 +14,7 @@ from llm_qa import files
 from llm_qa.config import EMBEDDED_MODEL, Recipe, load_recipe
 from llm_qa.console import UserError
 from llm_qa.models.quantization import Precision, gpu_capability, resolve_precision
+from llm_qa.models.safety import refuse_code, refuse_unsafe_weights
 from llm_qa.models.shapes import SPECIAL_TOKENS
 
 EMBEDDED_BASE = "base"  # runs/<name>/base/: a run on the embedded model carries it
@@ -23,8 +24,12 @@ def _load(load, model: str, what: str):
     """Call a from_pretrained; what goes wrong with the checkpoint becomes one sentence."""
     try:
         return load()
-    except (OSError, ValueError, ImportError) as error:
-        first_line = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    except (UserError, torch.OutOfMemoryError, MemoryError):
+        raise
+    except Exception as error:  # safetensors, tokenizers and huggingface_hub each have errors of their own
+        first_line = (str(error).strip() or "no reason given").splitlines()[0].rstrip(".:")
+        if not isinstance(error, (OSError, ValueError, ImportError)):
+            first_line = f"{type(error).__name__}, {first_line}"
         raise UserError(f"The {what} of model {model!r} cannot be loaded: {first_line}. Check --model.") from error
 
 
@@ -36,6 +41,8 @@ def load_tokenizer(model: str | Path, *, only_local: bool = False) -> PreTrained
     Raises UserError when there is none or it has no eos.
     """
     model = str(model)
+    if Path(model).is_dir():
+        refuse_code(model)
     specials = SPECIAL_TOKENS.get(model, {})
 
     def load():
@@ -80,6 +87,8 @@ def load_base(model: str | Path, precision: Precision, *, on_gpu: bool = True) -
     `on_gpu` puts the weights straight on this process's GPU where there is one; under DeepSpeed it must be False,
     which places them itself (KoAlpaca#107).
     """
+    if Path(model).is_dir():
+        refuse_unsafe_weights(model)
     place = {"device_map": {"": torch.cuda.current_device()}} if on_gpu and torch.cuda.is_available() else {}
     base = _load(
         lambda: AutoModelForCausalLM.from_pretrained(
@@ -142,6 +151,8 @@ def load_run(run_dir: str | Path, *, base: bool = False) -> tuple[PreTrainedMode
         raise UserError(
             f"{run_dir} has no {final.name}/ yet: its training has not finished. Run the same train command."
         )
+    if recipe.method == "lora":
+        refuse_unsafe_weights(final, adapter=True)
     precision = resolve_precision(recipe, gpu_capability())
     source = base_of_run(run_dir, recipe) if recipe.method == "lora" or base else str(final)
     model = load_base(source, precision)

@@ -1,0 +1,55 @@
+"""What a folder with weights must not hold: anything that would run, or be read from elsewhere, when it is loaded.
+
+transformers is told the same (`use_safetensors`, `trust_remote_code=False`), but it would fall back to a pickle that
+peft finds, load an adapter that lies in a base, or advise a flag that does not exist here. Folders only: of a hub id
+nothing but safetensors is fetched.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from llm_qa import files
+from llm_qa.console import UserError
+
+ADAPTER_CONFIG = "adapter_config.json"
+CONFIGS = ("config.json", "generation_config.json", "tokenizer_config.json", "processor_config.json", ADAPTER_CONFIG)
+PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
+
+
+def refuse_code(folder: str | Path) -> None:
+    """Raise UserError where a configuration names code that came with the checkpoint."""
+    for name in CONFIGS:
+        path = Path(folder) / name
+        if not path.is_file():
+            continue
+        config = files.read_json(path)
+        if not isinstance(config, dict):
+            raise UserError(f"{path} is not a configuration.")
+        if config.get("auto_map"):
+            raise UserError(
+                f"{path} wants code of its own to be run (auto_map), which is never done: give a model that "
+                "transformers knows, or remove auto_map where it does."
+            )
+
+
+def refuse_unsafe_weights(folder: str | Path, *, adapter: bool = False) -> None:
+    """Raise UserError for a folder whose weights are pickles, lie elsewhere, or are not the kind wanted."""
+    folder = Path(folder)
+    refuse_code(folder)
+    if (folder / ADAPTER_CONFIG).is_file() != adapter:
+        raise UserError(
+            f"{folder} {'has no' if adapter else 'is an adapter and not a model: it has an'} {ADAPTER_CONFIG}."
+        )
+    if not any(folder.glob("*.safetensors")):
+        found = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
+        what = f"keeps its weights in {found[0]}, a pickle, which can run code when it is read" if found else "has none"
+        raise UserError(f"{folder} {what}: only .safetensors weights are loaded.")
+    for path in folder.glob("*.index.json"):
+        index = files.read_json(path)
+        names = index.get("weight_map") if isinstance(index, dict) else None
+        if not isinstance(names, dict):
+            raise UserError(f"{path} has no weight_map.")
+        for name in names.values():
+            if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
+                raise UserError(f"{path} names {str(name)[:100]!r}, which is not a .safetensors file of this folder.")
