@@ -12,7 +12,7 @@ LARGEST_NUMBER = 2**63
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader without anchors, merge keys, repeated keys, deep nesting and numbers of thousands of digits."""
+    """SafeLoader without anchors, tags, merge keys, repeated keys, deep nesting and numbers of thousands of digits."""
 
     depth = 0
 
@@ -21,6 +21,8 @@ class _Loader(yaml.SafeLoader):
         line = event.start_mark.line + 1
         if getattr(event, "anchor", None) is not None:  # "billion laughs": a few lines that unfold to gigabytes
             raise ValueError(f"line {line} has the anchor or alias {event.anchor[:40]!r}: write the value out")
+        if getattr(event, "tag", None) is not None:
+            raise ValueError(f"line {line} has the tag {event.tag[:40]!r}: write the plain value")
         if self.depth == DEEPEST:
             raise ValueError(f"line {line} is nested more than {DEEPEST} deep")
         self.depth += 1

@@ -54,14 +54,19 @@ def decode(path: Path) -> tuple[str, str]:
     encodings = [("utf-8-sig", "UTF-8 with BOM")] if data.startswith(b"\xef\xbb\xbf") else []
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         encodings.append(("utf-16", "UTF-16"))
+    line = 1
     for name, title in [*encodings, ("utf-8", "UTF-8"), ("cp949", "cp949")]:
         try:
             text = data.decode(name)
-        except UnicodeDecodeError:
+        except UnicodeDecodeError as error:
+            if name == "utf-8":
+                line += data.count(b"\n", 0, error.start)
             continue
         if text.count("\0") > len(text) // 100:
             break
         if re.match(r"\s*<(!doctype|html|\?xml)", text[:200], re.IGNORECASE):
             raise UserError(f"{path} is a web page, not data (a download that asked for a login?).")
         return text, title
-    raise UserError(f"{path} is neither UTF-8 nor cp949 text: save it as CSV in UTF-8.")
+    raise UserError(
+        f"{path} is neither UTF-8 nor cp949 text (it stops being UTF-8 in line {line:,}): save it as CSV in UTF-8."
+    )
