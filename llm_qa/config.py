@@ -33,8 +33,8 @@ class Recipe:
 
     model: str = _key(EMBEDDED_MODEL, "'embedded' (a tiny GPT-NeoX built on the spot), a hub id or a local folder")
     method: Literal["lora", "full"] = _key("lora", "train LoRA adapters on a frozen base, or all weights")
-    base_precision: Literal["nf4", "16bit", "bf16", "fp16", "fp32"] = _key(
-        "nf4", "how the base weights are kept; 16bit is bf16 where the GPU has it (capability 8.0), else fp16"
+    base_precision: Literal["nf4", "fp8", "16bit", "bf16", "fp16", "fp32"] = _key(
+        "nf4", "how the base weights are kept; fp8 needs Ada or Hopper; 16bit is bf16 where the GPU has it (8.0), else fp16"
     )
     double_quant: bool = _key(True, "quantise the nf4 scales too (0.37 bits a weight less)")
     compute_dtype: Literal["auto", "bf16", "fp16", "fp32"] = _key(
@@ -52,7 +52,10 @@ class Recipe:
     loss_on: Literal["answer", "everything"] = _key("answer", "which tokens are learned: the answer and eos, or all")
     global_batch_size: int = _key(1, "sequences (packs) an optimizer step, over all GPUs", at_least=1)
     micro_batch_size: int = _key(1, "sequences a forward pass on one GPU", at_least=1)
-    recompute: bool = _key(True, "activation checkpointing: less memory, about a third more arithmetic")
+    recompute: Literal["auto", "all", "none"] = _key(
+        "auto", "layers whose activations are computed again for the backward pass; auto is as few as the memory allows"
+    )
+    fast: Literal["auto", "off"] = _key("auto", "the fast path where it is valid, or plain transformers and peft")
     max_hours: float | None = _key(
         None, "wall-clock budget: save and stop (exit code 75) before it is spent", above=0.0
     )
@@ -181,8 +184,11 @@ def _limit_problems(key: str, value: Any) -> list[str]:
 
 def _combination_problems(recipe: Recipe, given: set[str]) -> list[str]:
     problems = []
-    if recipe.method == "full" and recipe.base_precision == "nf4":
-        problems.append("method full cannot train nf4 weights (set base_precision to 16bit or fp32, or method to lora)")
+    if recipe.method == "full" and recipe.base_precision in ("nf4", "fp8"):
+        problems.append(
+            f"method full cannot train {recipe.base_precision} weights (set base_precision to 16bit or fp32, or method "
+            "to lora)"
+        )
     if recipe.method == "full" and (unused := sorted(given & set(LORA_KEYS))):
         problems.append(f"{', '.join(unused)} would be ignored with method full (leave out, or set method to lora)")
     if recipe.base_precision != "nf4" and (unused := sorted(given & set(NF4_KEYS))):
@@ -208,7 +214,7 @@ def _combination_problems(recipe: Recipe, given: set[str]) -> list[str]:
 
 
 def recipe_flags(arguments: list[str]) -> dict[str, str]:
-    """Turn `--learning-rate 1e-4 --seed=7 --no-recompute` into overrides; recipe keys and flags are the same words."""
+    """Turn `--learning-rate 1e-4 --seed=7 --no-double-quant` into overrides; recipe keys and flags are the same words."""
     overrides: dict[str, str] = {}
     rest = list(arguments)
     while rest:

@@ -23,6 +23,7 @@ from llm_qa.config import EMBEDDED_MODEL, Recipe, load_recipe, recipe_flags
 from llm_qa.console import UserError, format_table, is_main_process, run_script, say
 from llm_qa.data.packing import PackedDataset, TokenizedPairs
 from llm_qa.models import gpus, tiny
+from llm_qa.models.fast.policy import choose_fast_path
 from llm_qa.models.lora import add_lora
 from llm_qa.models.quantization import gpu_capability, resolve_precision
 from llm_qa.models.random_weights import random_base
@@ -38,7 +39,7 @@ from llm_qa.training.strategy import (
     read_strategy,
     start_engine,
 )
-from llm_qa.training.trainer import build_trainer, training_arguments
+from llm_qa.training.trainer import build_trainer, training_arguments, use_fast_path
 
 PAIRS = 6440  # of the original notebooks' data
 MEDIAN_TOKENS, SPREAD, SHORTEST, LONGEST = 64, 0.55, 20, 400  # of a pair there, roughly log-normal
@@ -53,6 +54,7 @@ def parse_arguments() -> tuple[argparse.Namespace, Recipe]:
     parser.add_argument("--steps", type=int, default=8, help="updates that are measured")
     parser.add_argument("--warmup", type=int, default=3, help="updates before them")
     parser.add_argument("--out", type=Path, default=Path("reports/bench.jsonl"), help="one JSON line a measurement")
+    parser.add_argument("--gpu-memory-limit", type=float, help="GiB, to play a smaller card")
     options, rest = parser.parse_known_args()
     if options.steps < 1 or options.warmup < 1:
         raise UserError(f"--steps {options.steps} and --warmup {options.warmup} must be at least 1.")
@@ -117,6 +119,12 @@ def measure(recipe: Recipe, warmup: int, folder: str) -> dict:
     if recipe.method == "lora":
         model = add_lora(model, recipe, precision.trains_in)
     built = time.perf_counter() - began
+    path = choose_fast_path(
+        model, recipe, precision, arguments.per_device_train_batch_size * recipe.pack_length, strategy.zero_stage,
+        gpu_capability(),
+    )  # fmt: skip
+    use_fast_path(arguments, path)
+    say(path.report)
     pairs = synthetic_pairs(config.vocab_size, recipe.max_length, recipe.seed)
     packs = PackedDataset(pairs, recipe.pack_length, recipe.loss_on, recipe.seed, recipe.global_batch_size)
     watch = Stopwatch(warmup)
@@ -135,6 +143,7 @@ def measure(recipe: Recipe, warmup: int, folder: str) -> dict:
         "peak_allocated_bytes": allocated[0],
         "peak_reserved_bytes": reserved[0],
         "seconds_per_epoch": round(len(pairs.tokens) / rate, 1),
+        "path": path.report,
         "build_seconds": round(built, 1),
         "updates_measured": recipe.training["max_steps"] - warmup,
         "tokens_measured": watch.tokens,
@@ -168,6 +177,9 @@ def table(rows: list[dict]) -> str:
 def main() -> int:
     """Measure, add the row to --out, print the table."""
     options, recipe = parse_arguments()
+    if options.gpu_memory_limit and torch.cuda.is_available():
+        total = torch.cuda.get_device_properties(0).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, options.gpu_memory_limit * 2**30 / total))
     with tempfile.TemporaryDirectory() as folder:
         row = measure(recipe, options.warmup, folder)
     if is_main_process():

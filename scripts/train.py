@@ -22,6 +22,7 @@ from llm_qa.data.preparation import prepared_folder
 from llm_qa.data.prompts import encode_documents, show_document
 from llm_qa.data.records import load_split
 from llm_qa.models import gpus
+from llm_qa.models.fast.policy import choose_fast_path
 from llm_qa.models.loading import EMBEDDED_BASE, align_special_tokens, check_tokenizer_fits, load_base, load_tokenizer
 from llm_qa.models.lora import add_lora, linear_parameters, parameter_counts, trainable_report
 from llm_qa.models.quantization import gpu_capability, resolve_precision
@@ -40,7 +41,7 @@ from llm_qa.training.strategy import (
     start_engine,
     world_size,
 )
-from llm_qa.training.trainer import build_trainer, training_arguments
+from llm_qa.training.trainer import build_trainer, training_arguments, use_fast_path
 
 
 def parse_arguments() -> tuple[argparse.Namespace, Recipe]:
@@ -124,6 +125,10 @@ def main() -> int:
         model = add_lora(model, recipe, precision.trains_in)
     say(trainable_report(model))
     total, trainable = parameter_counts(model)
+    tokens_a_pass = arguments.per_device_train_batch_size * train_set.capacity
+    path = choose_fast_path(model, recipe, precision, tokens_a_pass, strategy.zero_stage, gpu_capability())
+    use_fast_path(arguments, path)
+    say(path.report)
 
     # --- training ------------------------------------------------------------------------------------------------
     step_log = StepLog(

@@ -69,10 +69,10 @@ def test_text_is_converted_by_the_type_that_the_key_wants():
 
 
 def test_flags_and_keys_are_the_same_words():
-    flags = recipe_flags(["--learning-rate", "1e-4", "--seed=7", "--no-recompute", "--weight-decay", "-1"])
-    assert flags == {"learning_rate": "1e-4", "seed": "7", "recompute": "false", "weight_decay": "-1"}
-    recipe = load_recipe("scripts/recipes/tiny.yaml", {"seed": "7", "recompute": "true"})
-    assert (recipe.seed, recipe.recompute) == (7, True)
+    flags = recipe_flags(["--learning-rate", "1e-4", "--seed=7", "--no-double-quant", "--weight-decay", "-1"])
+    assert flags == {"learning_rate": "1e-4", "seed": "7", "double_quant": "false", "weight_decay": "-1"}
+    recipe = load_recipe("scripts/recipes/tiny.yaml", {"seed": "7", "double_quant": "false"})
+    assert (recipe.seed, recipe.double_quant) == (7, False)
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_flags_and_keys_are_the_same_words():
     [
         (["--seed", "1", "--seed=2"], "--seed is given twice"),
         (["--lora-r", "1", "--lora_r", "2"], "--lora_r is given twice"),
-        (["--recompute", "--no-recompute"], "--no-recompute is given twice \\(as recompute\\)"),
+        (["--double-quant", "--no-double-quant"], "--no-double-quant is given twice \\(as double_quant\\)"),
     ],
 )
 def test_a_flag_given_twice_is_refused(flags, sentence):

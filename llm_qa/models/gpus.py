@@ -43,6 +43,14 @@ def flops_per_token(linear_parameters: int, trains_all: bool) -> float:
     return (6.0 if trains_all else 4.0) * linear_parameters
 
 
+def free_memory_bytes() -> tuple[int, int]:
+    """(free, total) bytes that this process may still use, and may use at all, of the current GPU's memory."""
+    free, total = torch.cuda.mem_get_info()
+    allowed = int(torch.cuda.get_per_process_memory_fraction() * total)
+    unused = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+    return min(free, allowed - torch.cuda.memory_reserved()) + unused, allowed
+
+
 def peak_memory_bytes() -> int:
     """Most memory this process has held so far: allocated on the GPU, or resident on a CPU-only machine."""
     if torch.cuda.is_available():

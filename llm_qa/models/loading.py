@@ -13,6 +13,8 @@ from transformers.utils import cached_file
 from llm_qa import files
 from llm_qa.config import EMBEDDED_MODEL, Recipe, load_recipe
 from llm_qa.console import UserError
+from llm_qa.models.fast.fp8 import quantize_fp8
+from llm_qa.models.linear_modules import linear_layers
 from llm_qa.models.quantization import Precision, gpu_capability, resolve_precision
 from llm_qa.models.safety import refuse_code, refuse_unsafe_weights
 from llm_qa.models.shapes import SPECIAL_TOKENS
@@ -103,6 +105,8 @@ def load_base(model: str | Path, precision: Precision, *, on_gpu: bool = True) -
         str(model),
         "weights",
     )
+    if precision.fp8:
+        quantize_fp8(base, linear_layers(base))
     for module in base.modules():
         # On CPUs with AVX512-BF16, bitsandbytes' Linear4bit repacks its weight at the first forward pass in eval mode,
         # for good, for a bf16 kernel without a backward: one validation pass and training goes on without gradients.

@@ -11,6 +11,7 @@ from llm_qa.config import Recipe
 from llm_qa.console import UserError
 
 BF16_CAPABILITY = (8, 0)  # Ampere. torch.cuda.is_bf16_supported() is true on a T4, by slow emulation.
+FP8_CAPABILITY = (8, 9)  # Ada; Hopper is 9.0
 BITSANDBYTES_CAPABILITY = (7, 5)  # Turing: what bitsandbytes' CUDA 13 build contains
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 SHORT = {dtype: name for name, dtype in DTYPES.items()}
@@ -25,8 +26,14 @@ class Precision:
     nf4: bool
     double_quant: bool
     why: str
+    fp8: bool = False
     trains_in: torch.dtype = torch.float32  # of LoRA's weights; a fully trained model's are `weights`
     storage: torch.dtype | None = None  # elements that packed 4-bit weights are stored in; None: bytes
+
+    @property
+    def base(self) -> str:
+        """How the base is kept, in a word: nf4, fp8, bf16, fp16 or fp32."""
+        return "nf4" if self.nf4 else "fp8" if self.fp8 else SHORT[self.weights]
 
     @property
     def autocast(self) -> str | None:
@@ -73,11 +80,16 @@ def resolve_precision(recipe: Recipe, capability: tuple[int, int] | None) -> Pre
             f"base_precision nf4 needs compute capability 7.5 (bitsandbytes' CUDA 13 build) and this is {where}: "
             "set --base-precision to 16bit, or use a T4 or newer."
         )
+    if recipe.base_precision == "fp8" and capability is not None and capability < FP8_CAPABILITY:
+        raise UserError(
+            f"base_precision fp8 needs compute capability 8.9 (Ada, Hopper or newer) and this is {where}: "
+            "set --base-precision to nf4 or 16bit."
+        )
     half = "bf16" if has_bf16 else "fp16"
     compute = recipe.compute_dtype
     if compute == "auto":
         compute = "fp32" if capability is None else half
-    if recipe.base_precision == "nf4":
+    if recipe.base_precision in ("nf4", "fp8"):
         weights = compute
     elif recipe.base_precision == "16bit":
         weights = half
@@ -95,6 +107,7 @@ def resolve_precision(recipe: Recipe, capability: tuple[int, int] | None) -> Pre
         compute=DTYPES[compute],
         nf4=recipe.base_precision == "nf4",
         double_quant=recipe.double_quant,
+        fp8=recipe.base_precision == "fp8",
         why=f"base {recipe.base_precision}"
         + (f" kept as {weights}" if recipe.base_precision == "16bit" else "")
         + f", products in {compute} on {where}",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig, PreTrainedModel
 
+from llm_qa.models.fast.fp8 import quantize_fp8
 from llm_qa.models.linear_modules import linear_layers
 from llm_qa.models.quantization import Precision
 
@@ -29,6 +30,8 @@ def random_base(config: PreTrainedConfig, precision: Precision, device: torch.de
         torch.set_default_dtype(default)
     if precision.nf4:
         quantize(model, precision)
+    if precision.fp8:
+        quantize_fp8(model, linear_layers(model))
     return model
 
 

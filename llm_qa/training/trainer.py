@@ -17,6 +17,7 @@ from llm_qa import files
 from llm_qa.config import Recipe
 from llm_qa.console import UserError, progress, say
 from llm_qa.data.packing import IGNORED, PackedDataset, collate_packs
+from llm_qa.models.fast.policy import FastPath
 from llm_qa.models.quantization import Precision
 from llm_qa.training.callbacks import sum_over_ranks
 from llm_qa.training.strategy import Strategy, accumulation_steps, micro_batch_size
@@ -48,8 +49,8 @@ def training_arguments(
         "gradient_accumulation_steps": accumulation_steps(recipe, strategy.processes),
         "bf16": precision.autocast == "bf16",
         "fp16": precision.autocast == "fp16",
-        checkpointing: recipe.recompute,
-        f"{checkpointing}_kwargs": {"use_reentrant": False} if recipe.recompute else None,
+        checkpointing: recipe.recompute != "none",
+        f"{checkpointing}_kwargs": {"use_reentrant": False} if recipe.recompute != "none" else None,
         "seed": recipe.seed,
         "logging_nan_inf_filter": False,  # it logs NaN as 0.0 and goes on
         "remove_unused_columns": False,
@@ -71,6 +72,14 @@ def training_arguments(
         raise UserError(f"The recipe's training arguments do not fit together: {told}") from error
     check_reporters(arguments)
     return arguments
+
+
+def use_fast_path(arguments: TrainingArguments, path: FastPath) -> None:
+    """The fast path decides about recomputation itself: Trainer's own activation checkpointing goes off."""
+    if path.active:
+        arguments.gradient_checkpointing = False
+        if hasattr(arguments, "activation_checkpointing"):
+            arguments.activation_checkpointing = False
 
 
 def check_reporters(arguments: TrainingArguments) -> None:

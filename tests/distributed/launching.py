@@ -14,7 +14,7 @@ RECIPE = {
     "pack_length": 256,
     "global_batch_size": 8,
     "micro_batch_size": 2,
-    "recompute": False,
+    "recompute": "none",
     "learning_rate": 1.0e-3,
     "lr_scheduler_type": "constant",
     "weight_decay": 0.01,

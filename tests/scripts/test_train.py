@@ -51,7 +51,7 @@ def recipe(tmp_path_factory, neox_folder):
         "pack_length": 256,
         "global_batch_size": 2,
         "micro_batch_size": 1,
-        "recompute": True,
+        "recompute": "all",
         "learning_rate": 1e-2,
         "num_train_epochs": 3,
         "logging_steps": 1,

@@ -1,0 +1,46 @@
+"""Output head and cross entropy in chunks: logits of the whole batch (4 bytes x 30,080 a token) never exist at once.
+
+The gradient of a chunk is taken while its logits are there (the arrangement of Liger-Kernel's fused linear cross
+entropy, arXiv:2410.10989), so a backward pass only scales it.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+CHUNK = 1024  # tokens; 123 MB of fp32 logits at 30,080 words
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        d_hidden = torch.empty_like(hidden)
+        d_weight = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
+        for begin in range(0, len(targets), CHUNK):
+            part, target = hidden[begin : begin + CHUNK], targets[begin : begin + CHUNK, None]
+            logits = (part @ weight.T).float()
+            normalizer = logits.logsumexp(dim=1, keepdim=True)
+            total += (normalizer - logits.gather(1, target)).sum()
+            slope = logits.sub_(normalizer).exp_()  # softmax
+            slope = slope.scatter_add_(1, target, -torch.ones_like(target, dtype=slope.dtype)).to(hidden.dtype)
+            torch.mm(slope, weight, out=d_hidden[begin : begin + CHUNK])
+            if d_weight is not None:
+                d_weight += slope.T @ part
+        ctx.save_for_backward(d_hidden, d_weight)
+        return total
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        d_hidden, d_weight = ctx.saved_tensors
+        d_hidden = d_hidden * grad.to(d_hidden.dtype)
+        return d_hidden, None if d_weight is None else (d_weight * grad).to(d_hidden.dtype), None
+
+
+def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """Sum over tokens of -log softmax(hidden @ weight^T)[target], in nats, a fp32 scalar.
+
+    hidden (tokens, d) and weight (words, d) of one dtype, targets (tokens,) int64, none ignored. Softmax and sum are fp32.
+    """
+    return _LinearCrossEntropy.apply(hidden, weight, targets)

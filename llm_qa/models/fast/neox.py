@@ -1,0 +1,269 @@
+"""GPT-NeoX's training pass, written for one GPU: packs end to end in one sequence, compiled layers, no padding between.
+
+The modules, their parameters and names stay those of transformers and peft; only the computation of the training loss is
+taken over, so checkpoints and adapters do not know of it. Architecture: Black et al. 2022, arXiv:2204.06745.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.models.gpt_neox.modeling_gpt_neox import apply_rotary_pos_emb
+
+from llm_qa.data.packing import IGNORED
+from llm_qa.models.fast.loss import linear_cross_entropy
+from llm_qa.models.fast.low_rank import dropout_threshold
+from llm_qa.models.fast.lora_linear import lora_linear
+from llm_qa.models.fast.products import frozen_weight
+
+BLOCK = 128  # flex attention's mask is kept in blocks of this many tokens
+
+
+class LinearWeights(NamedTuple):
+    """One linear layer: a frozen weight with LoRA (a, b), or a trained one (a and b are None)."""
+
+    weight: list[Tensor]
+    bias: Tensor | None
+    a: Tensor | None
+    b: Tensor | None
+
+
+class LayerWeights(NamedTuple):
+    """The tensors of one decoder layer; each norm is (weight, bias)."""
+
+    attention_norm: tuple[Tensor, Tensor]
+    mlp_norm: tuple[Tensor, Tensor]
+    query_key_value: LinearWeights
+    dense: LinearWeights
+    dense_h_to_4h: LinearWeights
+    dense_4h_to_h: LinearWeights
+
+
+@dataclass(frozen=True)
+class LayerShape:
+    """What all layers of a model share and a compiled graph may take for granted."""
+
+    heads: int
+    norm_eps: float
+    parallel_residual: bool
+    activation: Callable[[Tensor], Tensor]
+    dropout_threshold: int
+    lora_scale: float
+    dtype: torch.dtype
+
+
+def layer_shape(model: torch.nn.Module, dtype: torch.dtype) -> LayerShape:
+    """The shape of a GPT-NeoX, plain or with LoRA on it."""
+    config, layer = model.config, model.gpt_neox.layers[0]
+    lora = layer.attention.query_key_value
+    with_lora = hasattr(lora, "lora_A")
+    dropout = getattr(lora.lora_dropout["default"], "p", 0.0) if with_lora else 0.0
+    return LayerShape(
+        heads=config.num_attention_heads,
+        norm_eps=config.layer_norm_eps,
+        parallel_residual=config.use_parallel_residual,
+        activation=layer.mlp.act,
+        dropout_threshold=dropout_threshold(dropout),
+        lora_scale=lora.scaling["default"] if with_lora else 0.0,
+        dtype=dtype,
+    )
+
+
+def layer_weights(layer: torch.nn.Module, dtype: torch.dtype) -> LayerWeights:
+    """The tensors of a GPTNeoXLayer whose linears are peft's LoRA layers, or plain ones that are trained."""
+
+    def linear(module) -> LinearWeights:
+        if not hasattr(module, "lora_A"):
+            return LinearWeights([module.weight], module.bias, None, None)
+        base = module.get_base_layer()
+        a, b = module.lora_A["default"].weight, module.lora_B["default"].weight
+        return LinearWeights(frozen_weight(base, dtype), base.bias, a, b)
+
+    def norm(module) -> tuple[Tensor, Tensor]:
+        return module.weight, module.bias
+
+    return LayerWeights(
+        norm(layer.input_layernorm),
+        norm(layer.post_attention_layernorm),
+        linear(layer.attention.query_key_value),
+        linear(layer.attention.dense),
+        linear(layer.mlp.dense_h_to_4h),
+        linear(layer.mlp.dense_4h_to_h),
+    )
+
+
+def layer_forward(
+    x: Tensor, w: LayerWeights, rotary: tuple[Tensor, Tensor], mask, seeds: Tensor, shape: LayerShape, wanted: bool = True
+) -> Tensor:
+    """One decoder layer on a sequence of packed documents: (tokens, d) -> (tokens, d), both of shape.dtype.
+
+    `mask` is flex attention's BlockMask, or a bool (tokens, tokens) matrix for scaled_dot_product_attention. `seeds` are
+    four int64 seeds (4, 1) of the LoRA dropout. With `wanted` False the values returned are meaningless: it is the pass
+    that only makes what the backward pass needs, without the last products.
+    """
+
+    def norm(value, weight_bias):
+        weight, bias = weight_bias
+        return F.layer_norm(value.float(), value.shape[-1:], weight.float(), bias.float(), shape.norm_eps).to(shape.dtype)
+
+    def linear(value, weights, number, wanted=True):
+        if weights.a is None:
+            bias = None if weights.bias is None else weights.bias.to(shape.dtype)
+            return F.linear(value, weights.weight[0].to(shape.dtype), bias)
+        out, _ = lora_linear(
+            value, weights.weight, weights.a, weights.b, seeds[number], shape.dropout_threshold, shape.lora_scale, wanted
+        )
+        return out if weights.bias is None else out + weights.bias.to(shape.dtype)
+
+    def attention(value):
+        tokens = value.shape[0]
+        qkv = linear(value, w.query_key_value, 0).view(1, tokens, shape.heads, -1).transpose(1, 2)
+        query, key, value = qkv.chunk(3, dim=-1)
+        query, key = apply_rotary_pos_emb(query, key, *rotary)
+        if isinstance(mask, Tensor):
+            mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        else:
+            from torch.nn.attention.flex_attention import flex_attention
+
+            mixed = flex_attention(query, key, value, block_mask=mask)
+        return linear(mixed.transpose(1, 2).reshape(tokens, -1), w.dense, 1, wanted or not shape.parallel_residual)
+
+    def mlp(value):
+        return linear(shape.activation(linear(value, w.dense_h_to_4h, 2)), w.dense_4h_to_h, 3, wanted)
+
+    attended = attention(norm(x, w.attention_norm))
+    if shape.parallel_residual:
+        return mlp(norm(x, w.mlp_norm)) + attended + x
+    attended = attended + x
+    return mlp(norm(attended, w.mlp_norm)) + attended
+
+
+class _Recomputed(torch.autograd.Function):
+    """Keep only the layer's input; before its backward pass make the rest again, but for products that nobody reads."""
+
+    @staticmethod
+    def forward(ctx, x, first, again, *trained):
+        ctx.save_for_backward(x)
+        ctx.again, ctx.trained = again, trained
+        return first(x)
+
+    @staticmethod
+    def backward(ctx, dy):
+        (x,) = ctx.saved_tensors
+        x = x.detach().requires_grad_()
+        with torch.enable_grad():
+            y = ctx.again(x)
+        dx, *rest = torch.autograd.grad(y, (x, *ctx.trained), dy)
+        return dx, None, None, *rest
+
+
+def document_numbers(position_ids: Tensor) -> Tensor:
+    """Document of each token of a packed sequence, int64: one more at every position 0."""
+    return (position_ids == 0).cumsum(0)
+
+
+def packed_mask(position_ids: Tensor, flex: bool):
+    """Causal attention inside documents for a sequence given by its position_ids (tokens,)."""
+    documents = document_numbers(position_ids)
+    tokens = len(documents)
+    if not flex:
+        places = torch.arange(tokens, device=documents.device)
+        return (documents[:, None] == documents[None, :]) & (places[:, None] >= places[None, :])
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    def allowed(batch, head, query, key):
+        return (query >= key) & (documents[query] == documents[key])
+
+    return create_block_mask(allowed, None, None, tokens, tokens, device=documents.device, BLOCK_SIZE=BLOCK)
+
+
+class FastNeoX:
+    """Takes over `forward` of a GPTNeoXForCausalLM for batches with labels; everything else goes the usual way.
+
+    `tokens` is the length that every batch is padded to, so that one graph serves all; `recomputed` is how many layers
+    keep only their input.
+    """
+
+    def __init__(self, model: torch.nn.Module, dtype: torch.dtype, tokens: int, *, flex: bool, compiled: bool):
+        self.model, self.usual = model, model.forward
+        self.shape = layer_shape(model, dtype)
+        self.tokens, self.flex, self.recomputed = tokens, flex, 0
+        self.layer = torch.compile(layer_forward, dynamic=False, fullgraph=True) if compiled else layer_forward
+
+    def forward(self, input_ids=None, attention_mask=None, position_ids=None, labels=None, **rest):
+        """The mean loss of the learned tokens (or their sum over num_items_in_batch); no logits."""
+        if labels is None or attention_mask is not None or position_ids is None:
+            return self.usual(
+                input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, labels=labels, **rest
+            )
+        with torch.autocast(input_ids.device.type, enabled=False):
+            return CausalLMOutputWithPast(loss=self.loss(input_ids, position_ids, labels, rest.get("num_items_in_batch")))
+
+    def loss(self, input_ids: Tensor, position_ids: Tensor, labels: Tensor, items=None) -> Tensor:
+        """Cross entropy of (rows, length) packs, a fp32 scalar: mean over learned tokens, or sum over `items`."""
+        targets = F.pad(labels[:, 1:], (0, 1), value=IGNORED).reshape(-1)
+        learned = (targets != IGNORED).nonzero().squeeze(1)
+        hidden = self.hidden(input_ids.reshape(-1), position_ids.reshape(-1))
+        head = self.model.get_output_embeddings().weight.to(self.shape.dtype)
+        total = linear_cross_entropy(hidden.index_select(0, learned), head, targets.index_select(0, learned))
+        return total / (len(learned) if items is None else items)
+
+    def hidden(self, input_ids: Tensor, position_ids: Tensor) -> Tensor:
+        """What the head reads: (tokens,) -> (at least tokens, d)."""
+        model, dtype, padding = self.model.gpt_neox, self.shape.dtype, max(0, self.tokens - len(input_ids))
+        input_ids, position_ids = F.pad(input_ids, (0, padding)), F.pad(position_ids, (0, padding))
+        x = model.embed_in(input_ids).to(dtype)
+        rotary = model.rotary_emb(x[None], position_ids[None])
+        mask = packed_mask(position_ids, self.flex)
+        # The mask of a step is a function of one number of torch's generator, which checkpoints keep.
+        first = int(torch.randint(2**31, (1,))) if self.model.training else 0
+        numbers = torch.arange(4 * len(model.layers), device=x.device).view(-1, 4, 1)
+        seeds = (first + numbers * 0x632BE5AB) & 0xFFFFFFFF
+        shape = self.shape if self.model.training else dataclasses.replace(self.shape, dropout_threshold=0)
+        if torch.is_grad_enabled():
+            x.requires_grad_()  # the first layer is compiled like the others
+        for number, layer in enumerate(model.layers):
+            x = self.run_layer(x, layer, rotary, mask, seeds[number], shape, recompute=number < self.recomputed)
+        norm = model.final_layer_norm
+        return F.layer_norm(x.float(), x.shape[-1:], norm.weight.float(), norm.bias.float(), norm.eps).to(dtype)
+
+    def measure_layer(self) -> tuple[int, int, int]:
+        """Bytes on the GPU: what a layer keeps for its backward pass, what that pass needs besides, and its input.
+
+        Runs a layer forward and backward on noise, which compiles it too.
+        """
+        layer, device = self.model.gpt_neox.layers[0], self.model.gpt_neox.embed_in.weight.device
+        width, dtype = self.model.config.hidden_size, self.shape.dtype
+        x = torch.randn(self.tokens, width, dtype=dtype, device=device, requires_grad=True)
+        position_ids = torch.arange(self.tokens, device=device) % BLOCK
+        rotary = self.model.gpt_neox.rotary_emb(x[None], position_ids[None])
+        mask, seeds = packed_mask(position_ids, self.flex), torch.zeros(4, 1, dtype=torch.int64, device=device)
+        trained = [parameter for parameter in layer.parameters() if parameter.requires_grad]
+        for _ in range(2):  # the first pass compiles
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            y = self.run_layer(x, layer, rotary, mask, seeds, self.shape, recompute=False)
+            kept = torch.cuda.memory_allocated() - before
+            torch.autograd.grad(y, (x, *trained), torch.ones_like(y))
+            passing = torch.cuda.max_memory_allocated() - before - kept
+        return kept, passing, x.numel() * x.element_size()
+
+    def run_layer(self, x, layer, rotary, mask, seeds, shape, *, recompute: bool) -> Tensor:
+        """One layer, keeping everything for its backward pass or only its input."""
+        weights = layer_weights(layer, shape.dtype)
+        if not (recompute and torch.is_grad_enabled()):
+            return self.layer(x, weights, rotary, mask, seeds, shape)
+        trained = [parameter for parameter in layer.parameters() if parameter.requires_grad]
+        return _Recomputed.apply(
+            x,
+            lambda x: self.layer(x, weights, rotary, mask, seeds, shape),
+            lambda x: self.layer(x, weights, rotary, mask, seeds, shape, wanted=False),
+            *trained,
+        )

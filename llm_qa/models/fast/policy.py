@@ -1,0 +1,91 @@
+"""Which of the fast pieces a run uses, and how many layers it recomputes: decided once, and said with the reason."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from transformers import GPTNeoXForCausalLM
+
+from llm_qa.config import Recipe
+from llm_qa.models.fast.neox import FastNeoX
+from llm_qa.models.gpus import free_memory_bytes
+from llm_qa.models.linear_modules import linear_layers
+from llm_qa.models.quantization import BF16_CAPABILITY, SHORT, Precision
+
+OPTIMIZER_BYTES = {8: 2, 32: 8}  # Adam's two moments of a trained weight, in 8 or 32 bits
+KEPT_FREE = 0.06  # share of the memory that is left to fragmentation, the head's logits and cuBLAS
+
+
+@dataclass(frozen=True)
+class FastPath:
+    """What was chosen. `report` is the line that the user sees; `active` is False on the plain path."""
+
+    active: bool
+    report: str
+    recomputed: int = 0
+
+
+def reason_against(
+    model: torch.nn.Module, recipe: Recipe, zero_stage: int, capability: tuple[int, int] | None
+) -> str | None:
+    """Why this run takes the plain path; None where the fast one is valid."""
+    if recipe.fast == "off":
+        return "--fast off"
+    if capability is None:
+        return "no GPU"
+    if capability < BF16_CAPABILITY:
+        return f"compute capability {capability[0]}.{capability[1]}, and its kernels need 8.0"
+    if not isinstance(model, GPTNeoXForCausalLM):
+        return f"{type(model).__name__} has none, only GPT-NeoX"
+    if zero_stage == 3:
+        return "ZeRO-3 brings weights to a layer through the layer's own forward"
+    if model.config.hidden_dropout or model.config.attention_dropout:
+        return "the model's own dropout is on"
+    linears = linear_layers(model)
+    if recipe.method == "lora" and not all(hasattr(layer, "lora_A") for layer in adapted_layers(linears)):
+        return "--lora-targets leaves linear layers without LoRA"
+    return None
+
+
+def adapted_layers(linears: dict[str, torch.nn.Module]) -> list[torch.nn.Module]:
+    """The linear layers of a model as peft wraps them, LoRA's own small ones left out."""
+    return [layer for name, layer in linears.items() if ".base_layer" not in name and ".lora_" not in name]
+
+
+def choose_fast_path(
+    model: torch.nn.Module,
+    recipe: Recipe,
+    precision: Precision,
+    tokens: int,
+    zero_stage: int,
+    capability: tuple[int, int] | None,
+) -> FastPath:
+    """Put the fast path on `model` (plain or with LoRA) where it is valid. `tokens` are those of a forward pass."""
+    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if reason := reason_against(causal, recipe, zero_stage, capability):
+        plain = "every layer recomputed" if recipe.recompute != "none" else "no layer recomputed"
+        return FastPath(False, f"plain path ({reason}): sdpa attention, {plain}, {precision.base}")
+    fast = FastNeoX(causal, precision.compute, tokens, flex=True, compiled=True)
+    layers = len(causal.gpt_neox.layers)
+    fast.recomputed, why = layers_to_recompute(fast, model, recipe, layers)
+    causal.forward = fast.forward
+    report = (
+        f"fast path: flex attention on {tokens:,} packed tokens, compiled layers, {fast.recomputed} of {layers} layers "
+        f"recomputed ({why}), {precision.base}, products in {SHORT[precision.compute]}"
+    )
+    return FastPath(True, report, fast.recomputed)
+
+
+def layers_to_recompute(fast: FastNeoX, model: torch.nn.Module, recipe: Recipe, layers: int) -> tuple[int, str]:
+    """How many layers keep only their input, and why: as few as the free memory allows, from one layer's measured need."""
+    if recipe.recompute != "auto":
+        return (layers if recipe.recompute == "all" else 0), f"--recompute {recipe.recompute}"
+    kept, passing, shared = fast.measure_layer()
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    bits = 8 if "8bit" in str(recipe.training.get("optim", "")) else 32
+    reserve = trained * (4 + OPTIMIZER_BYTES[bits])
+    free, total = free_memory_bytes()
+    room = free - reserve - passing - layers * shared - int(KEPT_FREE * total)
+    number = min(layers, max(0, layers - int(room // max(1, kept - shared))))
+    return number, f"a layer keeps {kept / 2**30:.2f} GiB and {free / 2**30:.1f} GiB are free"
