@@ -189,9 +189,10 @@ def _combination_problems(recipe: Recipe, given: set[str]) -> list[str]:
             f"method full cannot train {recipe.base_precision} weights (set base_precision to 16bit or fp32, or method "
             "to lora)"
         )
+    changed = {key for key in given if getattr(recipe, key) != RECIPE_FIELDS[key].default}
     if recipe.method == "full" and (unused := sorted(given & set(LORA_KEYS))):
         problems.append(f"{', '.join(unused)} would be ignored with method full (leave out, or set method to lora)")
-    if recipe.base_precision != "nf4" and (unused := sorted(given & set(NF4_KEYS))):
+    if recipe.base_precision != "nf4" and (unused := sorted(changed & set(NF4_KEYS))):
         problems.append(f"{', '.join(unused)} would be ignored with base_precision {recipe.base_precision} (leave out)")
     if recipe.pack_length and recipe.pack_length < recipe.max_length:
         problems.append(

@@ -54,12 +54,13 @@ def parse_arguments() -> tuple[argparse.Namespace, Recipe]:
     parser.add_argument("--steps", type=int, default=8, help="updates that are measured")
     parser.add_argument("--warmup", type=int, default=3, help="updates before them")
     parser.add_argument("--out", type=Path, default=Path("reports/bench.jsonl"), help="one JSON line a measurement")
+    parser.add_argument("--trace", action="store_true", help="profile one more update by category of kernel")
     parser.add_argument("--gpu-memory-limit", type=float, help="GiB, to play a smaller card")
     options, rest = parser.parse_known_args()
     if options.steps < 1 or options.warmup < 1:
         raise UserError(f"--steps {options.steps} and --warmup {options.warmup} must be at least 1.")
     overrides = recipe_flags(rest)
-    overrides |= {"max_steps": options.warmup + options.steps, "save_strategy": "no", "logging_steps": 1}
+    overrides |= {"max_steps": options.warmup + options.steps + options.trace, "save_strategy": "no", "logging_steps": 1}
     return options, load_recipe(options.recipe, overrides)
 
 
@@ -76,8 +77,8 @@ def synthetic_pairs(vocabulary: int, max_length: int, seed: int) -> TokenizedPai
 class Stopwatch(TrainerCallback):
     """Seconds and real tokens of the updates after the warm-up, the GPU waited for at both ends."""
 
-    def __init__(self, warmup: int):
-        self.warmup = warmup
+    def __init__(self, warmup: int, steps: int):
+        self.warmup, self.end = warmup, warmup + steps
         self.started = self.seconds = 0.0
         self.tokens_before = self.tokens = 0
         self.losses: list[float] = []
@@ -89,7 +90,7 @@ class Stopwatch(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs):
         """Start after the warm-up, stop after the last update."""
-        if state.global_step not in (self.warmup, state.max_steps):
+        if state.global_step not in (self.warmup, self.end):
             return
         if torch.cuda.is_available():
             torch.cuda.synchronize()
@@ -100,7 +101,63 @@ class Stopwatch(TrainerCallback):
             self.seconds, self.tokens = now - self.started, state.num_input_tokens_seen - self.tokens_before
 
 
-def measure(recipe: Recipe, warmup: int, folder: str) -> dict:
+CATEGORIES = {  # of GPU kernels, by a part of their names; the first that fits counts
+    "attention": ("flex_attention", "flash", "fmha"),
+    "LoRA products": ("_down_kernel", "_up_add_kernel", "_outer_kernel"),
+    "4-bit weights to 16 bits": ("dequantize", "kDequantize"),
+    "rounding to fp8": ("_rows_to_fp8",),
+    "matrix products": ("gemm", "nvjet", "cutlass", "xmma", "cublas", "splitK"),
+    "optimizer": ("Optimizer", "multi_tensor", "foreach", "lpnorm"),
+    "compiled element-wise": ("triton_",),
+    "copies": ("Memcpy", "Memset"),
+}
+
+
+class Trace(TrainerCallback):
+    """GPU time of the last update, by category of kernel, and how long the GPU waited."""
+
+    def __init__(self):
+        self.profile = torch.profiler.profile(
+            activities=[torch.profiler.ProfilerActivity.CUDA, torch.profiler.ProfilerActivity.CPU]
+        )
+        self.rows: list[list[str]] = []
+
+    def on_step_end(self, args, state, control, **kwargs):
+        """Start before the last update; stop after it."""
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        if state.global_step == state.max_steps - 1:
+            self.began = time.perf_counter()
+            self.profile.start()
+        elif state.global_step == state.max_steps:
+            wall = (time.perf_counter() - self.began) * 1e3
+            self.profile.stop()
+            self.rows = self.categories(wall)
+
+    def categories(self, wall: float) -> list[list[str]]:
+        """(category, ms, share, largest kernels) of the update that took `wall` ms."""
+        kernels = [event for event in self.profile.key_averages() if event.self_device_time_total > 0]
+        kernels = [event for event in kernels if event.self_cpu_time_total == 0]
+        spent: dict[str, float] = dict.fromkeys([*CATEGORIES, "other"], 0.0)
+        largest: dict[str, list[tuple[float, int, str]]] = {name: [] for name in spent}
+        for event in kernels:
+            fits = (name for name, parts in CATEGORIES.items() if any(part in event.key for part in parts))
+            name, milliseconds = next(fits, "other"), event.self_device_time_total / 1e3
+            spent[name] += milliseconds
+            largest[name].append((milliseconds, event.count, event.key))
+        spent["the GPU waits"] = max(0.0, wall - sum(spent.values()))
+        return [
+            [
+                name,
+                f"{milliseconds:.1f}",
+                f"{milliseconds / wall:.1%}",
+                ", ".join(f"{key[:60]} {ms:.1f} ({n})" for ms, n, key in sorted(largest.get(name, []))[:-7:-1]),
+            ]
+            for name, milliseconds in sorted(spent.items(), key=lambda item: -item[1])
+        ]
+
+
+def measure(recipe: Recipe, warmup: int, steps: int, folder: str, trace: Trace | None = None) -> dict:
     """Train for some updates under the launched strategy; returns one row of the table."""
     strategy = read_strategy()
     check_hardware(recipe, gpu_capability())
@@ -127,9 +184,9 @@ def measure(recipe: Recipe, warmup: int, folder: str) -> dict:
     say(path.report)
     pairs = synthetic_pairs(config.vocab_size, recipe.max_length, recipe.seed)
     packs = PackedDataset(pairs, recipe.pack_length, recipe.loss_on, recipe.seed, recipe.global_batch_size)
-    watch = Stopwatch(warmup)
+    watch = Stopwatch(warmup, steps)
     trainer = build_trainer(
-        model, tiny.build_tokenizer([""]), arguments, packs, None, [RealTokens(), StopOnNonFinite(), watch]
+        model, tiny.build_tokenizer([""]), arguments, packs, None, [RealTokens(), StopOnNonFinite(), watch, *([trace] if trace else [])]
     )
     trainer.train()
     allocated = [gpus.peak_memory_bytes()]
@@ -145,7 +202,7 @@ def measure(recipe: Recipe, warmup: int, folder: str) -> dict:
         "seconds_per_epoch": round(len(pairs.tokens) / rate, 1),
         "path": path.report,
         "build_seconds": round(built, 1),
-        "updates_measured": recipe.training["max_steps"] - warmup,
+        "updates_measured": steps,
         "tokens_measured": watch.tokens,
         "last_loss": watch.losses[-1],
         "packs_full": round(packs.efficiency, 4),
@@ -181,7 +238,10 @@ def main() -> int:
         total = torch.cuda.get_device_properties(0).total_memory
         torch.cuda.set_per_process_memory_fraction(min(1.0, options.gpu_memory_limit * 2**30 / total))
     with tempfile.TemporaryDirectory() as folder:
-        row = measure(recipe, options.warmup, folder)
+        trace = Trace() if options.trace else None
+        row = measure(recipe, options.warmup, options.steps, folder, trace)
+        if trace:
+            say(format_table(["GPU time of one update", "ms", "share", "largest kernels (times)"], trace.rows))
     if is_main_process():
         rows = [*(files.read_jsonl(options.out) if options.out.exists() else []), row]
         options.out.parent.mkdir(parents=True, exist_ok=True)

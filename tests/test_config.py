@@ -31,7 +31,7 @@ def test_every_problem_is_named_in_one_error():
     [
         ({"method": "full", "base_precision": "nf4"}, "cannot train nf4 weights"),
         ({"method": "full", "base_precision": "fp32", "lora_r": 4}, "lora_r would be ignored"),
-        ({"base_precision": "bf16", "double_quant": True}, "double_quant would be ignored"),
+        ({"base_precision": "bf16", "double_quant": False}, "double_quant would be ignored"),
         ({"global_batch_size": 6, "micro_batch_size": 4}, "not a multiple of micro_batch_size"),
         ({"lora_dropout": 1.0}, "must be below 1.0"),
         ({"max_hours": 0}, "must be above 0"),

@@ -11,7 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
-SPLITS = 4  # programs that share one sum, so that few rows still fill the GPU
+SMALL_TOKENS = 8192  # below, more programs share one sum, so that few rows still fill the GPU
 
 
 @triton.jit
@@ -32,7 +32,7 @@ def _pair_keep(rows, columns, half, seed, threshold):
 
 @triton.jit
 def _down_kernel(
-    x, a, out, seed, tokens, width, rank, a_rank, a_width, threshold, scale,
+    x, a, out, seed, tokens, width, rank, threshold, scale,
     DROP: tl.constexpr, PRECISION: tl.constexpr, RANK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     split, splits = tl.program_id(1), tl.num_programs(1)
@@ -46,36 +46,36 @@ def _down_kernel(
     for first in range(split * COLUMNS, half, splits * COLUMNS):
         columns = first + tl.arange(0, COLUMNS)
         here = inside & (columns[None, :] < half)
-        small = (columns[:, None] < half) & (ranks[None, :] < rank)
+        small = (columns[None, :] < half) & (ranks[:, None] < rank)
         low = tl.load(x + start + columns[None, :], mask=here, other=0.0)
         high = tl.load(x + start + (columns + half)[None, :], mask=here, other=0.0)
         if DROP:
             keep_low, keep_high = _pair_keep(rows, columns, half, seed_bits, threshold)
             low, high = tl.where(keep_low, low, 0.0), tl.where(keep_high, high, 0.0)
-        at = a + ranks[None, :] * a_rank
-        a_low = tl.load(at + columns[:, None] * a_width, mask=small, other=0.0).to(low.dtype)
-        a_high = tl.load(at + (columns + half)[:, None] * a_width, mask=small, other=0.0).to(low.dtype)
-        total = tl.dot(low, a_low, total, input_precision=PRECISION)
-        total = tl.dot(high, a_high, total, input_precision=PRECISION)
+        at = a + ranks[:, None] * width + columns[None, :]
+        total = tl.dot(low, tl.trans(tl.load(at, mask=small, other=0.0)), total, input_precision=PRECISION)
+        total = tl.dot(high, tl.trans(tl.load(at + half, mask=small, other=0.0)), total, input_precision=PRECISION)
     place = out + (split * tokens + rows[:, None]) * rank + ranks[None, :]
     tl.store(place, total * scale, mask=inside & (ranks[None, :] < rank))
 
 
-def down(x, a, seed, threshold: int, scale: float) -> torch.Tensor:
+def down(x, a, seed, threshold: int, scale: float, tile=(64, 64, 4, 3)) -> torch.Tensor:
     """See low_rank.down."""
     (tokens, width), rank = x.shape, a.shape[0]
-    rows, splits = 64, SPLITS if tokens > 1024 else 4 * SPLITS
+    rows, columns, warps, stages = tile
+    splits = max(1, min(16, 4 * SMALL_TOKENS // tokens, width // (4 * columns)))
     out = torch.empty((splits, tokens, rank), dtype=torch.float32, device=x.device)
     _down_kernel[(triton.cdiv(tokens, rows), splits)](
-        x, a, out, seed, tokens, width, rank, a.stride(0), a.stride(1), threshold, scale,
-        DROP=threshold > 0, PRECISION=_precision(x), RANK=_padded(rank), ROWS=rows, COLUMNS=64, num_warps=4,
+        x, a.to(x.dtype).contiguous(), out, seed, tokens, width, rank, threshold, scale,
+        DROP=threshold > 0, PRECISION=_precision(x), RANK=_padded(rank), ROWS=rows, COLUMNS=columns,
+        num_warps=warps, num_stages=stages,
     )  # fmt: skip
     return out.sum(0).to(x.dtype)
 
 
 @triton.jit
-def _up_add_kernel(
-    base, d, b, out, seed, tokens, width, rank, b_rank, b_width, threshold, scale,
+def _up_kernel(
+    base, d, b, out, seed, tokens, width, rank, b_rank, b_width, threshold, scale, ONTO: tl.constexpr,
     DROP: tl.constexpr, PRECISION: tl.constexpr, RANK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     half = width // 2
@@ -83,6 +83,8 @@ def _up_add_kernel(
     columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     ranks = tl.arange(0, RANK)
     inside, narrow = rows[:, None] < tokens, columns[None, :] < half
+    place = rows.to(tl.int64)[:, None] * width + columns[None, :]
+    mask = inside & narrow
     small = d + rows[:, None] * rank + ranks[None, :]
     coefficients = tl.load(small, mask=inside & (ranks[None, :] < rank), other=0.0)
     seed_bits = tl.load(seed).to(tl.uint32)
@@ -95,23 +97,23 @@ def _up_add_kernel(
     if DROP:
         keep_low, keep_high = _pair_keep(rows, columns, half, seed_bits, threshold)
         low, high = tl.where(keep_low, low, 0.0), tl.where(keep_high, high, 0.0)
-    place = rows.to(tl.int64)[:, None] * width + columns[None, :]
-    mask = inside & narrow
-    low += tl.load(base + place, mask=mask, other=0.0).to(tl.float32)
-    high += tl.load(base + place + half, mask=mask, other=0.0).to(tl.float32)
+    if ONTO:
+        low += tl.load(base + place, mask=mask, other=0.0).to(tl.float32)
+        high += tl.load(base + place + half, mask=mask, other=0.0).to(tl.float32)
     tl.store(out + place, low, mask=mask)
     tl.store(out + place + half, high, mask=mask)
 
 
-def up_add_(base, d, b, seed, threshold: int, scale: float) -> torch.Tensor:
-    """See low_rank.up_add_."""
-    (tokens, width), rank = base.shape, d.shape[1]
-    grid = (triton.cdiv(tokens, 32), triton.cdiv(width // 2, 128))
-    _up_add_kernel[grid](
-        base, d, b, base, seed, tokens, width, rank, b.stride(0), b.stride(1), threshold, scale,
-        DROP=threshold > 0, PRECISION=_precision(base), RANK=_padded(rank), ROWS=32, COLUMNS=128, num_warps=4,
+def up(d, b, seed, threshold: int, scale: float, base=None, tile=(32, 128, 4)) -> torch.Tensor:
+    """See low_rank.up."""
+    (tokens, rank), width = d.shape, b.shape[1]
+    rows, columns, warps = tile
+    out = torch.empty((tokens, width), dtype=d.dtype, device=d.device) if base is None else base
+    _up_kernel[(triton.cdiv(tokens, rows), triton.cdiv(width // 2, columns))](
+        out, d, b, out, seed, tokens, width, rank, b.stride(0), b.stride(1), threshold, scale, ONTO=base is not None,
+        DROP=threshold > 0, PRECISION=_precision(d), RANK=_padded(rank), ROWS=rows, COLUMNS=columns, num_warps=warps,
     )  # fmt: skip
-    return base
+    return out
 
 
 @triton.jit
@@ -145,14 +147,16 @@ def _outer_kernel(
     tl.store(place + half, high_sum * scale, mask=mask)
 
 
-def outer(d, y, seed, threshold: int, scale: float) -> torch.Tensor:
+def outer(d, y, seed, threshold: int, scale: float, tile=(64, 64, 4, 3)) -> torch.Tensor:
     """See low_rank.outer."""
     (tokens, width), rank = y.shape, d.shape[1]
+    rows, columns, warps, stages = tile
     splits = max(1, min(16, tokens // 256, 64 * 1024 // width))
     out = torch.empty((splits, rank, width), dtype=torch.float32, device=y.device)
-    _outer_kernel[(triton.cdiv(width // 2, 64), splits)](
+    _outer_kernel[(triton.cdiv(width // 2, columns), splits)](
         d, y, out, seed, tokens, width, rank, threshold, scale,
-        DROP=threshold > 0, PRECISION=_precision(y), RANK=_padded(rank), ROWS=64, COLUMNS=64, num_warps=4,
+        DROP=threshold > 0, PRECISION=_precision(y), RANK=_padded(rank), ROWS=rows, COLUMNS=columns,
+        num_warps=warps, num_stages=stages,
     )  # fmt: skip
     return out.sum(0)
 
@@ -207,6 +211,58 @@ def rows_to_fp8(x) -> tuple[torch.Tensor, torch.Tensor]:
     scales = torch.empty((rows, 1), dtype=torch.float32, device=x.device)
     _rows_to_fp8_kernel[(rows,)](x, out, scales, width, LARGEST=448.0, COLUMNS=2048, num_warps=4)
     return out, scales
+
+
+@triton.jit
+def _rotate_kernel(
+    packed, q, k, v, cos, sin, packed_token, packed_head, part_head, part_token, width, rotated,
+    FORWARD: tl.constexpr, HEADS: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    token = tl.program_id(0).to(tl.int64)
+    heads = tl.program_id(1) * HEADS + tl.arange(0, HEADS)
+    places = tl.arange(0, WIDTH)
+    half = rotated // 2
+    turning, inside = places < rotated, (places < width)[None, :] & (heads >= 0)[:, None]
+    partner = tl.where(places < half, places + half, places - half)
+    sign = tl.where(places < half, -1.0, 1.0) if FORWARD else tl.where(places < half, 1.0, -1.0)
+    c = tl.load(cos + token * rotated + places, mask=turning, other=1.0).to(tl.float32)
+    s = tl.load(sin + token * rotated + places, mask=turning, other=0.0).to(tl.float32) * sign
+    whole = packed + token * packed_token + heads[:, None] * packed_head
+    part = token * part_token + heads[:, None] * part_head
+    for number in tl.static_range(3):
+        other = q if number == 0 else (k if number == 1 else v)
+        source = whole + number * width if FORWARD else other + part
+        target = other + part if FORWARD else whole + number * width
+        value = tl.load(source + places[None, :], mask=inside, other=0.0)
+        if number < 2:
+            swapped = tl.load(source + partner[None, :], mask=inside & turning[None, :], other=0.0)
+            value = value.to(tl.float32) * c[None, :] + swapped.to(tl.float32) * s[None, :]
+        tl.store(target + places[None, :], value, mask=inside)
+
+
+def split_and_rotate(packed, cos, sin, heads: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """See rotary.split_and_rotate."""
+    tokens, width = packed.shape[0], packed.shape[1] // (3 * heads)
+    q, k, v = (torch.empty((1, heads, tokens, width), dtype=packed.dtype, device=packed.device) for _ in range(3))
+    _rotate(packed, q, k, v, cos, sin, forward=True)
+    return q, k, v
+
+
+def join_and_rotate_back(dq, dk, dv, cos, sin) -> torch.Tensor:
+    """See rotary.join_and_rotate_back."""
+    _, heads, tokens, width = dq.shape
+    packed = torch.empty((tokens, 3 * heads * width), dtype=dq.dtype, device=dq.device)
+    _rotate(packed, dq.contiguous(), dk.contiguous(), dv.contiguous(), cos, sin, forward=False)
+    return packed
+
+
+def _rotate(packed, q, k, v, cos, sin, *, forward: bool) -> None:
+    _, heads, tokens, width = q.shape
+    together = next(n for n in (8, 4, 2, 1) if heads % n == 0)
+    _rotate_kernel[(tokens, heads // together)](
+        packed, q, k, v, cos, sin, packed.stride(0), 3 * width, q.stride(1), q.stride(2), width, cos.shape[1],
+        FORWARD=forward, HEADS=together, WIDTH=triton.next_power_of_2(width), num_warps=4,
+    )  # fmt: skip
 
 
 def _padded(rank: int) -> int:

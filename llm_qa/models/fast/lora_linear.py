@@ -7,6 +7,7 @@ dropout mask would keep them for the backward pass; only x and the (tokens, rank
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -26,8 +27,7 @@ def lora_linear(
     d = low_rank.down(x, a, seed, threshold, low_rank.keep_scale(threshold))
     if not wanted:
         return x.new_empty((x.shape[0], b.shape[0])), d
-    out = products.forward(x, list(weight), b.shape[0])
-    return low_rank.up_add_(out, d, b.T, seed, 0, scale), d
+    return products.forward(x, list(weight), b.shape[0], partial(low_rank.up, d, b.T, seed, 0, scale)), d
 
 
 @lora_linear.register_fake
@@ -45,8 +45,8 @@ def lora_linear_backward(
     db = low_rank.outer(d, dy, seed, 0, scale).T.contiguous()
     keep = low_rank.keep_scale(threshold)
     da = low_rank.outer(dd, x, seed, threshold, keep)
-    dx = products.backward(dy, list(weight), x.shape[1])
-    return low_rank.up_add_(dx, dd, a, seed, threshold, keep), da.to(a.dtype), db.to(b.dtype)
+    dx = products.backward(dy, list(weight), x.shape[1], partial(low_rank.up, dd, a, seed, threshold, keep))
+    return dx, da.to(a.dtype), db.to(b.dtype)
 
 
 @lora_linear_backward.register_fake

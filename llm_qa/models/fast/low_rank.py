@@ -50,15 +50,16 @@ def down(x: torch.Tensor, a: torch.Tensor, seed: torch.Tensor, threshold: int, s
     return scale * (_dropped(x, seed, threshold) @ a.to(x.dtype).T)
 
 
-def up_add_(
-    base: torch.Tensor, d: torch.Tensor, b: torch.Tensor, seed: torch.Tensor, threshold: int, scale: float
+def up(
+    d: torch.Tensor, b: torch.Tensor, seed: torch.Tensor, threshold: int, scale: float, base: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """base += kept(scale * d @ b), in place: (tokens, width), (tokens, rank), (rank, width). Returns base."""
-    if base.is_cuda:
+    """kept(scale * d @ b): (tokens, rank), (rank, width) -> (tokens, width); added to `base` in place where it is given."""
+    if d.is_cuda:
         from llm_qa.models.fast import kernels
 
-        return kernels.up_add_(base, d, b, seed, threshold, scale)
-    return base.add_(_dropped(scale * (d @ b.to(d.dtype)), seed, threshold))
+        return kernels.up(d, b, seed, threshold, scale, base)
+    update = _dropped(scale * (d @ b.to(d.dtype)), seed, threshold)
+    return update if base is None else base.add_(update)
 
 
 def outer(d: torch.Tensor, y: torch.Tensor, seed: torch.Tensor, threshold: int, scale: float) -> torch.Tensor:

@@ -15,13 +15,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers.modeling_outputs import CausalLMOutputWithPast
-from transformers.models.gpt_neox.modeling_gpt_neox import apply_rotary_pos_emb
 
 from llm_qa.data.packing import IGNORED
+from llm_qa.models.fast.graphs import GraphedPass
 from llm_qa.models.fast.loss import linear_cross_entropy
 from llm_qa.models.fast.low_rank import dropout_threshold
 from llm_qa.models.fast.lora_linear import lora_linear
 from llm_qa.models.fast.products import frozen_weight
+from llm_qa.models.fast.rotary import split_and_rotate
 
 BLOCK = 128  # flex attention's mask is kept in blocks of this many tokens
 
@@ -124,9 +125,7 @@ def layer_forward(
 
     def attention(value):
         tokens = value.shape[0]
-        qkv = linear(value, w.query_key_value, 0).view(1, tokens, shape.heads, -1).transpose(1, 2)
-        query, key, value = qkv.chunk(3, dim=-1)
-        query, key = apply_rotary_pos_emb(query, key, *rotary)
+        query, key, value = split_and_rotate(linear(value, w.query_key_value, 0), *rotary, shape.heads)
         if isinstance(mask, Tensor):
             mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         else:
@@ -191,10 +190,13 @@ class FastNeoX:
     keep only their input.
     """
 
-    def __init__(self, model: torch.nn.Module, dtype: torch.dtype, tokens: int, *, flex: bool, compiled: bool):
+    def __init__(
+        self, model: torch.nn.Module, dtype: torch.dtype, tokens: int, *, flex: bool, compiled: bool, graphed: bool = False
+    ):
         self.model, self.usual = model, model.forward
         self.shape = layer_shape(model, dtype)
-        self.tokens, self.flex, self.recomputed = tokens, flex, 0
+        self.tokens, self.flex, self.graphed, self.recomputed = tokens, flex, graphed, 0
+        self.graphs: GraphedPass | None = None
         self.layer = torch.compile(layer_forward, dynamic=False, fullgraph=True) if compiled else layer_forward
 
     def forward(self, input_ids=None, attention_mask=None, position_ids=None, labels=None, **rest):
@@ -210,22 +212,39 @@ class FastNeoX:
         """Cross entropy of (rows, length) packs, a fp32 scalar: mean over learned tokens, or sum over `items`."""
         targets = F.pad(labels[:, 1:], (0, 1), value=IGNORED).reshape(-1)
         learned = (targets != IGNORED).nonzero().squeeze(1)
-        hidden = self.hidden(input_ids.reshape(-1), position_ids.reshape(-1))
+        padding = (0, max(0, self.tokens - input_ids.numel()))
+        inputs = F.pad(input_ids.reshape(-1), padding), F.pad(position_ids.reshape(-1), padding), self.seed(input_ids.device)
+        hidden = self.run(*inputs)
         head = self.model.get_output_embeddings().weight.to(self.shape.dtype)
         total = linear_cross_entropy(hidden.index_select(0, learned), head, targets.index_select(0, learned))
         return total / (len(learned) if items is None else items)
 
-    def hidden(self, input_ids: Tensor, position_ids: Tensor) -> Tensor:
-        """What the head reads: (tokens,) -> (at least tokens, d)."""
-        model, dtype, padding = self.model.gpt_neox, self.shape.dtype, max(0, self.tokens - len(input_ids))
-        input_ids, position_ids = F.pad(input_ids, (0, padding)), F.pad(position_ids, (0, padding))
+    def seed(self, device: torch.device) -> Tensor:
+        """The seed of a forward pass (1,): drawn from torch's generator on the CPU, which checkpoints keep."""
+        return torch.randint(2**31, (1,)).to(device) if self.model.training else torch.zeros(1, dtype=torch.int64, device=device)
+
+    def run(self, *inputs: Tensor) -> Tensor:
+        """hidden(), as CUDA graphs where they are wanted: launching some thousand kernels takes longer than short ones."""
+        if not (self.graphed and torch.is_grad_enabled() and self.model.training and len(inputs[0]) == self.tokens):
+            return self.hidden(*inputs)
+        if self.graphs is None:
+            trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+            self.graphs = GraphedPass(self.hidden, inputs, trained)
+        return self.graphs(*inputs)
+
+    def rotary(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """cos and sin (tokens, rotated) in x's dtype."""
+        cos, sin = self.model.gpt_neox.rotary_emb(x[None], position_ids[None])
+        return cos[0].contiguous(), sin[0].contiguous()
+
+    def hidden(self, input_ids: Tensor, position_ids: Tensor, seed: Tensor) -> Tensor:
+        """What the head reads, of `tokens` tokens and a seed (1,) for the dropout of all layers: (tokens, d)."""
+        model, dtype = self.model.gpt_neox, self.shape.dtype
         x = model.embed_in(input_ids).to(dtype)
-        rotary = model.rotary_emb(x[None], position_ids[None])
+        rotary = self.rotary(x, position_ids)
         mask = packed_mask(position_ids, self.flex)
-        # The mask of a step is a function of one number of torch's generator, which checkpoints keep.
-        first = int(torch.randint(2**31, (1,))) if self.model.training else 0
         numbers = torch.arange(4 * len(model.layers), device=x.device).view(-1, 4, 1)
-        seeds = (first + numbers * 0x632BE5AB) & 0xFFFFFFFF
+        seeds = (seed + numbers * 0x632BE5AB) & 0xFFFFFFFF
         shape = self.shape if self.model.training else dataclasses.replace(self.shape, dropout_threshold=0)
         if torch.is_grad_enabled():
             x.requires_grad_()  # the first layer is compiled like the others
@@ -243,7 +262,7 @@ class FastNeoX:
         width, dtype = self.model.config.hidden_size, self.shape.dtype
         x = torch.randn(self.tokens, width, dtype=dtype, device=device, requires_grad=True)
         position_ids = torch.arange(self.tokens, device=device) % BLOCK
-        rotary = self.model.gpt_neox.rotary_emb(x[None], position_ids[None])
+        rotary = self.rotary(x, position_ids)
         mask, seeds = packed_mask(position_ids, self.flex), torch.zeros(4, 1, dtype=torch.int64, device=device)
         trained = [parameter for parameter in layer.parameters() if parameter.requires_grad]
         for _ in range(2):  # the first pass compiles

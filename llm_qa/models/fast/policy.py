@@ -66,7 +66,7 @@ def choose_fast_path(
     if reason := reason_against(causal, recipe, zero_stage, capability):
         plain = "every layer recomputed" if recipe.recompute != "none" else "no layer recomputed"
         return FastPath(False, f"plain path ({reason}): sdpa attention, {plain}, {precision.base}")
-    fast = FastNeoX(causal, precision.compute, tokens, flex=True, compiled=True)
+    fast = FastNeoX(causal, precision.compute, tokens, flex=True, compiled=True, graphed=recipe.method == "lora" and not zero_stage)
     layers = len(causal.gpt_neox.layers)
     fast.recomputed, why = layers_to_recompute(fast, model, recipe, layers)
     causal.forward = fast.forward

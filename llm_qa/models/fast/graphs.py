@@ -1,0 +1,56 @@
+"""A forward and a backward pass as two CUDA graphs, replayed with one launch each.
+
+The arrangement of torch.cuda.make_graphed_callables, for a function whose only trained inputs are parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+
+class _Replay(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, graphs, *trained):
+        ctx.graphs = graphs
+        graphs.forward_graph.replay()
+        return graphs.output.detach()
+
+    @staticmethod
+    def backward(ctx, slope):
+        graphs = ctx.graphs
+        graphs.slope.copy_(slope)
+        graphs.backward_graph.replay()
+        return None, *torch._foreach_mul(graphs.gradients, 1.0)  # copies: the next replay writes over the originals
+
+
+class GraphedPass:
+    """`function(*inputs)` with inputs of fixed shapes on the GPU, and the gradients of `trained` parameters.
+
+    The value that a call returns lives until the next call.
+    """
+
+    def __init__(self, function: Callable[..., Tensor], inputs: tuple[Tensor, ...], trained: list[torch.nn.Parameter]):
+        self.trained, self.inputs = trained, [value.clone() for value in inputs]
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):  # compiles, and lets libraries make what may not be made during a capture
+            output = function(*self.inputs)
+            torch.autograd.grad(output, trained, torch.zeros_like(output))
+            del output
+        torch.cuda.current_stream().wait_stream(side)
+        torch.cuda.empty_cache()  # the graphs have memory of their own
+        self.forward_graph, self.backward_graph = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.forward_graph):
+            output = function(*self.inputs)
+        self.slope = torch.empty_like(output)
+        with torch.cuda.graph(self.backward_graph, pool=self.forward_graph.pool()):
+            self.gradients = torch.autograd.grad(output, trained, self.slope)
+        self.output = output.detach()
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        """The function's value; its backward pass gives the gradients of `trained`."""
+        torch._foreach_copy_(self.inputs, list(inputs))
+        return _Replay.apply(self, *self.trained)
