@@ -143,18 +143,15 @@ class PackedDataset(torch.utils.data.Dataset):
         if index >= len(self.packs):
             pad = torch.zeros(1, dtype=torch.int64)
             return {"input_ids": pad, "position_ids": pad, "labels": torch.full_like(pad, IGNORED)}
-        inputs, positions, labels = [], [], []
-        for document in self.packs[index]:
-            begin, end = self.pairs.starts[document], self.pairs.starts[document + 1]
-            tokens = torch.from_numpy(self.pairs.tokens[begin:end].astype(np.int64))
-            learned = tokens.clone()
-            # The first token of a document has no predecessor of its own: it is never a target.
-            given = 1 if self.loss_on == "everything" else int(self.pairs.prompt_lengths[document])
-            learned[:given] = IGNORED
-            inputs.append(tokens)
-            positions.append(torch.arange(len(tokens)))
-            labels.append(learned)
-        return {"input_ids": torch.cat(inputs), "position_ids": torch.cat(positions), "labels": torch.cat(labels)}
+        documents = np.asarray(self.packs[index])
+        begins, lengths = self.pairs.starts[documents], self.pairs.starts[documents + 1] - self.pairs.starts[documents]
+        positions = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        tokens = self.pairs.tokens[np.repeat(begins, lengths) + positions].astype(np.int64)
+        # The first token of a document has no predecessor of its own: it is never a target.
+        given = np.ones_like(lengths) if self.loss_on == "everything" else self.pairs.prompt_lengths[documents]
+        labels = np.where(positions < np.repeat(given, lengths), IGNORED, tokens)
+        row = {"input_ids": tokens, "position_ids": positions, "labels": labels}
+        return {key: torch.from_numpy(value) for key, value in row.items()}
 
 
 def collate_packs(rows: list[dict[str, torch.Tensor]], pad_token_id: int) -> dict[str, torch.Tensor]:

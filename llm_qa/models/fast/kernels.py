@@ -75,45 +75,32 @@ def down(x, a, seed, threshold: int, scale: float, tile=(64, 64, 4, 3)) -> torch
 
 @triton.jit
 def _up_kernel(
-    base, d, b, out, seed, tokens, width, rank, b_rank, b_width, threshold, scale, ONTO: tl.constexpr,
+    base, d, b, seed, tokens, width, rank, b_rank, b_width, threshold, scale,
     DROP: tl.constexpr, PRECISION: tl.constexpr, RANK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     half = width // 2
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    ranks = tl.arange(0, RANK)
-    inside, narrow = rows[:, None] < tokens, columns[None, :] < half
-    place = rows.to(tl.int64)[:, None] * width + columns[None, :]
-    mask = inside & narrow
-    small = d + rows[:, None] * rank + ranks[None, :]
-    coefficients = tl.load(small, mask=inside & (ranks[None, :] < rank), other=0.0)
-    seed_bits = tl.load(seed).to(tl.uint32)
-    at = b + ranks[:, None] * b_rank
-    b_mask = (ranks[:, None] < rank) & narrow
-    b_low = tl.load(at + columns[None, :] * b_width, mask=b_mask, other=0.0).to(coefficients.dtype)
-    b_high = tl.load(at + (columns + half)[None, :] * b_width, mask=b_mask, other=0.0).to(coefficients.dtype)
-    low = tl.dot(coefficients, b_low, input_precision=PRECISION) * scale
-    high = tl.dot(coefficients, b_high, input_precision=PRECISION) * scale
-    if DROP:
-        keep_low, keep_high = _pair_keep(rows, columns, half, seed_bits, threshold)
-        low, high = tl.where(keep_low, low, 0.0), tl.where(keep_high, high, 0.0)
-    if ONTO:
-        low += tl.load(base + place, mask=mask, other=0.0).to(tl.float32)
-        high += tl.load(base + place + half, mask=mask, other=0.0).to(tl.float32)
-    tl.store(out + place, low, mask=mask)
-    tl.store(out + place + half, high, mask=mask)
+    mask = (rows[:, None] < tokens) & (columns[None, :] < half)
+    keep_low, keep_high = _pair_keep(rows, columns, half, tl.load(seed).to(tl.uint32), threshold)
+    for side in tl.static_range(2):
+        here = columns + side * half
+        place = base + rows.to(tl.int64)[:, None] * width + here[None, :]
+        update = _update(d, b, rows, here, tokens, width, rank, scale, b_rank, b_width, RANK, PRECISION)
+        if DROP:
+            update = tl.where(keep_low if side == 0 else keep_high, update, 0.0)
+        tl.store(place, tl.load(place, mask=mask, other=0.0).to(tl.float32) + update, mask=mask)
 
 
-def up(d, b, seed, threshold: int, scale: float, base=None, tile=(32, 128, 4)) -> torch.Tensor:
+def up(d, b, seed, threshold: int, scale: float, base) -> torch.Tensor:
     """See low_rank.up."""
     (tokens, rank), width = d.shape, b.shape[1]
-    rows, columns, warps = tile
-    out = torch.empty((tokens, width), dtype=d.dtype, device=d.device) if base is None else base
-    _up_kernel[(triton.cdiv(tokens, rows), triton.cdiv(width // 2, columns))](
-        out, d, b, out, seed, tokens, width, rank, b.stride(0), b.stride(1), threshold, scale, ONTO=base is not None,
-        DROP=threshold > 0, PRECISION=_precision(d), RANK=_padded(rank), ROWS=rows, COLUMNS=columns, num_warps=warps,
+    rows = 64 if threshold else 32
+    _up_kernel[(triton.cdiv(tokens, rows), triton.cdiv(width // 2, 128))](
+        base, d, b, seed, tokens, width, rank, b.stride(0), b.stride(1), threshold, scale,
+        DROP=threshold > 0, PRECISION=_precision(d), RANK=_padded(rank), ROWS=rows, COLUMNS=128, num_warps=4,
     )  # fmt: skip
-    return out
+    return base
 
 
 @triton.jit
@@ -214,54 +201,171 @@ def rows_to_fp8(x) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @triton.jit
-def _rotate_kernel(
-    packed, q, k, v, cos, sin, packed_token, packed_head, part_head, part_token, width, rotated,
-    FORWARD: tl.constexpr, HEADS: tl.constexpr, WIDTH: tl.constexpr,
+def _update(
+    d, b, rows, columns, tokens, width, rank, scale, b_rank, b_width, RANK: tl.constexpr, PRECISION: tl.constexpr
+):
+    """scale * d[rows] @ b[:, columns] as a fp32 tile; b is fp32 or 16 bits, rounded to d's dtype."""
+    ranks = tl.arange(0, RANK)
+    d_mask = (rows[:, None] < tokens) & (ranks[None, :] < rank)
+    tile = tl.load(d + rows[:, None] * rank + ranks[None, :], mask=d_mask, other=0.0)
+    b_mask = (ranks[:, None] < rank) & (columns[None, :] < width)
+    small = tl.load(b + ranks[:, None] * b_rank + columns[None, :] * b_width, mask=b_mask, other=0.0)
+    return tl.dot(tile, small.to(tile.dtype), input_precision=PRECISION) * scale
+
+
+@triton.jit
+def _gelu_kernel(
+    h, d, b, bias, out, tokens, width, rank, scale,
+    PRECISION: tl.constexpr, RANK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    token = tl.program_id(0).to(tl.int64)
-    heads = tl.program_id(1) * HEADS + tl.arange(0, HEADS)
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    place = rows.to(tl.int64)[:, None] * width + columns[None, :]
+    mask = (rows[:, None] < tokens) & (columns[None, :] < width)
+    value = tl.load(h + place, mask=mask, other=0.0).to(tl.float32)
+    value += tl.load(bias + columns, mask=columns < width, other=0.0).to(tl.float32)[None, :]
+    value += _update(d, b, rows, columns, tokens, width, rank, scale, 1, rank, RANK, PRECISION)
+    tl.store(out + place, 0.5 * value * (1.0 + tl.erf(value * 0.7071067811865476)), mask=mask)
+
+
+def gelu(h, d, b, bias, scale: float) -> torch.Tensor:
+    """See lora_layer.gelu."""
+    (tokens, width), rank = h.shape, d.shape[1]
+    out = torch.empty_like(h)
+    _gelu_kernel[(triton.cdiv(tokens, 32), triton.cdiv(width, 128))](
+        h, d, b, bias, out, tokens, width, rank, scale,
+        PRECISION=_precision(h), RANK=_padded(rank), ROWS=32, COLUMNS=128, num_warps=4,
+    )  # fmt: skip
+    return out
+
+
+@triton.jit
+def _gelu_backward_kernel(
+    du, dd, a, h, d, b, bias, seed, u, tokens, width, rank, threshold, keep, scale,
+    DROP: tl.constexpr, PRECISION: tl.constexpr, RANK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    half = width // 2
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    mask = (rows[:, None] < tokens) & (columns[None, :] < half)
+    keep_low, keep_high = _pair_keep(rows, columns, half, tl.load(seed).to(tl.uint32), threshold)
+    for side in tl.static_range(2):
+        here = columns + side * half
+        place = rows.to(tl.int64)[:, None] * width + here[None, :]
+        slope = _update(dd, a, rows, here, tokens, width, rank, keep, width, 1, RANK, PRECISION)
+        if DROP:
+            slope = tl.where(keep_low if side == 0 else keep_high, slope, 0.0)
+        slope += tl.load(du + place, mask=mask, other=0.0).to(tl.float32)
+        value = tl.load(h + place, mask=mask, other=0.0).to(tl.float32)
+        value += tl.load(bias + here, mask=columns < half, other=0.0).to(tl.float32)[None, :]
+        value += _update(d, b, rows, here, tokens, width, rank, scale, 1, rank, RANK, PRECISION)
+        normal = 0.5 * (1.0 + tl.erf(value * 0.7071067811865476))
+        density = 0.3989422804014327 * tl.exp(-0.5 * value * value)
+        tl.store(u + place, value * normal, mask=mask)
+        tl.store(du + place, slope * (normal + value * density), mask=mask)
+
+
+def gelu_backward(du, dd, a, h, d, b, bias, seed, threshold: int, keep: float, scale: float):
+    """See lora_layer.gelu_backward; `du` is overwritten."""
+    (tokens, width), rank = h.shape, d.shape[1]
+    u = torch.empty_like(h)
+    _gelu_backward_kernel[(triton.cdiv(tokens, 32), triton.cdiv(width // 2, 64))](
+        du, dd, a, h, d, b, bias, seed, u, tokens, width, rank, threshold, keep, scale,
+        DROP=threshold > 0, PRECISION=_precision(h), RANK=_padded(rank), ROWS=32, COLUMNS=64, num_warps=4,
+    )  # fmt: skip
+    return u, du
+
+
+@triton.jit
+def _residual_kernel(
+    x, first, d_first, b_first, second, d_second, b_second, bias, out, tokens, width, rank, scale,
+    PRECISION: tl.constexpr, RANK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    place = rows.to(tl.int64)[:, None] * width + columns[None, :]
+    mask = (rows[:, None] < tokens) & (columns[None, :] < width)
+    total = tl.load(x + place, mask=mask, other=0.0).to(tl.float32)
+    total += tl.load(bias + columns, mask=columns < width, other=0.0).to(tl.float32)[None, :]
+    total += tl.load(first + place, mask=mask, other=0.0).to(tl.float32)
+    total += tl.load(second + place, mask=mask, other=0.0).to(tl.float32)
+    total += _update(d_first, b_first, rows, columns, tokens, width, rank, scale, 1, rank, RANK, PRECISION)
+    total += _update(d_second, b_second, rows, columns, tokens, width, rank, scale, 1, rank, RANK, PRECISION)
+    tl.store(out + place, total, mask=mask)
+
+
+def residual(x, first, d_first, b_first, second, d_second, b_second, bias, scale: float) -> torch.Tensor:
+    """See lora_layer.residual."""
+    (tokens, width), rank = x.shape, d_first.shape[1]
+    out = torch.empty_like(x)
+    _residual_kernel[(triton.cdiv(tokens, 32), triton.cdiv(width, 128))](
+        x, first, d_first, b_first, second, d_second, b_second, bias, out, tokens, width, rank, scale,
+        PRECISION=_precision(x), RANK=_padded(rank), ROWS=32, COLUMNS=128, num_warps=4,
+    )  # fmt: skip
+    return out
+
+
+@triton.jit
+def _rotate_kernel(
+    packed, q, k, v, d, b, bias, cos, sin, tokens, width, rotated, part_head, part_token, rank, scale,
+    FORWARD: tl.constexpr, PRECISION: tl.constexpr, RANK: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    head, heads = tl.program_id(1), tl.num_programs(1)
     places = tl.arange(0, WIDTH)
     half = rotated // 2
-    turning, inside = places < rotated, (places < width)[None, :] & (heads >= 0)[:, None]
-    partner = tl.where(places < half, places + half, places - half)
+    inside = (rows[:, None] < tokens) & (places < width)[None, :]
+    turning = inside & (places < rotated)[None, :]
+    partner = tl.where(places < rotated, tl.where(places < half, places + half, places - half), places)
     sign = tl.where(places < half, -1.0, 1.0) if FORWARD else tl.where(places < half, 1.0, -1.0)
-    c = tl.load(cos + token * rotated + places, mask=turning, other=1.0).to(tl.float32)
-    s = tl.load(sin + token * rotated + places, mask=turning, other=0.0).to(tl.float32) * sign
-    whole = packed + token * packed_token + heads[:, None] * packed_head
-    part = token * part_token + heads[:, None] * part_head
+    angle = rows[:, None] * rotated + places[None, :]
+    c = tl.load(cos + angle, mask=turning, other=1.0).to(tl.float32)
+    s = tl.load(sin + angle, mask=turning, other=0.0).to(tl.float32) * sign[None, :]
     for number in tl.static_range(3):
-        other = q if number == 0 else (k if number == 1 else v)
-        source = whole + number * width if FORWARD else other + part
-        target = other + part if FORWARD else whole + number * width
-        value = tl.load(source + places[None, :], mask=inside, other=0.0)
+        first = (3 * head + number) * width  # of this part in a packed row
+        whole = packed + rows.to(tl.int64)[:, None] * (3 * heads * width) + first
+        part = (q if number == 0 else (k if number == 1 else v)) + rows.to(tl.int64)[:, None] * part_token
+        part += head * part_head
+        source = whole if FORWARD else part
+        target = part if FORWARD else whole
+        value = tl.load(source + places[None, :], mask=inside, other=0.0).to(tl.float32)
+        if FORWARD:
+            everything = 3 * heads * width
+            value += tl.load(bias + first + places, mask=places < width, other=0.0).to(tl.float32)[None, :]
+            value += _update(d, b, rows, first + places, tokens, everything, rank, scale, 1, rank, RANK, PRECISION)
         if number < 2:
-            swapped = tl.load(source + partner[None, :], mask=inside & turning[None, :], other=0.0)
-            value = value.to(tl.float32) * c[None, :] + swapped.to(tl.float32) * s[None, :]
+            other = tl.load(source + partner[None, :], mask=turning, other=0.0).to(tl.float32)
+            if FORWARD:
+                other += tl.load(bias + first + partner, mask=places < rotated, other=0.0).to(tl.float32)[None, :]
+                other += _update(d, b, rows, first + partner, tokens, everything, rank, scale, 1, rank, RANK, PRECISION)
+            value = value * c + other * s
         tl.store(target + places[None, :], value, mask=inside)
 
 
-def split_and_rotate(packed, cos, sin, heads: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """See rotary.split_and_rotate."""
+def split_and_rotate(packed, d, b, bias, cos, sin, heads: int, scale: float):
+    """See lora_layer.split_and_rotate."""
     tokens, width = packed.shape[0], packed.shape[1] // (3 * heads)
     q, k, v = (torch.empty((1, heads, tokens, width), dtype=packed.dtype, device=packed.device) for _ in range(3))
-    _rotate(packed, q, k, v, cos, sin, forward=True)
+    _rotate(packed, q, k, v, d, b, bias, cos, sin, scale, forward=True)
     return q, k, v
 
 
 def join_and_rotate_back(dq, dk, dv, cos, sin) -> torch.Tensor:
-    """See rotary.join_and_rotate_back."""
+    """See lora_layer.join_and_rotate_back."""
     _, heads, tokens, width = dq.shape
     packed = torch.empty((tokens, 3 * heads * width), dtype=dq.dtype, device=dq.device)
-    _rotate(packed, dq.contiguous(), dk.contiguous(), dv.contiguous(), cos, sin, forward=False)
+    parts = dq.contiguous(), dk.contiguous(), dv.contiguous()
+    _rotate(packed, *parts, packed, packed, packed, cos, sin, 0.0, forward=False)
     return packed
 
 
-def _rotate(packed, q, k, v, cos, sin, *, forward: bool) -> None:
+def _rotate(packed, q, k, v, d, b, bias, cos, sin, scale: float, *, forward: bool) -> None:
     _, heads, tokens, width = q.shape
-    together = next(n for n in (8, 4, 2, 1) if heads % n == 0)
-    _rotate_kernel[(tokens, heads // together)](
-        packed, q, k, v, cos, sin, packed.stride(0), 3 * width, q.stride(1), q.stride(2), width, cos.shape[1],
-        FORWARD=forward, HEADS=together, WIDTH=triton.next_power_of_2(width), num_warps=4,
+    rank = d.shape[1] if forward else 1
+    _rotate_kernel[(triton.cdiv(tokens, 16), heads)](
+        packed, q, k, v, d, b, bias, cos, sin, tokens, width, cos.shape[1], q.stride(1), q.stride(2), rank, scale,
+        FORWARD=forward, PRECISION=_precision(packed), RANK=_padded(rank), ROWS=16,
+        WIDTH=triton.next_power_of_2(width), num_warps=4,
     )  # fmt: skip
 
 

@@ -51,15 +51,14 @@ def down(x: torch.Tensor, a: torch.Tensor, seed: torch.Tensor, threshold: int, s
 
 
 def up(
-    d: torch.Tensor, b: torch.Tensor, seed: torch.Tensor, threshold: int, scale: float, base: torch.Tensor | None = None
+    d: torch.Tensor, b: torch.Tensor, seed: torch.Tensor, threshold: int, scale: float, base: torch.Tensor
 ) -> torch.Tensor:
-    """kept(scale * d @ b): (tokens, rank), (rank, width) -> (tokens, width); added to `base` in place where it is given."""
+    """base += kept(scale * d @ b), in place: (tokens, rank), (rank, width), base (tokens, width). Returns base."""
     if d.is_cuda:
         from llm_qa.models.fast import kernels
 
         return kernels.up(d, b, seed, threshold, scale, base)
-    update = _dropped(scale * (d @ b.to(d.dtype)), seed, threshold)
-    return update if base is None else base.add_(update)
+    return base.add_(_dropped(scale * (d @ b.to(d.dtype)), seed, threshold))
 
 
 def outer(d: torch.Tensor, y: torch.Tensor, seed: torch.Tensor, threshold: int, scale: float) -> torch.Tensor:

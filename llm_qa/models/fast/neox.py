@@ -7,22 +7,23 @@ taken over, so checkpoints and adapters do not know of it. Architecture: Black e
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.models.gpt_neox.modeling_gpt_neox import apply_rotary_pos_emb
 
 from llm_qa.data.packing import IGNORED
 from llm_qa.models.fast.graphs import GraphedPass
 from llm_qa.models.fast.loss import linear_cross_entropy
 from llm_qa.models.fast.low_rank import dropout_threshold
-from llm_qa.models.fast.lora_linear import lora_linear
+from llm_qa.models.fast.lora_layer import lora_product, mlp, recomputing, residual, split_and_rotate
 from llm_qa.models.fast.products import frozen_weight
-from llm_qa.models.fast.rotary import split_and_rotate
 
 BLOCK = 128  # flex attention's mask is kept in blocks of this many tokens
 
@@ -31,7 +32,7 @@ class LinearWeights(NamedTuple):
     """One linear layer: a frozen weight with LoRA (a, b), or a trained one (a and b are None)."""
 
     weight: list[Tensor]
-    bias: Tensor | None
+    bias: Tensor
     a: Tensor | None
     b: Tensor | None
 
@@ -53,8 +54,6 @@ class LayerShape:
 
     heads: int
     norm_eps: float
-    parallel_residual: bool
-    activation: Callable[[Tensor], Tensor]
     dropout_threshold: int
     lora_scale: float
     dtype: torch.dtype
@@ -69,8 +68,6 @@ def layer_shape(model: torch.nn.Module, dtype: torch.dtype) -> LayerShape:
     return LayerShape(
         heads=config.num_attention_heads,
         norm_eps=config.layer_norm_eps,
-        parallel_residual=config.use_parallel_residual,
-        activation=layer.mlp.act,
         dropout_threshold=dropout_threshold(dropout),
         lora_scale=lora.scaling["default"] if with_lora else 0.0,
         dtype=dtype,
@@ -100,67 +97,47 @@ def layer_weights(layer: torch.nn.Module, dtype: torch.dtype) -> LayerWeights:
     )
 
 
-def layer_forward(
-    x: Tensor, w: LayerWeights, rotary: tuple[Tensor, Tensor], mask, seeds: Tensor, shape: LayerShape, wanted: bool = True
-) -> Tensor:
+def layer_forward(x: Tensor, w: LayerWeights, rotary: tuple[Tensor, Tensor], mask, seeds: Tensor, shape: LayerShape):
     """One decoder layer on a sequence of packed documents: (tokens, d) -> (tokens, d), both of shape.dtype.
 
     `mask` is flex attention's BlockMask, or a bool (tokens, tokens) matrix for scaled_dot_product_attention. `seeds` are
-    four int64 seeds (4, 1) of the LoRA dropout. With `wanted` False the values returned are meaningless: it is the pass
-    that only makes what the backward pass needs, without the last products.
+    four int64 seeds (4, 1) of the LoRA dropout.
     """
+    dtype, threshold, scale = shape.dtype, shape.dropout_threshold, shape.lora_scale
 
-    def norm(value, weight_bias):
+    def norm(weight_bias):
         weight, bias = weight_bias
-        return F.layer_norm(value.float(), value.shape[-1:], weight.float(), bias.float(), shape.norm_eps).to(shape.dtype)
+        return F.layer_norm(x.float(), x.shape[-1:], weight.float(), bias.float(), shape.norm_eps).to(dtype)
 
-    def linear(value, weights, number, wanted=True):
-        if weights.a is None:
-            bias = None if weights.bias is None else weights.bias.to(shape.dtype)
-            return F.linear(value, weights.weight[0].to(shape.dtype), bias)
-        out, _ = lora_linear(
-            value, weights.weight, weights.a, weights.b, seeds[number], shape.dropout_threshold, shape.lora_scale, wanted
-        )
-        return out if weights.bias is None else out + weights.bias.to(shape.dtype)
-
-    def attention(value):
-        tokens = value.shape[0]
-        query, key, value = split_and_rotate(linear(value, w.query_key_value, 0), *rotary, shape.heads)
+    def mix(query, key, value):
         if isinstance(mask, Tensor):
             mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         else:
             from torch.nn.attention.flex_attention import flex_attention
 
             mixed = flex_attention(query, key, value, block_mask=mask)
-        return linear(mixed.transpose(1, 2).reshape(tokens, -1), w.dense, 1, wanted or not shape.parallel_residual)
+        return mixed.transpose(1, 2).reshape(len(x), -1)
 
-    def mlp(value):
-        return linear(shape.activation(linear(value, w.dense_h_to_4h, 2)), w.dense_4h_to_h, 3, wanted)
+    if w.dense.a is None:  # every weight is trained
 
-    attended = attention(norm(x, w.attention_norm))
-    if shape.parallel_residual:
-        return mlp(norm(x, w.mlp_norm)) + attended + x
-    attended = attended + x
-    return mlp(norm(attended, w.mlp_norm)) + attended
+        def linear(value, weights):
+            return F.linear(value, weights.weight[0].to(dtype), weights.bias.to(dtype))
 
+        packed = linear(norm(w.attention_norm), w.query_key_value).view(1, len(x), shape.heads, -1).transpose(1, 2)
+        query, key, value = packed.chunk(3, dim=-1)
+        query, key = apply_rotary_pos_emb(query, key, rotary[0][None], rotary[1][None])
+        attended = linear(mix(query, key, value), w.dense)
+        return x + attended + linear(F.gelu(linear(norm(w.mlp_norm), w.dense_h_to_4h)), w.dense_4h_to_h)
 
-class _Recomputed(torch.autograd.Function):
-    """Keep only the layer's input; before its backward pass make the rest again, but for products that nobody reads."""
-
-    @staticmethod
-    def forward(ctx, x, first, again, *trained):
-        ctx.save_for_backward(x)
-        ctx.again, ctx.trained = again, trained
-        return first(x)
-
-    @staticmethod
-    def backward(ctx, dy):
-        (x,) = ctx.saved_tensors
-        x = x.detach().requires_grad_()
-        with torch.enable_grad():
-            y = ctx.again(x)
-        dx, *rest = torch.autograd.grad(y, (x, *ctx.trained), dy)
-        return dx, None, None, *rest
+    qkv, dense, up, down = w.query_key_value, w.dense, w.dense_h_to_4h, w.dense_4h_to_h
+    packed, d = lora_product(norm(w.attention_norm), qkv.weight, qkv.a, seeds[0], len(qkv.b), threshold, False)
+    mixed = mix(*split_and_rotate(packed, d, qkv.b, qkv.bias, *rotary, shape.heads, scale))
+    attended, d_attended = lora_product(mixed, dense.weight, dense.a, seeds[1], x.shape[1], threshold, True)
+    perceived, d_perceived, _, _ = mlp(
+        norm(w.mlp_norm), up.weight, up.a, up.b, up.bias, down.weight, down.a, seeds[2:], threshold, scale
+    )
+    bias = dense.bias + down.bias
+    return residual(x, attended, d_attended, dense.b, perceived, d_perceived, down.b, bias, scale)
 
 
 def document_numbers(position_ids: Tensor) -> Tensor:
@@ -276,13 +253,13 @@ class FastNeoX:
 
     def run_layer(self, x, layer, rotary, mask, seeds, shape, *, recompute: bool) -> Tensor:
         """One layer, keeping everything for its backward pass or only its input."""
-        weights = layer_weights(layer, shape.dtype)
+        inputs = x, layer_weights(layer, shape.dtype), rotary, mask, seeds, shape
         if not (recompute and torch.is_grad_enabled()):
-            return self.layer(x, weights, rotary, mask, seeds, shape)
-        trained = [parameter for parameter in layer.parameters() if parameter.requires_grad]
-        return _Recomputed.apply(
-            x,
-            lambda x: self.layer(x, weights, rotary, mask, seeds, shape),
-            lambda x: self.layer(x, weights, rotary, mask, seeds, shape, wanted=False),
-            *trained,
+            return self.layer(*inputs)
+        return checkpoint(
+            self.layer,
+            *inputs,
+            use_reentrant=False,
+            preserve_rng_state=False,  # the dropout is a function of its seeds
+            context_fn=lambda: (nullcontext(), recomputing()),
         )

@@ -40,8 +40,11 @@ def reason_against(
         return f"{type(model).__name__} has none, only GPT-NeoX"
     if zero_stage == 3:
         return "ZeRO-3 brings weights to a layer through the layer's own forward"
-    if model.config.hidden_dropout or model.config.attention_dropout:
+    config = model.config
+    if config.hidden_dropout or config.attention_dropout:
         return "the model's own dropout is on"
+    if not (config.use_parallel_residual and config.hidden_act == "gelu" and config.attention_bias):
+        return "this GPT-NeoX is built otherwise than polyglot-ko"
     linears = linear_layers(model)
     if recipe.method == "lora" and not all(hasattr(layer, "lora_A") for layer in adapted_layers(linears)):
         return "--lora-targets leaves linear layers without LoRA"

@@ -1,13 +1,10 @@
-"""Products with a frozen weight, however it is kept: `forward` is x @ W^T, `backward` is dy @ W, each
-plus an update of low rank.
+"""Products with a frozen weight, however it is kept: `forward` is x @ W^T, `backward` is dy @ W.
 
 A weight travels as a list of tensors, because that is what a compiled graph can be given: [W] in 16 or 32 bits;
 [packed, absmax, code, absmax2, code2, offset] of bitsandbytes' nf4; [W, scale, W^T, scale] of fp8.
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import torch
 
@@ -49,20 +46,19 @@ def dequantize(weight: list[torch.Tensor], shape: tuple[int, int], dtype: torch.
     return (values * absmax.repeat_interleave(NF4_BLOCK)[: values.numel()]).view(shape).to(dtype)
 
 
-Update = Callable[[torch.Tensor | None], torch.Tensor]  # what is to be added: on its own (None), or onto a matrix
-
-
-def forward(x: torch.Tensor, weight: list[torch.Tensor], outputs: int, update: Update) -> torch.Tensor:
-    """x @ W^T + update: (tokens, k) -> (tokens, outputs) of x's dtype."""
+def forward(x: torch.Tensor, weight: list[torch.Tensor], outputs: int) -> torch.Tensor:
+    """x @ W^T: (tokens, k) -> (tokens, outputs) of x's dtype."""
     if weight[0].dtype == torch.float8_e4m3fn:
-        return update(fp8.product(x, weight[0], weight[1]))
-    w = dequantize(weight, (outputs, x.shape[1]), x.dtype) if weight[0].dtype == torch.uint8 else weight[0]
-    return update(None).addmm_(x, w.T)  # the sum happens inside the product
+        return fp8.product(x, weight[0], weight[1])
+    if weight[0].dtype == torch.uint8:
+        return x @ dequantize(weight, (outputs, x.shape[1]), x.dtype).T
+    return x @ weight[0].T
 
 
-def backward(dy: torch.Tensor, weight: list[torch.Tensor], inputs: int, update: Update) -> torch.Tensor:
-    """dy @ W + update: (tokens, n) -> (tokens, inputs) of dy's dtype."""
+def backward(dy: torch.Tensor, weight: list[torch.Tensor], inputs: int) -> torch.Tensor:
+    """dy @ W: (tokens, n) -> (tokens, inputs) of dy's dtype."""
     if weight[0].dtype == torch.float8_e4m3fn:
-        return update(fp8.product(dy, weight[2], weight[3]))
-    w = dequantize(weight, (dy.shape[1], inputs), dy.dtype) if weight[0].dtype == torch.uint8 else weight[0]
-    return update(None).addmm_(dy, w)
+        return fp8.product(dy, weight[2], weight[3])
+    if weight[0].dtype == torch.uint8:
+        return dy @ dequantize(weight, (dy.shape[1], inputs), dy.dtype)
+    return dy @ weight[0]

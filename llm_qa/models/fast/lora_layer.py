@@ -1,0 +1,301 @@
+"""The four linear layers of a GPT-NeoX decoder layer with LoRA, as operations that torch.compile does not look into.
+
+y = x @ W^T + bias + scale * dropout(x) @ A^T @ B^T. A frozen product and its LoRA update are separate: the update is added
+by whatever reads the product next (the rotation, GELU, the residual sum), in the pass over memory that this makes anyway.
+Opaque, because a compiler that saw a dequantised weight or a dropout mask would keep them for the backward pass.
+Tensors are of one compute dtype; a is (rank, k), b (n, rank), fp32 or 16 bits; d = dropout(x) @ A^T is (tokens, rank).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers.models.gpt_neox.modeling_gpt_neox import apply_rotary_pos_emb
+
+from llm_qa.models.fast import low_rank, products
+
+_again = False
+
+
+@contextmanager
+def recomputing() -> Iterator[None]:
+    """Inside, products whose values only the first pass needs are left out: nobody may read them."""
+    global _again
+    before, _again = _again, True
+    try:
+        yield
+    finally:
+        _again = before
+
+
+def _product(x: Tensor, weight: Sequence[Tensor], outputs: int, last: bool) -> Tensor:
+    return x.new_empty((x.shape[0], outputs)) if last and _again else products.forward(x, list(weight), outputs)
+
+
+# --- a frozen product, and what LoRA's update of it will be made of ---------------------------------------------------
+
+
+@torch.library.custom_op("llm_qa::lora_product", mutates_args=())
+def lora_product(
+    x: Tensor, weight: Sequence[Tensor], a: Tensor, seed: Tensor, outputs: int, threshold: int, last: bool
+) -> tuple[Tensor, Tensor]:
+    """x @ W^T (tokens, outputs) without bias and update, and d. `last`: only the layer's sum reads the product."""
+    d = low_rank.down(x, a, seed, threshold, low_rank.keep_scale(threshold))
+    return _product(x, weight, outputs, last), d
+
+
+@lora_product.register_fake
+def _(x, weight, a, seed, outputs, threshold, last):
+    return x.new_empty((x.shape[0], outputs)), x.new_empty((x.shape[0], a.shape[0]))
+
+
+@torch.library.custom_op("llm_qa::lora_product_backward", mutates_args=())
+def lora_product_backward(
+    dy: Tensor, dd: Tensor, x: Tensor, weight: Sequence[Tensor], a: Tensor, seed: Tensor, threshold: int
+) -> tuple[Tensor, Tensor]:
+    """Gradients of x and a from those of the product and of d."""
+    keep = low_rank.keep_scale(threshold)
+    da = low_rank.outer(dd, x, seed, threshold, keep)
+    dx = products.backward(dy, list(weight), x.shape[1])
+    return low_rank.up(dd, a, seed, threshold, keep, dx), da.to(a.dtype)
+
+
+@lora_product_backward.register_fake
+def _(dy, dd, x, weight, a, seed, threshold):
+    return torch.empty_like(x), torch.empty_like(a)
+
+
+def _keep_product(ctx, inputs, output):
+    x, weight, a, seed, _, ctx.threshold, _ = inputs
+    ctx.save_for_backward(x, a, seed, *weight)
+
+
+def _product_backward(ctx, dy, dd):
+    x, a, seed, *weight = ctx.saved_tensors
+    dx, da = lora_product_backward(dy.contiguous(), dd.contiguous(), x, weight, a, seed, ctx.threshold)
+    return dx, [None] * len(weight), da, None, None, None, None
+
+
+lora_product.register_autograd(_product_backward, setup_context=_keep_product)
+
+
+# --- queries, keys and values: taken apart and turned by their positions ----------------------------------------------
+
+
+@torch.library.custom_op("llm_qa::split_and_rotate", mutates_args=())
+def split_and_rotate(
+    packed: Tensor, d: Tensor, b: Tensor, bias: Tensor, cos: Tensor, sin: Tensor, heads: int, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """packed + update + bias (tokens, heads * 3 * width) -> query, key, value (1, heads, tokens, width).
+
+    cos and sin are (tokens, rotated): the first places of each head are turned (Su et al. 2021, arXiv:2104.09864).
+    """
+    if packed.is_cuda:
+        from llm_qa.models.fast import kernels
+
+        return kernels.split_and_rotate(packed, d, b, bias, cos, sin, heads, scale)
+    packed = packed + bias.to(packed.dtype) + scale * (d @ b.to(d.dtype).T)
+    query, key, value = packed.view(1, len(packed), heads, -1).transpose(1, 2).chunk(3, dim=-1)
+    query, key = apply_rotary_pos_emb(query, key, cos[None], sin[None])
+    return query.contiguous(), key.contiguous(), value.contiguous()
+
+
+@split_and_rotate.register_fake
+def _(packed, d, b, bias, cos, sin, heads, scale):
+    shape = (1, heads, packed.shape[0], packed.shape[1] // (3 * heads))
+    return packed.new_empty(shape), packed.new_empty(shape), packed.new_empty(shape)
+
+
+@torch.library.custom_op("llm_qa::split_and_rotate_backward", mutates_args=())
+def split_and_rotate_backward(
+    dq: Tensor, dk: Tensor, dv: Tensor, d: Tensor, b: Tensor, cos: Tensor, sin: Tensor, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of packed, d and b. A turn is linear: its gradient is turned back, and nothing is kept for it."""
+    if dq.is_cuda:
+        from llm_qa.models.fast import kernels
+
+        packed = kernels.join_and_rotate_back(dq, dk, dv, cos, sin)
+    else:
+        dq, dk = apply_rotary_pos_emb(dq, dk, cos[None], -sin[None])
+        packed = torch.cat([dq, dk, dv], dim=-1).transpose(1, 2).reshape(dq.shape[2], -1)
+    return packed, *_update_gradients(packed, d, b, scale)
+
+
+@split_and_rotate_backward.register_fake
+def _(dq, dk, dv, d, b, cos, sin, scale):
+    return dq.new_empty((dq.shape[2], 3 * dq.shape[1] * dq.shape[3])), torch.empty_like(d), torch.empty_like(b)
+
+
+def _update_gradients(dy: Tensor, d: Tensor, b: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """Gradients of d and b where scale * d @ b^T was added to what has the gradient dy."""
+    seed = torch.zeros(1, dtype=torch.int64, device=dy.device)
+    dd = low_rank.down(dy, b.T, seed, 0, scale)
+    return dd, low_rank.outer(d, dy, seed, 0, scale).T.contiguous().to(b.dtype)
+
+
+def _keep_rotation(ctx, inputs, output):
+    _, d, b, _, cos, sin, _, ctx.scale = inputs
+    ctx.save_for_backward(d, b, cos, sin)
+
+
+def _rotation_backward(ctx, dq, dk, dv):
+    dpacked, dd, db = split_and_rotate_backward(dq, dk, dv, *ctx.saved_tensors, ctx.scale)
+    return dpacked, dd, db, None, None, None, None, None
+
+
+split_and_rotate.register_autograd(_rotation_backward, setup_context=_keep_rotation)
+
+
+# --- the perceptron: up, GELU, and the frozen product down ------------------------------------------------------------
+
+
+def gelu(h: Tensor, d: Tensor, b: Tensor, bias: Tensor, scale: float) -> Tensor:
+    """GELU (exact, Hendrycks and Gimpel 2016, arXiv:1606.08415) of h + bias + scale * d @ b^T, (tokens, width)."""
+    if h.is_cuda:
+        from llm_qa.models.fast import kernels
+
+        return kernels.gelu(h, d, b, bias, scale)
+    return F.gelu(h + bias.to(h.dtype) + scale * (d @ b.to(d.dtype).T))
+
+
+def gelu_backward(
+    du: Tensor, dd: Tensor, a: Tensor, h: Tensor, d: Tensor, b: Tensor, bias: Tensor, seed: Tensor, threshold: int,
+    scale: float,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """GELU's value made again, and the gradient of its argument; du + kept(dd @ a) is that of its value.
+
+    `du` may be overwritten.
+    """
+    keep = low_rank.keep_scale(threshold)
+    if h.is_cuda:
+        from llm_qa.models.fast import kernels
+
+        return kernels.gelu_backward(du, dd, a, h, d, b, bias, seed, threshold, keep, scale)
+    du = low_rank.up(dd, a, seed, threshold, keep, du)
+    argument = h + bias.to(h.dtype) + scale * (d @ b.to(d.dtype).T)
+    normal = 0.5 * (1 + torch.erf(argument * 0.5**0.5))
+    density = torch.exp(-0.5 * argument**2) * (2 * torch.pi) ** -0.5
+    return argument * normal, du * (normal + argument * density)
+
+
+@torch.library.custom_op("llm_qa::mlp", mutates_args=())
+def mlp(
+    x: Tensor, up: Sequence[Tensor], up_a: Tensor, up_b: Tensor, up_bias: Tensor, down: Sequence[Tensor],
+    down_a: Tensor, seeds: Tensor, threshold: int, scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """gelu(x @ up^T + ...) @ down^T without the last bias and update, its d, and (h, d) of the way up for the way back.
+
+    seeds (2, 1) are of the dropout on the way up and down.
+    """
+    keep = low_rank.keep_scale(threshold)
+    d_up = low_rank.down(x, up_a, seeds[0], threshold, keep)
+    h = products.forward(x, list(up), up_b.shape[0])
+    u = gelu(h, d_up, up_b, up_bias, scale)
+    d_down = low_rank.down(u, down_a, seeds[1], threshold, keep)
+    return _product(u, down, x.shape[1], True), d_down, h, d_up
+
+
+@mlp.register_fake
+def _(x, up, up_a, up_b, up_bias, down, down_a, seeds, threshold, scale):
+    tokens, rank = x.shape[0], up_a.shape[0]
+    small = (tokens, rank)
+    return torch.empty_like(x), x.new_empty(small), x.new_empty((tokens, up_b.shape[0])), x.new_empty(small)
+
+
+@torch.library.custom_op("llm_qa::mlp_backward", mutates_args=())
+def mlp_backward(
+    dy: Tensor, dd_down: Tensor, x: Tensor, h: Tensor, d_up: Tensor, up: Sequence[Tensor], up_a: Tensor, up_b: Tensor,
+    up_bias: Tensor, down: Sequence[Tensor], down_a: Tensor, seeds: Tensor, threshold: int, scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients of x, up_a, up_b and down_a."""
+    keep = low_rank.keep_scale(threshold)
+    du = products.backward(dy, list(down), h.shape[1])
+    u, dh = gelu_backward(du, dd_down, down_a, h, d_up, up_b, up_bias, seeds[1], threshold, scale)
+    down_da = low_rank.outer(dd_down, u, seeds[1], threshold, keep)
+    dd_up, up_db = _update_gradients(dh, d_up, up_b, scale)
+    up_da = low_rank.outer(dd_up, x, seeds[0], threshold, keep)
+    dx = products.backward(dh, list(up), x.shape[1])
+    dx = low_rank.up(dd_up, up_a, seeds[0], threshold, keep, dx)
+    return dx, up_da.to(up_a.dtype), up_db, down_da.to(down_a.dtype)
+
+
+@mlp_backward.register_fake
+def _(dy, dd_down, x, h, d_up, up, up_a, up_b, up_bias, down, down_a, seeds, threshold, scale):
+    return torch.empty_like(x), torch.empty_like(up_a), torch.empty_like(up_b), torch.empty_like(down_a)
+
+
+def _keep_mlp(ctx, inputs, output):
+    x, up, up_a, up_b, up_bias, down, down_a, seeds, ctx.threshold, ctx.scale = inputs
+    _, _, h, d_up = output
+    ctx.set_materialize_grads(False)  # h and d are given to the backward pass alone: they have no gradients
+    ctx.ups = len(up)
+    ctx.save_for_backward(x, h, d_up, up_a, up_b, up_bias, down_a, seeds, *up, *down)
+
+
+def _mlp_backward(ctx, dy, dd_down, _dh, _dd_up):
+    x, h, d_up, up_a, up_b, up_bias, down_a, seeds, *weights = ctx.saved_tensors
+    up, down = weights[: ctx.ups], weights[ctx.ups :]
+    dx, up_da, up_db, down_da = mlp_backward(
+        dy.contiguous(), dd_down.contiguous(), x, h, d_up, up, up_a, up_b, up_bias, down, down_a, seeds, ctx.threshold,
+        ctx.scale,
+    )  # fmt: skip
+    return dx, [None] * len(up), up_da, up_db, None, [None] * len(down), down_da, None, None, None
+
+
+mlp.register_autograd(_mlp_backward, setup_context=_keep_mlp)
+
+
+# --- the layer's sum --------------------------------------------------------------------------------------------------
+
+
+@torch.library.custom_op("llm_qa::residual", mutates_args=())
+def residual(
+    x: Tensor, first: Tensor, d_first: Tensor, b_first: Tensor, second: Tensor, d_second: Tensor, b_second: Tensor,
+    bias: Tensor, scale: float,
+) -> Tensor:  # fmt: skip
+    """x + first + second + bias + scale * (d_first @ b_first^T + d_second @ b_second^T), (tokens, width)."""
+    if x.is_cuda:
+        from llm_qa.models.fast import kernels
+
+        return kernels.residual(x, first, d_first, b_first, second, d_second, b_second, bias, scale)
+    updates = d_first @ b_first.to(x.dtype).T + d_second @ b_second.to(x.dtype).T
+    return x + first + second + bias.to(x.dtype) + scale * updates
+
+
+@residual.register_fake
+def _(x, first, d_first, b_first, second, d_second, b_second, bias, scale):
+    return torch.empty_like(x)
+
+
+@torch.library.custom_op("llm_qa::residual_backward", mutates_args=())
+def residual_backward(
+    dy: Tensor, d_first: Tensor, b_first: Tensor, d_second: Tensor, b_second: Tensor, scale: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of d_first, b_first, d_second and b_second; both updates are served by one reading of dy."""
+    rank = d_first.shape[1]
+    both_d, both_b = torch.cat([d_first, d_second], dim=1), torch.cat([b_first, b_second], dim=1)
+    dd, db = _update_gradients(dy, both_d, both_b, scale)
+    parts = dd[:, :rank], db[:, :rank], dd[:, rank:], db[:, rank:]
+    return tuple(part.contiguous() for part in parts)
+
+
+@residual_backward.register_fake
+def _(dy, d_first, b_first, d_second, b_second, scale):
+    return tuple(torch.empty_like(value) for value in (d_first, b_first, d_second, b_second))
+
+
+def _keep_residual(ctx, inputs, output):
+    _, _, d_first, b_first, _, d_second, b_second, _, ctx.scale = inputs
+    ctx.save_for_backward(d_first, b_first, d_second, b_second)
+
+
+def _residual_backward(ctx, dy):
+    dd_first, db_first, dd_second, db_second = residual_backward(dy.contiguous(), *ctx.saved_tensors, ctx.scale)
+    return dy, dy, dd_first, db_first, dy, dd_second, db_second, None, None
+
+
+residual.register_autograd(_residual_backward, setup_context=_keep_residual)
