@@ -168,15 +168,11 @@ class StopOnNonFinite(TrainerCallback):
     An fp16 run is left to its loss scaler, which skips such a step by design; its logged loss must still be finite.
     """
 
-    def on_train_begin(self, args, state, control, model=None, **kwargs):
-        """Find what trains once: walking through all modules of a large model takes milliseconds."""
-        self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-
-    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
         """Look at every gradient just before the update."""
         if args.fp16:
             return
-        gradients = [p.grad for p in self.trained if p.grad is not None and p.grad.numel()]
+        gradients = [p.grad for p in model.parameters() if p.grad is not None and p.grad.numel()]
         if gradients and not torch.isfinite(torch.stack(torch._foreach_norm(gradients)).sum()).item():
             raise NonFiniteError(self.sentence("a gradient", state.global_step + 1))
 

@@ -27,13 +27,19 @@ class _Replay(torch.autograd.Function):
 
 
 class GraphedPass:
-    """`function(*inputs)` with inputs of fixed shapes on the GPU, and the gradients of `trained` parameters.
+    """`function(*inputs)` with inputs of fixed shapes on the GPU, and the gradients of parameters.
 
-    The value that a call returns lives until the next call.
+    The function reads each parameter through its twin, a leaf tensor on the same memory. The value that a call returns lives until the next call.
     """
 
-    def __init__(self, function: Callable[..., Tensor], inputs: tuple[Tensor, ...], trained: list[torch.nn.Parameter]):
-        self.trained, self.inputs = trained, [value.clone() for value in inputs]
+    def __init__(
+        self,
+        function: Callable[..., Tensor],
+        inputs: tuple[Tensor, ...],
+        twins: dict[torch.nn.Parameter, Tensor],
+    ):
+        self.trained, self.inputs = list(twins), [value.clone() for value in inputs]
+        trained = list(twins.values())  # what the function differentiates by
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):  # compiles, and lets libraries make what may not be made during a capture
@@ -51,6 +57,6 @@ class GraphedPass:
         self.output = output.detach()
 
     def __call__(self, *inputs: Tensor) -> Tensor:
-        """The function's value; its backward pass gives the gradients of `trained`."""
+        """The function's value; its backward pass gives the gradients of the parameters."""
         torch._foreach_copy_(self.inputs, list(inputs))
         return _Replay.apply(self, *self.trained)

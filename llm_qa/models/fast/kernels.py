@@ -74,9 +74,25 @@ def down(x, a, seed, threshold: int, scale: float, tile=(64, 64, 4, 3)) -> torch
 
 
 @triton.jit
+def _update(d, b, rows, columns, tokens, width, scale, RANK: tl.constexpr):
+    """scale * d[rows] @ b[:, columns] as a fp32 tile; d is (tokens, RANK), b (RANK, width).
+
+    Multiplied out: a product on the matrix units would want the tile in another layout than memory does.
+    """
+    total = tl.load(d + rows * RANK, mask=rows < tokens, other=0.0).to(tl.float32)[:, None] * tl.load(
+        b + columns, mask=columns < width, other=0.0
+    ).to(tl.float32)[None, :]
+    for r in tl.static_range(1, RANK):
+        left = tl.load(d + rows * RANK + r, mask=rows < tokens, other=0.0).to(tl.float32)
+        right = tl.load(b + r * width + columns, mask=columns < width, other=0.0).to(tl.float32)
+        total += left[:, None] * right[None, :]
+    return total * scale
+
+
+@triton.jit
 def _up_kernel(
-    base, d, b, seed, tokens, width, rank, b_rank, b_width, threshold, scale,
-    DROP: tl.constexpr, PRECISION: tl.constexpr, RANK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    base, d, b, seed, tokens, width, threshold, scale,
+    DROP: tl.constexpr, RANK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     half = width // 2
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -86,7 +102,7 @@ def _up_kernel(
     for side in tl.static_range(2):
         here = columns + side * half
         place = base + rows.to(tl.int64)[:, None] * width + here[None, :]
-        update = _update(d, b, rows, here, tokens, width, rank, scale, b_rank, b_width, RANK, PRECISION)
+        update = _update(d, b, rows, here, tokens, width, scale, RANK)
         if DROP:
             update = tl.where(keep_low if side == 0 else keep_high, update, 0.0)
         tl.store(place, tl.load(place, mask=mask, other=0.0).to(tl.float32) + update, mask=mask)
@@ -95,10 +111,9 @@ def _up_kernel(
 def up(d, b, seed, threshold: int, scale: float, base) -> torch.Tensor:
     """See low_rank.up."""
     (tokens, rank), width = d.shape, b.shape[1]
-    rows = 64 if threshold else 32
-    _up_kernel[(triton.cdiv(tokens, rows), triton.cdiv(width // 2, 128))](
-        base, d, b, seed, tokens, width, rank, b.stride(0), b.stride(1), threshold, scale,
-        DROP=threshold > 0, PRECISION=_precision(d), RANK=_padded(rank), ROWS=rows, COLUMNS=128, num_warps=4,
+    _up_kernel[(triton.cdiv(tokens, 32), triton.cdiv(width // 2, 128))](
+        base, d, b.to(d.dtype).contiguous(), seed, tokens, width, threshold, scale,
+        DROP=threshold > 0, RANK=rank, ROWS=32, COLUMNS=128, num_warps=4,
     )  # fmt: skip
     return base
 
@@ -178,17 +193,12 @@ def dequantize_nf4(packed, absmax, code, absmax2, code2, offset, out) -> torch.T
 @triton.jit
 def _rows_to_fp8_kernel(x, out, scales, width, LARGEST: tl.constexpr, COLUMNS: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
-    most = tl.zeros((COLUMNS,), tl.float32)
-    for first in range(0, width, COLUMNS):
-        columns = first + tl.arange(0, COLUMNS)
-        value = tl.load(x + row * width + columns, mask=columns < width, other=0.0).to(tl.float32)
-        most = tl.maximum(most, tl.abs(value))
-    scale = tl.maximum(tl.max(most, 0), 1e-12) / LARGEST
+    columns = tl.arange(0, COLUMNS)
+    inside = columns < width
+    value = tl.load(x + row * width + columns, mask=inside, other=0.0).to(tl.float32)
+    scale = tl.maximum(tl.max(tl.abs(value), 0), 1e-12) / LARGEST
     tl.store(scales + row, scale)
-    for first in range(0, width, COLUMNS):
-        columns = first + tl.arange(0, COLUMNS)
-        value = tl.load(x + row * width + columns, mask=columns < width, other=0.0).to(tl.float32)
-        tl.store(out + row * width + columns, (value / scale).to(out.dtype.element_ty), mask=columns < width)
+    tl.store(out + row * width + columns, (value / scale).to(out.dtype.element_ty), mask=inside)
 
 
 def rows_to_fp8(x) -> tuple[torch.Tensor, torch.Tensor]:
@@ -196,53 +206,51 @@ def rows_to_fp8(x) -> tuple[torch.Tensor, torch.Tensor]:
     rows, width = x.shape
     out = torch.empty_like(x, dtype=torch.float8_e4m3fn)
     scales = torch.empty((rows, 1), dtype=torch.float32, device=x.device)
-    _rows_to_fp8_kernel[(rows,)](x, out, scales, width, LARGEST=448.0, COLUMNS=2048, num_warps=4)
+    columns = triton.next_power_of_2(width)
+    _rows_to_fp8_kernel[(rows,)](
+        x, out, scales, width, LARGEST=448.0, COLUMNS=columns, num_warps=max(1, min(16, columns // 1024))
+    )
     return out, scales
 
 
 @triton.jit
-def _update(
-    d, b, rows, columns, tokens, width, rank, scale, b_rank, b_width, RANK: tl.constexpr, PRECISION: tl.constexpr
-):
-    """scale * d[rows] @ b[:, columns] as a fp32 tile; b is fp32 or 16 bits, rounded to d's dtype."""
-    ranks = tl.arange(0, RANK)
-    d_mask = (rows[:, None] < tokens) & (ranks[None, :] < rank)
-    tile = tl.load(d + rows[:, None] * rank + ranks[None, :], mask=d_mask, other=0.0)
-    b_mask = (ranks[:, None] < rank) & (columns[None, :] < width)
-    small = tl.load(b + ranks[:, None] * b_rank + columns[None, :] * b_width, mask=b_mask, other=0.0)
-    return tl.dot(tile, small.to(tile.dtype), input_precision=PRECISION) * scale
+def _normal(value):
+    """The normal distribution's function and density. erf by Abramowitz and Stegun 7.1.26: wrong by 1.5e-7 at most."""
+    bell = tl.exp(-0.5 * value * value)
+    t = 1.0 / (1.0 + 0.23164189 * tl.abs(value))
+    tail = t * (1.421413741 + t * (-1.453152027 + t * 1.061405429))
+    tail = 0.5 * bell * t * (0.254829592 + t * (-0.284496736 + tail))
+    return tl.where(value < 0, tail, 1.0 - tail), 0.3989422804014327 * bell
 
 
 @triton.jit
 def _gelu_kernel(
-    h, d, b, bias, out, tokens, width, rank, scale,
-    PRECISION: tl.constexpr, RANK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-):  # fmt: skip
+    h, d, b, bias, out, tokens, width, scale, RANK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
+):
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     place = rows.to(tl.int64)[:, None] * width + columns[None, :]
     mask = (rows[:, None] < tokens) & (columns[None, :] < width)
     value = tl.load(h + place, mask=mask, other=0.0).to(tl.float32)
     value += tl.load(bias + columns, mask=columns < width, other=0.0).to(tl.float32)[None, :]
-    value += _update(d, b, rows, columns, tokens, width, rank, scale, 1, rank, RANK, PRECISION)
-    tl.store(out + place, 0.5 * value * (1.0 + tl.erf(value * 0.7071067811865476)), mask=mask)
+    value += _update(d, b, rows, columns, tokens, width, scale, RANK)
+    normal, _ = _normal(value)
+    tl.store(out + place, value * normal, mask=mask)
 
 
 def gelu(h, d, b, bias, scale: float) -> torch.Tensor:
     """See lora_layer.gelu."""
-    (tokens, width), rank = h.shape, d.shape[1]
-    out = torch.empty_like(h)
+    (tokens, width), out = h.shape, torch.empty_like(h)
     _gelu_kernel[(triton.cdiv(tokens, 32), triton.cdiv(width, 128))](
-        h, d, b, bias, out, tokens, width, rank, scale,
-        PRECISION=_precision(h), RANK=_padded(rank), ROWS=32, COLUMNS=128, num_warps=4,
-    )  # fmt: skip
+        h, d, _rows(b, h), bias, out, tokens, width, scale, RANK=d.shape[1], ROWS=32, COLUMNS=128, num_warps=4
+    )
     return out
 
 
 @triton.jit
 def _gelu_backward_kernel(
-    du, dd, a, h, d, b, bias, seed, u, tokens, width, rank, threshold, keep, scale,
-    DROP: tl.constexpr, PRECISION: tl.constexpr, RANK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    du, dd, a, h, d, b, bias, seed, u, tokens, width, threshold, keep, scale,
+    DROP: tl.constexpr, RANK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     half = width // 2
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -252,34 +260,32 @@ def _gelu_backward_kernel(
     for side in tl.static_range(2):
         here = columns + side * half
         place = rows.to(tl.int64)[:, None] * width + here[None, :]
-        slope = _update(dd, a, rows, here, tokens, width, rank, keep, width, 1, RANK, PRECISION)
+        slope = _update(dd, a, rows, here, tokens, width, keep, RANK)
         if DROP:
             slope = tl.where(keep_low if side == 0 else keep_high, slope, 0.0)
         slope += tl.load(du + place, mask=mask, other=0.0).to(tl.float32)
         value = tl.load(h + place, mask=mask, other=0.0).to(tl.float32)
         value += tl.load(bias + here, mask=columns < half, other=0.0).to(tl.float32)[None, :]
-        value += _update(d, b, rows, here, tokens, width, rank, scale, 1, rank, RANK, PRECISION)
-        normal = 0.5 * (1.0 + tl.erf(value * 0.7071067811865476))
-        density = 0.3989422804014327 * tl.exp(-0.5 * value * value)
+        value += _update(d, b, rows, here, tokens, width, scale, RANK)
+        normal, density = _normal(value)
         tl.store(u + place, value * normal, mask=mask)
         tl.store(du + place, slope * (normal + value * density), mask=mask)
 
 
 def gelu_backward(du, dd, a, h, d, b, bias, seed, threshold: int, keep: float, scale: float):
     """See lora_layer.gelu_backward; `du` is overwritten."""
-    (tokens, width), rank = h.shape, d.shape[1]
-    u = torch.empty_like(h)
-    _gelu_backward_kernel[(triton.cdiv(tokens, 32), triton.cdiv(width // 2, 64))](
-        du, dd, a, h, d, b, bias, seed, u, tokens, width, rank, threshold, keep, scale,
-        DROP=threshold > 0, PRECISION=_precision(h), RANK=_padded(rank), ROWS=32, COLUMNS=64, num_warps=4,
+    (tokens, width), u = h.shape, torch.empty_like(h)
+    _gelu_backward_kernel[(triton.cdiv(tokens, 32), triton.cdiv(width // 2, 128))](
+        du, dd, a.to(h.dtype).contiguous(), h, d, _rows(b, h), bias, seed, u, tokens, width, threshold, keep, scale,
+        DROP=threshold > 0, RANK=d.shape[1], ROWS=32, COLUMNS=128, num_warps=8,
     )  # fmt: skip
     return u, du
 
 
 @triton.jit
 def _residual_kernel(
-    x, first, d_first, b_first, second, d_second, b_second, bias, out, tokens, width, rank, scale,
-    PRECISION: tl.constexpr, RANK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    x, first, d_first, b_first, second, d_second, b_second, bias, out, tokens, width, scale,
+    RANK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
@@ -289,69 +295,74 @@ def _residual_kernel(
     total += tl.load(bias + columns, mask=columns < width, other=0.0).to(tl.float32)[None, :]
     total += tl.load(first + place, mask=mask, other=0.0).to(tl.float32)
     total += tl.load(second + place, mask=mask, other=0.0).to(tl.float32)
-    total += _update(d_first, b_first, rows, columns, tokens, width, rank, scale, 1, rank, RANK, PRECISION)
-    total += _update(d_second, b_second, rows, columns, tokens, width, rank, scale, 1, rank, RANK, PRECISION)
+    total += _update(d_first, b_first, rows, columns, tokens, width, scale, RANK)
+    total += _update(d_second, b_second, rows, columns, tokens, width, scale, RANK)
     tl.store(out + place, total, mask=mask)
 
 
 def residual(x, first, d_first, b_first, second, d_second, b_second, bias, scale: float) -> torch.Tensor:
     """See lora_layer.residual."""
-    (tokens, width), rank = x.shape, d_first.shape[1]
-    out = torch.empty_like(x)
+    (tokens, width), out = x.shape, torch.empty_like(x)
     _residual_kernel[(triton.cdiv(tokens, 32), triton.cdiv(width, 128))](
-        x, first, d_first, b_first, second, d_second, b_second, bias, out, tokens, width, rank, scale,
-        PRECISION=_precision(x), RANK=_padded(rank), ROWS=32, COLUMNS=128, num_warps=4,
+        x, first, d_first, _rows(b_first, x), second, d_second, _rows(b_second, x), bias, out, tokens, width, scale,
+        RANK=d_first.shape[1], ROWS=32, COLUMNS=128, num_warps=4,
     )  # fmt: skip
     return out
 
 
 @triton.jit
 def _rotate_kernel(
-    packed, q, k, v, d, b, bias, cos, sin, tokens, width, rotated, part_head, part_token, rank, scale,
-    FORWARD: tl.constexpr, PRECISION: tl.constexpr, RANK: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
+    packed, q, k, v, d, b, bias, cos, sin, tokens, width, half, part_head, part_token, scale,
+    FORWARD: tl.constexpr, RANK: tl.constexpr, ROWS: tl.constexpr, HALF: tl.constexpr, REST: tl.constexpr,
 ):  # fmt: skip
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     head, heads = tl.program_id(1), tl.num_programs(1)
-    places = tl.arange(0, WIDTH)
-    half = rotated // 2
-    inside = (rows[:, None] < tokens) & (places < width)[None, :]
-    turning = inside & (places < rotated)[None, :]
-    partner = tl.where(places < rotated, tl.where(places < half, places + half, places - half), places)
-    sign = tl.where(places < half, -1.0, 1.0) if FORWARD else tl.where(places < half, 1.0, -1.0)
-    angle = rows[:, None] * rotated + places[None, :]
+    everything = 3 * heads * width
+    turn, rest = tl.arange(0, HALF), tl.arange(0, REST) + 2 * half
+    turning = (rows[:, None] < tokens) & (turn[None, :] < half)
+    staying = (rows[:, None] < tokens) & (rest[None, :] < width)
+    angle = rows[:, None] * (2 * half) + turn[None, :]
     c = tl.load(cos + angle, mask=turning, other=1.0).to(tl.float32)
-    s = tl.load(sin + angle, mask=turning, other=0.0).to(tl.float32) * sign[None, :]
+    s = tl.load(sin + angle, mask=turning, other=0.0).to(tl.float32)
+    if not FORWARD:
+        s = -s
     for number in tl.static_range(3):
         first = (3 * head + number) * width  # of this part in a packed row
-        whole = packed + rows.to(tl.int64)[:, None] * (3 * heads * width) + first
+        whole = packed + rows.to(tl.int64)[:, None] * everything + first
         part = (q if number == 0 else (k if number == 1 else v)) + rows.to(tl.int64)[:, None] * part_token
         part += head * part_head
         source = whole if FORWARD else part
         target = part if FORWARD else whole
-        value = tl.load(source + places[None, :], mask=inside, other=0.0).to(tl.float32)
+        low = tl.load(source + turn[None, :], mask=turning, other=0.0).to(tl.float32)
+        high = tl.load(source + half + turn[None, :], mask=turning, other=0.0).to(tl.float32)
+        other = tl.load(source + rest[None, :], mask=staying, other=0.0).to(tl.float32)
         if FORWARD:
-            everything = 3 * heads * width
-            value += tl.load(bias + first + places, mask=places < width, other=0.0).to(tl.float32)[None, :]
-            value += _update(d, b, rows, first + places, tokens, everything, rank, scale, 1, rank, RANK, PRECISION)
+            at = bias + first
+            low += tl.load(at + turn, mask=turn < half, other=0.0).to(tl.float32)[None, :]
+            high += tl.load(at + half + turn, mask=turn < half, other=0.0).to(tl.float32)[None, :]
+            other += tl.load(at + rest, mask=rest < width, other=0.0).to(tl.float32)[None, :]
+            low += _update(d, b, rows, first + turn, tokens, everything, scale, RANK)
+            high += _update(d, b, rows, first + half + turn, tokens, everything, scale, RANK)
+            other += _update(d, b, rows, first + rest, tokens, everything, scale, RANK)
         if number < 2:
-            other = tl.load(source + partner[None, :], mask=turning, other=0.0).to(tl.float32)
-            if FORWARD:
-                other += tl.load(bias + first + partner, mask=places < rotated, other=0.0).to(tl.float32)[None, :]
-                other += _update(d, b, rows, first + partner, tokens, everything, rank, scale, 1, rank, RANK, PRECISION)
-            value = value * c + other * s
-        tl.store(target + places[None, :], value, mask=inside)
+            turned = low * c - high * s
+            high = high * c + low * s
+            low = turned
+        tl.store(target + turn[None, :], low, mask=turning)
+        tl.store(target + half + turn[None, :], high, mask=turning)
+        tl.store(target + rest[None, :], other, mask=staying)
 
 
 def split_and_rotate(packed, d, b, bias, cos, sin, heads: int, scale: float):
     """See lora_layer.split_and_rotate."""
     tokens, width = packed.shape[0], packed.shape[1] // (3 * heads)
     q, k, v = (torch.empty((1, heads, tokens, width), dtype=packed.dtype, device=packed.device) for _ in range(3))
-    _rotate(packed, q, k, v, d, b, bias, cos, sin, scale, forward=True)
+    _rotate(packed, q, k, v, d, _rows(b, packed), bias, cos, sin, scale, forward=True)
     return q, k, v
 
 
 def join_and_rotate_back(dq, dk, dv, cos, sin) -> torch.Tensor:
-    """See lora_layer.join_and_rotate_back."""
+    """See lora_layer.split_and_rotate_backward."""
     _, heads, tokens, width = dq.shape
     packed = torch.empty((tokens, 3 * heads * width), dtype=dq.dtype, device=dq.device)
     parts = dq.contiguous(), dk.contiguous(), dv.contiguous()
@@ -361,12 +372,17 @@ def join_and_rotate_back(dq, dk, dv, cos, sin) -> torch.Tensor:
 
 def _rotate(packed, q, k, v, d, b, bias, cos, sin, scale: float, *, forward: bool) -> None:
     _, heads, tokens, width = q.shape
-    rank = d.shape[1] if forward else 1
+    half = cos.shape[1] // 2
     _rotate_kernel[(triton.cdiv(tokens, 16), heads)](
-        packed, q, k, v, d, b, bias, cos, sin, tokens, width, cos.shape[1], q.stride(1), q.stride(2), rank, scale,
-        FORWARD=forward, PRECISION=_precision(packed), RANK=_padded(rank), ROWS=16,
-        WIDTH=triton.next_power_of_2(width), num_warps=4,
+        packed, q, k, v, d, b, bias, cos, sin, tokens, width, half, q.stride(1), q.stride(2), scale,
+        FORWARD=forward, RANK=d.shape[1] if forward else 1, ROWS=16, HALF=triton.next_power_of_2(half),
+        REST=triton.next_power_of_2(max(1, width - 2 * half)), num_warps=4,
     )  # fmt: skip
+
+
+def _rows(b: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """(width, rank) -> (rank, width), contiguous, of the dtype of `like`."""
+    return b.T.to(like.dtype).contiguous()
 
 
 def _padded(rank: int) -> int:

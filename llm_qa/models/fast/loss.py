@@ -20,11 +20,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
         d_weight = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
         for begin in range(0, len(targets), CHUNK):
             part, target = hidden[begin : begin + CHUNK], targets[begin : begin + CHUNK, None]
+            learned = target >= 0
+            target = target.clamp_min(0)
             logits = (part @ weight.T).float()
             normalizer = logits.logsumexp(dim=1, keepdim=True)
-            total += (normalizer - logits.gather(1, target)).sum()
+            total += torch.where(learned, normalizer - logits.gather(1, target), 0.0).sum()
             slope = logits.sub_(normalizer).exp_()  # softmax
-            slope = slope.scatter_add_(1, target, -torch.ones_like(target, dtype=slope.dtype)).to(hidden.dtype)
+            slope = slope.scatter_add_(1, target, -torch.ones_like(target, dtype=slope.dtype))
+            slope = (slope * learned).to(hidden.dtype)
             torch.mm(slope, weight, out=d_hidden[begin : begin + CHUNK])
             if d_weight is not None:
                 d_weight += slope.T @ part
@@ -41,6 +44,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     """Sum over tokens of -log softmax(hidden @ weight^T)[target], in nats, a fp32 scalar.
 
-    hidden (tokens, d) and weight (words, d) of one dtype, targets (tokens,) int64, none ignored. Softmax and sum are fp32.
+    hidden (tokens, d) and weight (words, d) of one dtype, targets (tokens,) int64, below 0 where nothing is learned: those
+    tokens are computed too, because to leave them out the CPU would have to wait for the GPU to count them, which
+    costs more than the head's 1% of the products. Softmax and sum are fp32.
     """
     return _LinearCrossEntropy.apply(hidden, weight, targets)

@@ -74,15 +74,16 @@ def layer_shape(model: torch.nn.Module, dtype: torch.dtype) -> LayerShape:
     )
 
 
-def layer_weights(layer: torch.nn.Module, dtype: torch.dtype) -> LayerWeights:
+def layer_weights(layer: torch.nn.Module, dtype: torch.dtype, twins: dict | None = None) -> LayerWeights:
     """The tensors of a GPTNeoXLayer whose linears are peft's LoRA layers, or plain ones that are trained."""
+    twins = twins or {}
 
     def linear(module) -> LinearWeights:
         if not hasattr(module, "lora_A"):
             return LinearWeights([module.weight], module.bias, None, None)
         base = module.get_base_layer()
         a, b = module.lora_A["default"].weight, module.lora_B["default"].weight
-        return LinearWeights(frozen_weight(base, dtype), base.bias, a, b)
+        return LinearWeights(frozen_weight(base, dtype), base.bias, twins.get(a, a), twins.get(b, b))
 
     def norm(module) -> tuple[Tensor, Tensor]:
         return module.weight, module.bias
@@ -188,13 +189,12 @@ class FastNeoX:
     def loss(self, input_ids: Tensor, position_ids: Tensor, labels: Tensor, items=None) -> Tensor:
         """Cross entropy of (rows, length) packs, a fp32 scalar: mean over learned tokens, or sum over `items`."""
         targets = F.pad(labels[:, 1:], (0, 1), value=IGNORED).reshape(-1)
-        learned = (targets != IGNORED).nonzero().squeeze(1)
         padding = (0, max(0, self.tokens - input_ids.numel()))
         inputs = F.pad(input_ids.reshape(-1), padding), F.pad(position_ids.reshape(-1), padding), self.seed(input_ids.device)
         hidden = self.run(*inputs)
         head = self.model.get_output_embeddings().weight.to(self.shape.dtype)
-        total = linear_cross_entropy(hidden.index_select(0, learned), head, targets.index_select(0, learned))
-        return total / (len(learned) if items is None else items)
+        total = linear_cross_entropy(hidden[: len(targets)], head, targets)
+        return total / ((targets != IGNORED).sum() if items is None else items)
 
     def seed(self, device: torch.device) -> Tensor:
         """The seed of a forward pass (1,): drawn from torch's generator on the CPU, which checkpoints keep."""
@@ -206,7 +206,9 @@ class FastNeoX:
             return self.hidden(*inputs)
         if self.graphs is None:
             trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-            self.graphs = GraphedPass(self.hidden, inputs, trained)
+            # Tensors on the same memory that nobody else has a gradient of: a parameter's may belong to another stream.
+            self.twins = {parameter: parameter.detach().requires_grad_() for parameter in trained}
+            self.graphs = GraphedPass(lambda *given: self.hidden(*given, self.twins), inputs, self.twins)
         return self.graphs(*inputs)
 
     def rotary(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -214,8 +216,11 @@ class FastNeoX:
         cos, sin = self.model.gpt_neox.rotary_emb(x[None], position_ids[None])
         return cos[0].contiguous(), sin[0].contiguous()
 
-    def hidden(self, input_ids: Tensor, position_ids: Tensor, seed: Tensor) -> Tensor:
-        """What the head reads, of `tokens` tokens and a seed (1,) for the dropout of all layers: (tokens, d)."""
+    def hidden(self, input_ids: Tensor, position_ids: Tensor, seed: Tensor, twins: dict | None = None) -> Tensor:
+        """What the head reads, of `tokens` tokens and a seed (1,) for the dropout of all layers: (tokens, d).
+
+        Parameters that are in `twins` are replaced by what that says.
+        """
         model, dtype = self.model.gpt_neox, self.shape.dtype
         x = model.embed_in(input_ids).to(dtype)
         rotary = self.rotary(x, position_ids)
@@ -226,7 +231,8 @@ class FastNeoX:
         if torch.is_grad_enabled():
             x.requires_grad_()  # the first layer is compiled like the others
         for number, layer in enumerate(model.layers):
-            x = self.run_layer(x, layer, rotary, mask, seeds[number], shape, recompute=number < self.recomputed)
+            weights = layer_weights(layer, dtype, twins or {})
+            x = self.run_layer(x, weights, rotary, mask, seeds[number], shape, recompute=number < self.recomputed)
         norm = model.final_layer_norm
         return F.layer_norm(x.float(), x.shape[-1:], norm.weight.float(), norm.bias.float(), norm.eps).to(dtype)
 
@@ -245,15 +251,15 @@ class FastNeoX:
         for _ in range(2):  # the first pass compiles
             torch.cuda.reset_peak_memory_stats()
             before = torch.cuda.memory_allocated()
-            y = self.run_layer(x, layer, rotary, mask, seeds, self.shape, recompute=False)
+            y = self.run_layer(x, layer_weights(layer, dtype), rotary, mask, seeds, self.shape, recompute=False)
             kept = torch.cuda.memory_allocated() - before
             torch.autograd.grad(y, (x, *trained), torch.ones_like(y))
             passing = torch.cuda.max_memory_allocated() - before - kept
         return kept, passing, x.numel() * x.element_size()
 
-    def run_layer(self, x, layer, rotary, mask, seeds, shape, *, recompute: bool) -> Tensor:
+    def run_layer(self, x, weights: LayerWeights, rotary, mask, seeds, shape, *, recompute: bool) -> Tensor:
         """One layer, keeping everything for its backward pass or only its input."""
-        inputs = x, layer_weights(layer, shape.dtype), rotary, mask, seeds, shape
+        inputs = x, weights, rotary, mask, seeds, shape
         if not (recompute and torch.is_grad_enabled()):
             return self.layer(*inputs)
         return checkpoint(
