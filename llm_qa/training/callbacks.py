@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import signal
 import time
@@ -18,19 +17,12 @@ from llm_qa import files
 from llm_qa.console import format_seconds, is_main_process, progress, say
 from llm_qa.data.packing import count_real_tokens
 from llm_qa.models.gpus import peak_memory_bytes
+from llm_qa.training.log_file import LogFile
+from llm_qa.training.ranks import sum_over_ranks
 
 
 class NonFiniteError(RuntimeError):
     """A loss or gradient that is NaN or infinite; the weights have not been touched by it."""
-
-
-def sum_over_ranks(values: list[float], device: torch.device) -> list[float]:
-    """Sums of numbers over all ranks; every rank must call it at the same step. Free in a single process."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return values
-    on_device = torch.tensor(values, dtype=torch.float64, device=device)
-    torch.distributed.all_reduce(on_device)
-    return on_device.tolist()
 
 
 class RealTokens(TrainerCallback):
@@ -72,7 +64,7 @@ class StepLog(TrainerCallback, ExportableState):
     """
 
     def __init__(self, run_dir: Path, flops_per_token: float = 0.0, peak_flops: float | None = None):
-        self.path = Path(run_dir) / files.LOG
+        self.file = LogFile(Path(run_dir) / files.LOG)
         self.flops_per_token, self.peak_flops = flops_per_token, peak_flops
         self.seconds_before = 0.0
         self.started = self.last_time = time.perf_counter()
@@ -94,8 +86,7 @@ class StepLog(TrainerCallback, ExportableState):
         self.started = self.last_time = time.perf_counter()
         self.last_tokens = state.num_input_tokens_seen
         if is_main_process():
-            lines = files.read_jsonl(self.path) if self.path.exists() else []
-            files.write_jsonl(self.path, [line for line in lines if line["step"] <= state.global_step])
+            self.file.cut_back(state.global_step)
         self.bar = progress(total=state.max_steps, what="training", unit="steps", resume_at=state.global_step)
 
     def on_step_end(self, args, state, control, **kwargs):
@@ -113,8 +104,7 @@ class StepLog(TrainerCallback, ExportableState):
         else:
             return
         if is_main_process():
-            with open(self.path, "a", encoding="utf-8") as file:
-                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            self.file.append(line)
             self.bar.clear()
             say(self.as_text(line, state.max_steps))
 
