@@ -90,6 +90,7 @@ DECIDED_ELSEWHERE = {
     "logging_nan_inf_filter": "a loss that is not finite always stops the run",
     "remove_unused_columns": "the collator needs every column",
     "include_num_input_tokens_seen": "real tokens are always counted, padding never",
+    "restore_callback_states_from_checkpoint": "the run restores its own",
     "enable_jit_checkpoint": "signals are handled by the run itself",
     "auto_find_batch_size": "it would change the global batch in silence",
     "use_liger_kernel": "it has no kernels for GPT-NeoX and would do nothing",

@@ -18,6 +18,10 @@ class UserError(ValueError):
     """The user's input or flags are at fault: one sentence with the value, the reason and the flag to change."""
 
 
+class Failed(RuntimeError):
+    """What cannot go on and is nobody's input: one sentence with what happened and what helps."""
+
+
 class StoppedEarly(Exception):
     """Training ended before its last step with everything saved; the same command goes on."""
 
@@ -80,7 +84,8 @@ def format_seconds(seconds: float) -> str:
 def run_script(main: Callable[[], int | None]) -> None:
     """Run a script's `main` and exit with the documented code.
 
-    A UserError becomes one line on stderr and exit code 2. Any other exception keeps its traceback and ends with 1.
+    A UserError becomes one line on stderr and exit code 2, a Failed one line and 1. Any other exception keeps its
+    traceback and ends with 1.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # Korean must survive LANG=C and Windows consoles
@@ -91,6 +96,10 @@ def run_script(main: Callable[[], int | None]) -> None:
         if is_main_process():
             print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(EXIT_USER_ERROR)
+    except Failed as error:
+        if is_main_process():
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.exit(EXIT_FAILED)
     except StoppedEarly as stop:
         say(str(stop))
         sys.exit(EXIT_STOPPED_EARLY)

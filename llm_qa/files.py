@@ -83,6 +83,16 @@ def write_jsonl(path: str | Path, rows: Iterable[Any]) -> None:
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
+def read_text(path: str | Path) -> str:
+    """Read a UTF-8 text file; a missing or broken one is a UserError that names it."""
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist.") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is not a readable text file: {error}.") from None
+
+
 def read_json(path: str | Path) -> Any:
     """Read a JSON file; a missing or broken one is a UserError that names it."""
     try:

@@ -29,7 +29,8 @@ from llm_qa.models.quantization import gpu_capability, resolve_precision
 from llm_qa.models.random_weights import random_base
 from llm_qa.models.shapes import model_config
 from llm_qa.planning import check_hardware
-from llm_qa.training.callbacks import RealTokens, StopOnNonFinite
+from llm_qa.training.callbacks import RealTokens
+from llm_qa.training.non_finite import StopOnNonFinite
 from llm_qa.training.strategy import (
     check_strategy,
     end_together,
@@ -60,7 +61,7 @@ def parse_arguments() -> tuple[argparse.Namespace, Recipe]:
     if options.steps < 1 or options.warmup < 1:
         raise UserError(f"--steps {options.steps} and --warmup {options.warmup} must be at least 1.")
     overrides = recipe_flags(rest)
-    overrides |= {"max_steps": options.warmup + options.steps + options.trace, "save_strategy": "no", "logging_steps": 1}
+    overrides |= {"max_steps": options.warmup + options.steps + options.trace, "save_strategy": "no", "logging_steps": options.steps}
     return options, load_recipe(options.recipe, overrides)
 
 

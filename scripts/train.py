@@ -27,9 +27,16 @@ from llm_qa.models.loading import EMBEDDED_BASE, align_special_tokens, check_tok
 from llm_qa.models.lora import add_lora, linear_parameters, parameter_counts, trainable_report
 from llm_qa.models.quantization import gpu_capability, resolve_precision
 from llm_qa.models.tiny import embedded_model
-from llm_qa.training.callbacks import RealTokens, StepLog, StopInTime, StopOnNonFinite, sum_over_ranks
+from llm_qa.training.callbacks import RealTokens, StepLog
 from llm_qa.training.checkpoints import check_layout, make_universal, resume_point
+from llm_qa.training.fingerprints import KINDS, fingerprint
+from llm_qa.training.fit import fitted, out_of_memory
+from llm_qa.training.lock import hold_lock
+from llm_qa.training.non_finite import StopOnNonFinite
+from llm_qa.training.ranks import on_main, sum_over_ranks
 from llm_qa.training.run_folder import is_finished, open_run, save_final
+from llm_qa.training.safe_saving import WRITING_BYTES_PER_SECOND
+from llm_qa.training.stopping import StopInTime
 from llm_qa.training.strategy import (
     check_strategy,
     end_together,
@@ -42,6 +49,7 @@ from llm_qa.training.strategy import (
     world_size,
 )
 from llm_qa.training.trainer import build_trainer, training_arguments, use_fast_path
+from llm_qa.training.watchdog import SILENCE_SECONDS, Watchdog
 
 
 def parse_arguments() -> tuple[argparse.Namespace, Recipe]:
@@ -53,6 +61,12 @@ def parse_arguments() -> tuple[argparse.Namespace, Recipe]:
     parser.add_argument("--data", nargs="+", help="a prepared folder, or raw files (default: the bundled data)")
     parser.add_argument("--run", type=Path, help="the run's folder (default: runs/<recipe>)")
     parser.add_argument("--resume", default="auto", help="auto, never, or the path of a checkpoint")
+    parser.add_argument("--allow-change", nargs="+", default=[], choices=KINDS, help="go on though this has changed")
+    parser.add_argument(
+        "--unsaved", default="go-on", choices=("go-on", "stop"), help="when a checkpoint cannot be saved"
+    )
+    parser.add_argument("--fit", action="store_true", help="out of GPU memory: halve micro_batch_size and go on")
+    parser.add_argument("--max-silence", type=float, default=SILENCE_SECONDS, help="seconds until a dead rank ends all")
     parser.add_argument("--dry-run", action="store_true", help="print parameters and steps; touch no weights")
     arguments, rest = parser.parse_known_args()
     recipe = load_recipe(arguments.recipe, recipe_flags(rest))
@@ -79,11 +93,15 @@ def main() -> int:
     planning.check_hardware(recipe, gpu_capability())
     check_strategy(recipe, strategy, torch.cuda.device_count() if torch.cuda.is_available() else None)
     precision = fit_precision(resolve_precision(recipe, gpu_capability()), strategy)
-    checkpoint = resume_point(options.run, options.resume)
-    reshape = checkpoint is not None and check_layout(checkpoint, strategy)
     quiet_other_ranks()
+    asked, recipe = recipe, fitted(recipe, options.run) if options.resume != "never" else recipe
     arguments = training_arguments(recipe, precision, strategy, options.run)
     start_engine(strategy)
+    watchdog = Watchdog(options.max_silence)
+    watchdog.start()
+    on_main(lambda: hold_lock(options.run))
+    checkpoint = on_main(lambda: resume_point(options.run, options.resume))
+    reshape = checkpoint is not None and check_layout(checkpoint, strategy)
 
     # --- data ----------------------------------------------------------------------------------------------------
     with arguments.main_process_first(local=False):
@@ -91,10 +109,9 @@ def main() -> int:
         train_records = load_split(data_dir, "train")
         model_source = str(embedded_model(train_records)) if recipe.model == EMBEDDED_MODEL else recipe.model
     validation_records = load_split(data_dir, "validation", may_be_empty=True)
-    data_sha256 = files.sha256_file(data_dir / files.MANIFEST)
-    if is_main_process():
-        open_run(options.run, recipe, data_dir, data_sha256, resume=options.resume)
-    arguments.distributed_state.wait_for_everyone()
+    made_of = fingerprint(asked, files.sha256_file(data_dir / files.MANIFEST), strategy.processes)
+    opened = {"resume": options.resume, "checkpoint": checkpoint, "allowed": options.allow_change}
+    on_main(lambda: open_run(options.run, asked, data_dir, made_of, **opened))
     if is_finished(options.run, recipe):
         say(f"{options.run} is already finished; name another --run, or set it aside with --resume never")
         return 0
@@ -135,8 +152,10 @@ def main() -> int:
         options.run, gpus.flops_per_token(linears, recipe.method == "full"), gpus.peak_flops(gpus.device_name())
     )
     stop = StopInTime(recipe.max_hours)
-    callbacks = [stop, RealTokens(), step_log, StopOnNonFinite()]  # tokens are counted after the wish to stop and save
-    trainer = build_trainer(model, tokenizer, arguments, train_set, validation_set, callbacks)
+    # Tokens are counted after the wish to stop and save.
+    callbacks = [stop, RealTokens(), step_log, StopOnNonFinite(train_set)]
+    sets, unsaved = (train_set, validation_set), options.unsaved == "stop"
+    trainer = build_trainer(model, tokenizer, arguments, *sets, callbacks, made_of, unsaved)
     if checkpoint:
         say(f"going on from {checkpoint}")
     if reshape:
@@ -148,8 +167,12 @@ def main() -> int:
         f"{arguments.per_device_train_batch_size} a pass, {arguments.gradient_accumulation_steps} passes a process, "
         f"{gpus.device_name()}"
     )
+    stop.save_seconds = trainer.needed_bytes() / WRITING_BYTES_PER_SECOND
     stop.catch_signals()
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except torch.OutOfMemoryError as error:
+        out_of_memory(error, recipe, options.run, strategy, fit=options.fit)
 
     # --- saving --------------------------------------------------------------------------------------------------
     state = trainer.state
@@ -176,6 +199,7 @@ def main() -> int:
     if is_main_process():
         files.write_json(options.run / files.TRAINING, summary)
     if stop.reason is not None:
+        watchdog.stop()
         end_together()
         raise StoppedEarly(
             f"stopped early at step {state.global_step} of {state.max_steps} ({stop.reason}); everything is saved in "
@@ -191,6 +215,7 @@ def main() -> int:
             f"done: {state.global_step} steps in {format_seconds(seconds)}, {summary['tokens_per_second']:,.0f} tok/s; "
             f"{final} is saved and read back equal"
         )
+    watchdog.stop()
     end_together()
     return 0
 

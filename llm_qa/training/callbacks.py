@@ -1,14 +1,10 @@
-"""What happens around a training step: tokens counted, a line logged, bad numbers and the end of the budget noticed."""
+"""What happens around a training step: tokens counted, a line logged."""
 
 from __future__ import annotations
 
-import json
-import math
-import signal
 import time
 from pathlib import Path
 
-import psutil
 import torch
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
@@ -18,19 +14,8 @@ from llm_qa import files
 from llm_qa.console import format_seconds, is_main_process, progress, say
 from llm_qa.data.packing import count_real_tokens
 from llm_qa.models.gpus import peak_memory_bytes
-
-
-class NonFiniteError(RuntimeError):
-    """A loss or gradient that is NaN or infinite; the weights have not been touched by it."""
-
-
-def sum_over_ranks(values: list[float], device: torch.device) -> list[float]:
-    """Sums of numbers over all ranks; every rank must call it at the same step. Free in a single process."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return values
-    on_device = torch.tensor(values, dtype=torch.float64, device=device)
-    torch.distributed.all_reduce(on_device)
-    return on_device.tolist()
+from llm_qa.training.log_file import LogFile
+from llm_qa.training.ranks import sum_over_ranks
 
 
 class RealTokens(TrainerCallback):
@@ -72,7 +57,7 @@ class StepLog(TrainerCallback, ExportableState):
     """
 
     def __init__(self, run_dir: Path, flops_per_token: float = 0.0, peak_flops: float | None = None):
-        self.path = Path(run_dir) / files.LOG
+        self.file = LogFile(Path(run_dir) / files.LOG)
         self.flops_per_token, self.peak_flops = flops_per_token, peak_flops
         self.seconds_before = 0.0
         self.started = self.last_time = time.perf_counter()
@@ -94,8 +79,7 @@ class StepLog(TrainerCallback, ExportableState):
         self.started = self.last_time = time.perf_counter()
         self.last_tokens = state.num_input_tokens_seen
         if is_main_process():
-            lines = files.read_jsonl(self.path) if self.path.exists() else []
-            files.write_jsonl(self.path, [line for line in lines if line["step"] <= state.global_step])
+            self.file.cut_back(state.global_step)
         self.bar = progress(total=state.max_steps, what="training", unit="steps", resume_at=state.global_step)
 
     def on_step_end(self, args, state, control, **kwargs):
@@ -113,8 +97,7 @@ class StepLog(TrainerCallback, ExportableState):
         else:
             return
         if is_main_process():
-            with open(self.path, "a", encoding="utf-8") as file:
-                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            self.file.append(line)
             self.bar.clear()
             say(self.as_text(line, state.max_steps))
 
@@ -160,84 +143,3 @@ class StepLog(TrainerCallback, ExportableState):
     def on_train_end(self, args, state, control, **kwargs):
         """Close the bar."""
         self.bar.close()
-
-
-class StopOnNonFinite(TrainerCallback):
-    """Stop before a NaN or infinite gradient reaches the weights; the last checkpoint stays as it is.
-
-    An fp16 run is left to its loss scaler, which skips such a step by design; its logged loss must still be finite.
-    """
-
-    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
-        """Look at every gradient just before the update."""
-        if args.fp16:
-            return
-        gradients = [p.grad for p in model.parameters() if p.grad is not None and p.grad.numel()]
-        if gradients and not torch.isfinite(torch.stack(torch._foreach_norm(gradients)).sum()).item():
-            raise NonFiniteError(self.sentence("a gradient", state.global_step + 1))
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        """A loss that is logged must be a number."""
-        for key in ("loss", "eval_loss"):
-            if key in logs and not math.isfinite(logs[key]):
-                raise NonFiniteError(self.sentence(f"the {key.replace('eval_', 'validation ')}", state.global_step))
-
-    @staticmethod
-    def sentence(what: str, step: int) -> str:
-        """What happened and what helps."""
-        return (
-            f"Step {step}: {what} is not a finite number, so training stopped before it could spoil the checkpoints. "
-            "Lower --learning-rate, set --compute-dtype to bf16 or fp32, or look at the data of this step."
-        )
-
-
-class StopInTime(TrainerCallback):
-    """Save and stop when the wall-clock budget is nearly spent or SIGTERM / SIGINT came; all ranks agree on the step.
-
-    The budget counts from the start of the process and keeps room for the slowest save and two steps.
-    """
-
-    def __init__(self, max_hours: float | None):
-        process_started = psutil.Process().create_time()
-        self.deadline = process_started + max_hours * 3600 if max_hours else None
-        self.max_hours = max_hours
-        self.signal: str | None = None
-        self.reason: str | None = None
-        self.reserve_seconds = 0.0
-        self.step_started = 0.0
-
-    def catch_signals(self) -> None:
-        """From now on the first SIGTERM or SIGINT asks for a stop after the step; the second one ends at once."""
-
-        def handle(number, frame):
-            if self.signal is not None:
-                raise KeyboardInterrupt
-            self.signal = signal.Signals(number).name
-            say(f"{self.signal}: saving after this step, then stopping (again: stop at once)")
-
-        signal.signal(signal.SIGTERM, handle)
-        signal.signal(signal.SIGINT, handle)
-
-    def on_step_begin(self, args, state, control, **kwargs):
-        """Remember when the step began."""
-        self.step_started = time.time()
-
-    def on_step_end(self, args, state, control, **kwargs):
-        """Ask whether any rank wants to stop, and if so save now."""
-        now = time.time()
-        self.reserve_seconds = max(self.reserve_seconds, 2 * (now - self.step_started))
-        out_of_time = self.deadline is not None and now + self.reserve_seconds > self.deadline
-        votes = sum_over_ranks([float(self.signal is not None), float(out_of_time)], args.device)
-        if state.global_step >= state.max_steps or not any(votes):
-            return
-        self.reason = (self.signal or "a signal to another rank") if votes[0] else f"max_hours {self.max_hours}"
-        control.should_save = control.should_training_stop = True
-
-    def on_epoch_end(self, args, state, control, **kwargs):
-        """Trainer takes an early stop for the end of an epoch: no validation then, which would cost what is left."""
-        if self.reason is not None:
-            control.should_evaluate = False
-
-    def on_save(self, args, state, control, **kwargs):
-        """Learn how long a save takes: it must fit into the budget too."""
-        self.reserve_seconds = max(self.reserve_seconds, time.time() - self.step_started)

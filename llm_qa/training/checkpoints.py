@@ -3,34 +3,31 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import torch
+
 from llm_qa import files
 from llm_qa.console import UserError, say
+from llm_qa.training.manifest import UNIVERSAL, damage
+from llm_qa.training.staging import clear_leftovers
 from llm_qa.training.strategy import Strategy
 
-NEEDED = ("trainer_state.json", "scheduler.pt")
-WEIGHTS = ("adapter_model.safetensors", "model.safetensors", "model.safetensors.index.json")
+# What Trainer's random states and DeepSpeed's shares name beside tensors: data, no behaviour.
+HARMLESS = {
+    *("numpy._core.multiarray._reconstruct", "numpy.ndarray", "numpy.dtype", "numpy.dtypes.UInt32DType"),
+    *("deepspeed.runtime.fp16.loss_scaler.LossScaler", "deepspeed.runtime.fp16.loss_scaler.DynamicLossScaler"),
+    *("deepspeed.runtime.zero.config.ZeroStageEnum", "deepspeed.utils.tensor_fragment.fragment_address"),
+}
 
 
 def checkpoint_step(path: Path) -> int:
     """The step in `checkpoint-<step>`; -1 for another name."""
     match = re.fullmatch(r"checkpoint-(\d+)", path.name)
     return int(match[1]) if match else -1
-
-
-def missing_parts(checkpoint: Path) -> list[str]:
-    """Names of files without which Trainer would raise or, worse, resume to another result in silence."""
-    present = {path.name for path in checkpoint.iterdir() if path.stat().st_size > 0}
-    stage, _ = layout(checkpoint)
-    missing = [name for name in (*NEEDED, "latest" if stage else "optimizer.pt") if name not in present]
-    if not present & set(WEIGHTS):
-        missing.append(WEIGHTS[0])
-    if not any(name.startswith("rng_state") for name in present):
-        missing.append("rng_state.pth")
-    return missing
 
 
 def layout(checkpoint: Path) -> tuple[int, int]:
@@ -66,28 +63,69 @@ def make_universal(checkpoint: Path) -> None:
 
     DeepSpeed's own converter, in a process of its own (https://www.deepspeed.ai/tutorials/universal-checkpointing/).
     """
-    (shares,) = [p for p in checkpoint.glob("global_step*") if not p.name.endswith("_universal")]
-    whole = shares.with_name(f"{shares.name}_universal")
-    if not (checkpoint / "latest_universal").is_file():
-        say(f"making {whole}, which any number of processes can load")
-        command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state"]
-        command += ["--input_folder", str(shares), "--output_folder", str(whole)]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            raise RuntimeError(f"DeepSpeed could not convert {shares}:\n{done.stderr[-2000:]}")
-        files.write_text(checkpoint / "latest_universal", whole.name)
+    (shares,) = [p for p in checkpoint.glob("global_step*") if not p.name.endswith(UNIVERSAL)]
+    whole = shares.with_name(f"{shares.name}{UNIVERSAL}")
+    shutil.rmtree(whole, ignore_errors=True)  # one from before is in no manifest
+    say(f"making {whole}, which any number of processes can load")
+    command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state"]
+    command += ["--input_folder", str(shares), "--output_folder", str(whole)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"DeepSpeed could not convert {shares}:\n{done.stderr[-2000:]}")
+    files.write_text(checkpoint / "latest_universal", whole.name)
+
+
+def all_checkpoints(folder: Path) -> list[Path]:
+    """The folders named checkpoint-<step> in `folder`, oldest step first."""
+    return sorted(
+        (p for p in folder.glob("checkpoint-*") if checkpoint_step(p) >= 0 and p.is_dir()), key=checkpoint_step
+    )
+
+
+def flaws(checkpoint: Path) -> list[str]:
+    """Why nothing should be loaded from a checkpoint: it is not what was written, or loading it could run code.
+
+    DeepSpeed unpickles its shares whole, so what they name is held against a list first, without running any of it.
+    """
+    found = damage(checkpoint)
+    if not found:
+        pickles = [path for path in checkpoint.rglob("*") if path.suffix in (".pt", ".pth")]
+        for path in sorted(pickles):
+            try:
+                strangers = set(torch.serialization.get_unsafe_globals_in_checkpoint(path)) - HARMLESS
+            except Exception:  # whatever a pickle that is none can raise
+                strangers = {"what nobody can read"}
+            if strangers:
+                found.append(f"{path.relative_to(checkpoint)} would run {min(strangers)} when it is loaded")
+    return found
 
 
 def newest_checkpoint(run_dir: str | Path) -> Path | None:
-    """The newest whole checkpoint of a run; newer incomplete ones are named and passed over. None without any."""
+    """The newest whole checkpoint of a run; newer ones that are not are named and set aside. None without any.
+
+    To be called by the main process alone, with the run's lock: it tidies and renames.
+    """
     folder = Path(run_dir) / files.CHECKPOINTS
-    found = sorted((p for p in folder.glob("checkpoint-*") if checkpoint_step(p) >= 0), key=checkpoint_step)
+    clear_leftovers(folder)
+    found = all_checkpoints(folder)
     for checkpoint in reversed(found):
-        missing = missing_parts(checkpoint)
-        if not missing:
+        if not (problems := flaws(checkpoint)):
             return checkpoint
-        say(f"{checkpoint} is incomplete (no {', '.join(missing)}) and is passed over")
+        aside = set_aside(checkpoint)
+        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+        say(f"{checkpoint} is damaged ({'; '.join(problems[:3])}{more}) and set aside as {aside.name}")
+    if found:
+        say(f"no whole checkpoint is left in {folder}: training begins anew")
     return None
+
+
+def set_aside(checkpoint: Path) -> Path:
+    """Rename a damaged checkpoint so that nothing takes it for one; returns the new path."""
+    number = 1
+    while (aside := checkpoint.with_name(f"damaged-{checkpoint.name}.{number}")).exists():
+        number += 1
+    checkpoint.rename(aside)
+    return aside
 
 
 def resume_point(run_dir: str | Path, resume: str) -> Path | None:
@@ -101,6 +139,6 @@ def resume_point(run_dir: str | Path, resume: str) -> Path | None:
         raise UserError(f"--resume {resume}: there is no such checkpoint folder (or say auto or never).")
     if path.resolve().parent != (Path(run_dir) / files.CHECKPOINTS).resolve():
         raise UserError(f"--resume {resume} is a checkpoint of another run: name one of {run_dir}/{files.CHECKPOINTS}.")
-    if missing := missing_parts(path):
-        raise UserError(f"--resume {resume}: the checkpoint is incomplete, it has no {', '.join(missing)}.")
+    if problems := flaws(path):
+        raise UserError(f"--resume {resume}: the checkpoint is damaged ({'; '.join(problems[:3])}): say auto.")
     return path

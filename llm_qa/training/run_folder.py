@@ -20,6 +20,8 @@ from llm_qa.console import UserError, say
 from llm_qa.data.prompts import render_prompt
 from llm_qa.models.gpus import device_name
 from llm_qa.models.loading import final_folder, save_tokenizer
+from llm_qa.training.fingerprints import check_same
+from llm_qa.training.manifest import read_manifest
 
 LIBRARIES = (
     "torch",
@@ -56,24 +58,39 @@ def environment() -> dict:
     }
 
 
-def open_run(run_dir: str | Path, recipe: Recipe, data_dir: Path, data_sha256: str, *, resume: str) -> None:
+def open_run(
+    run_dir: str | Path,
+    recipe: Recipe,
+    data_dir: Path,
+    made_of: dict,
+    *,
+    resume: str,
+    checkpoint: Path | None = None,
+    allowed: list[str] | None = None,
+) -> None:
     """Make the run folder and write recipe.yaml and environment.json.
 
-    A folder that already holds another run (other recipe, other data) is refused with the differences. With resume
-    'never' an existing run is set aside under a new name; nothing is deleted.
+    A run, and the checkpoint that it goes on from, must be made of the same (`fingerprints.py`): other recipe, data or
+    number of processes is refused with the differences, or `allowed` by kind. With resume 'never' an existing run is
+    set aside under a new name; nothing is deleted.
     """
     run_dir = Path(run_dir)
     if run_dir.exists() and not run_dir.is_dir():
         raise UserError(f"--run {run_dir} is a file: name a folder.")
-    if (run_dir / files.RECIPE).exists():
+    if checkpoint is not None:
+        check_same(read_manifest(checkpoint)["about"]["fingerprint"], made_of, allowed or [], checkpoint)
+    elif (run_dir / files.RECIPE).exists():
         if resume == "never":
             set_aside(run_dir)
         elif (run_dir / files.LOG).exists():  # before the first step there is nothing to mix up
-            _check_same_run(run_dir, recipe, data_sha256)
+            known = files.read_json(run_dir / files.ENVIRONMENT).get("data_sha256")
+            before = {**made_of, "recipe": load_recipe(run_dir / files.RECIPE).to_dict(), "data_sha256": known}
+            check_same(before, made_of, allowed or [], run_dir)
     elif run_dir.is_dir() and any(run_dir.iterdir()):
         raise UserError(f"--run {run_dir} is not empty and is not a run: name another folder.")
     run_dir.mkdir(parents=True, exist_ok=True)
-    files.write_json(run_dir / files.ENVIRONMENT, {"data": str(data_dir), "data_sha256": data_sha256, **environment()})
+    about = {"data": str(data_dir), "data_sha256": made_of["data_sha256"], **environment()}
+    files.write_json(run_dir / files.ENVIRONMENT, about)
     files.write_text(run_dir / files.RECIPE, yaml.safe_dump(recipe.to_dict(), allow_unicode=True, sort_keys=False))
 
 
@@ -94,23 +111,6 @@ def set_aside(run_dir: Path) -> None:
         number += 1
     run_dir.rename(old)
     say(f"the run that was in {run_dir} is now {old}")
-
-
-def _check_same_run(run_dir: Path, recipe: Recipe, data_sha256: str) -> None:
-    before, now = load_recipe(run_dir / files.RECIPE).to_dict(), recipe.to_dict()
-    changed = [
-        f"{key} {before.get(key)!r} -> {now.get(key)!r}"
-        for key in sorted({*before, *now})
-        if before.get(key) != now.get(key) and key != "max_hours"
-    ]
-    known = files.read_json(run_dir / files.ENVIRONMENT).get("data_sha256")
-    if known != data_sha256:
-        changed.append("the data")
-    if changed:
-        raise UserError(
-            f"{run_dir} holds a run with another setting ({'; '.join(changed)}): name another folder with --run, "
-            "or set the old run aside with --resume never."
-        )
 
 
 def save_final(

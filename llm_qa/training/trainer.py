@@ -1,4 +1,4 @@
-"""A transformers.Trainer from a recipe: its arguments, its callbacks; nothing overridden but the validation loss."""
+"""A transformers.Trainer from a recipe: arguments, callbacks; overridden are how it saves and the validation loss."""
 
 from __future__ import annotations
 
@@ -8,18 +8,19 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import TrainerCallback, TrainingArguments
 from transformers.integrations import get_reporting_integration_callbacks
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import EvalLoopOutput, IntervalStrategy
 
 from llm_qa import files
 from llm_qa.config import Recipe
-from llm_qa.console import UserError, progress, say
+from llm_qa.console import UserError, is_main_process, progress, say
 from llm_qa.data.packing import IGNORED, PackedDataset, collate_packs
 from llm_qa.models.fast.policy import FastPath
 from llm_qa.models.quantization import Precision
-from llm_qa.training.callbacks import sum_over_ranks
+from llm_qa.training.ranks import sum_over_ranks
+from llm_qa.training.safe_saving import SafeSaving
 from llm_qa.training.strategy import Strategy, accumulation_steps, micro_batch_size
 
 
@@ -90,7 +91,7 @@ def check_reporters(arguments: TrainingArguments) -> None:
         raise UserError(f"--report-to {','.join(arguments.report_to)}: {' '.join(str(error).split())}") from None
 
 
-class PackTrainer(Trainer):
+class PackTrainer(SafeSaving):
     """Trainer with a validation loss that is a mean over learned tokens, the same on any number of processes.
 
     Trainer's own is a mean over batches, in which a pack of few answers counts as much as a full one.
@@ -124,8 +125,13 @@ def build_trainer(
     train_set: PackedDataset,
     validation_set: PackedDataset | None,
     callbacks: list[TrainerCallback],
+    made_of: dict | None = None,
+    stop_when_unsaved: bool = False,
 ) -> PackTrainer:
-    """Trainer on packs, with the project's own log line and bar in place of Trainer's."""
+    """Trainer on packs, with the project's own log line and bar in place of Trainer's.
+
+    `made_of` is the fingerprint that every checkpoint keeps; None where nothing will be saved.
+    """
     if validation_set is None:
         say("the data has no validation records: no validation loss during training")
         arguments.eval_strategy = IntervalStrategy.NO
@@ -138,6 +144,13 @@ def build_trainer(
         processing_class=tokenizer,
         callbacks=callbacks,
     )
+    trainer.about = {"fingerprint": made_of}
+    trainer.stop_when_unsaved = stop_when_unsaved
+    run_dir = Path(arguments.output_dir).parent
+    if is_main_process() and made_of is not None:
+        trainer.run_files = {
+            run_dir / name: files.read_text(run_dir / name) for name in (files.RECIPE, files.ENVIRONMENT)
+        }
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     return trainer

@@ -85,7 +85,8 @@ def test_a_run_goes_on_with_another_number_of_processes(strategy, tmp_path):
             shutil.rmtree(other / path)
         (other / "training.json").unlink()
         config = "single_gpu" if (strategy, processes) == ("ddp", 1) else strategy
-        printed = train(config, recipe, other, launch=("--num_processes", str(processes)))
+        allowed = ("--allow-change", "processes")
+        printed = train(config, recipe, other, *allowed, launch=("--num_processes", str(processes)))
         assert "was made on 2 processes and goes on with" in printed
         assert training(other)["engine"]["processes"] == processes
         assert losses(other) == pytest.approx(losses(run), rel=1e-5)

@@ -4,17 +4,20 @@ import pytest
 
 from llm_qa.console import UserError
 from llm_qa.training.checkpoints import check_layout, layout, newest_checkpoint, resume_point
+from llm_qa.training.manifest import write_manifest
 from llm_qa.training.strategy import Strategy
 
-FILES = ("trainer_state.json", "optimizer.pt", "scheduler.pt", "rng_state.pth", "adapter_model.safetensors")
+FILES = ("trainer_state.json", "README.md", "rng_state.json", "adapter_model.safetensors")
 
 
 def checkpoint(run, step, without=None):
     folder = run / "checkpoints" / f"checkpoint-{step}"
     folder.mkdir(parents=True)
     for name in FILES:
-        if name != without:
-            (folder / name).write_text("x")
+        (folder / name).write_text("x")
+    write_manifest(folder, {"step": step})
+    if without:
+        (folder / without).unlink()
     return folder
 
 
@@ -26,17 +29,11 @@ def test_the_newest_by_number_not_by_name(tmp_path):
 
 
 @pytest.mark.parametrize("missing", FILES)
-def test_an_incomplete_checkpoint_is_named_and_passed_over(tmp_path, capsys, missing):
+def test_an_incomplete_checkpoint_is_named_and_set_aside(tmp_path, capsys, missing):
     whole = checkpoint(tmp_path, 10)
     checkpoint(tmp_path, 20, without=missing)
     assert newest_checkpoint(tmp_path) == whole
     assert missing in capsys.readouterr().out
-
-
-def test_an_empty_file_counts_as_missing(tmp_path):
-    folder = checkpoint(tmp_path, 10)
-    (folder / "optimizer.pt").write_text("")
-    assert newest_checkpoint(tmp_path) is None
 
 
 def test_resume_never_auto_and_path(tmp_path):
@@ -49,14 +46,14 @@ def test_resume_never_auto_and_path(tmp_path):
         resume_point(tmp_path, str(tmp_path / "nowhere"))
     with pytest.raises(UserError, match="is a checkpoint of another run"):
         resume_point(tmp_path / "other", str(whole))
-    torn = checkpoint(tmp_path, 20, without="optimizer.pt")
-    with pytest.raises(UserError, match=r"incomplete, it has no optimizer\.pt"):
+    torn = checkpoint(tmp_path, 20, without="README.md")
+    with pytest.raises(UserError, match=r"damaged \(README\.md is missing\)"):
         resume_point(tmp_path, str(torn))
 
 
 def zero_checkpoint(run, step, stage, processes):
     """A checkpoint as DeepSpeed lays it out."""
-    folder = checkpoint(run, step, without="optimizer.pt")
+    folder = checkpoint(run, step)
     shares = folder / f"global_step{step}"
     shares.mkdir()
     (folder / "latest").write_text(shares.name)
@@ -71,9 +68,6 @@ def test_who_wrote_a_checkpoint(tmp_path):
     assert layout(checkpoint(tmp_path, 1)) == (0, 1)
     assert layout(zero_checkpoint(tmp_path, 2, 2, 2)) == (2, 2)
     assert layout(zero_checkpoint(tmp_path, 3, 3, 4)) == (3, 4)
-    assert newest_checkpoint(tmp_path).name == "checkpoint-3"
-    (tmp_path / "checkpoints" / "checkpoint-3" / "latest").unlink()
-    assert newest_checkpoint(tmp_path).name == "checkpoint-2"
 
 
 def test_another_engine_is_refused_and_another_number_of_processes_is_reshaped(tmp_path, capsys):

@@ -1,0 +1,95 @@
+"""Out of GPU memory: say what was used and what helps, or with --fit halve the micro-batch and go on.
+
+The global batch stays what the recipe says: half the sequences a pass are twice the passes an update. The micro-batch
+that was found is kept in the run folder, for every later start.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import NoReturn
+
+import torch
+
+from llm_qa import files
+from llm_qa.config import Recipe
+from llm_qa.console import Failed, StoppedEarly, say
+from llm_qa.models.gpus import peak_memory_bytes
+from llm_qa.training.strategy import Strategy, micro_batch_size
+
+
+def fit_file(run_dir: str | Path) -> Path:
+    """Where the micro-batch that fits is kept."""
+    return Path(run_dir) / "fit.json"
+
+
+def fitted(recipe: Recipe, run_dir: str | Path) -> Recipe:
+    """The recipe with the micro-batch that an earlier start of this run found to fit, said aloud."""
+    if not fit_file(run_dir).is_file():
+        return recipe
+    found = files.read_json(fit_file(run_dir))["micro_batch_size"]
+    if found >= recipe.micro_batch_size:
+        return recipe
+    say(f"micro_batch_size {found} instead of {recipe.micro_batch_size}: what fits this GPU, from {fit_file(run_dir)}")
+    return replace(recipe, micro_batch_size=found)
+
+
+def smaller(recipe: Recipe, processes: int) -> int | None:
+    """Half the micro-batch, or the next below that divides a process's share of the global batch; None below 1."""
+    share, now = recipe.global_batch_size // processes, micro_batch_size(recipe, processes)
+    return next((size for size in range(now // 2, 0, -1) if share % size == 0), None)
+
+
+def out_of_memory(error: BaseException, recipe: Recipe, run_dir: Path, strategy: Strategy, *, fit: bool) -> NoReturn:
+    """Start again with half the micro-batch, or end with one sentence.
+
+    A single process replaces itself, so that nothing of its memory is left over. Of several, whose launcher ends them
+    all together, the same command starts them again.
+    """
+    half = smaller(recipe, strategy.processes)
+    if not fit or half is None:
+        raise Failed(sentence(error, recipe, half)) from error
+    files.write_json(fit_file(run_dir), {"micro_batch_size": half, "because": measured(error)})
+    again = f"{measured(error)} micro_batch_size {half} from now on, {recipe.global_batch_size} an update as before"
+    if strategy.processes > 1:
+        print(f"{again}: the same command goes on from the last checkpoint", file=sys.stderr, flush=True)
+        raise StoppedEarly(f"{again}: the same command goes on from the last checkpoint")
+    say(f"{again}: starting again")
+    sys.stdout.flush()
+    os.execv(sys.executable, going_on(sys.orig_argv))
+
+
+def going_on(command: list[str]) -> list[str]:
+    """The same command, but for `--resume never`, which would set this very run aside."""
+    pairs = zip(["", *command], command, strict=False)
+    words = ["auto" if before == "--resume" and word == "never" else word for before, word in pairs]
+    return ["--resume=auto" if word == "--resume=never" else word for word in words]
+
+
+def measured(error: BaseException) -> str:
+    """What was used and what was asked for, in words; the driver's own sentence names the bytes that were missing."""
+    total = torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else 0
+    of = f" of {total / 2**30:.1f}" if total else ""
+    asked = str(error).split(". ")[1:2]  # 'CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has ...'
+    told = f"; {asked[0].strip().rstrip('.').lower()}" if asked else ""
+    return f"Out of memory: {peak_memory_bytes() / 2**30:.1f}{of} GiB were in use at the most{told}."
+
+
+def sentence(error: BaseException, recipe: Recipe, half: int | None) -> str:
+    """What happened and the flags that help, the one that changes nothing else first."""
+    flags = [f"--micro-batch-size {half} (or --fit, which finds it)"] if half else []
+    if recipe.recompute != "all":
+        flags.append("--recompute all")
+    if recipe.pack_length > recipe.max_length:
+        flags.append(f"--pack-length {max(recipe.max_length, recipe.pack_length // 2)}")
+    if recipe.method == "lora" and recipe.base_precision != "nf4":
+        flags.append("--base-precision nf4")
+    if recipe.method == "full":
+        flags.append("--method lora")
+    shorter = recipe.max_length // 2
+    flags.append(f"--max-length {shorter} --pack-length {shorter} (sets longer pairs aside)")
+    flags.append("accelerate_configs/zero3.yaml on more GPUs")
+    return f"{measured(error)} What helps, in this order: {', '.join(flags[:3])}."

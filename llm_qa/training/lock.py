@@ -1,0 +1,62 @@
+"""One training at a time on a run folder: a lock of the system, which ends with its process however that ends."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import socket
+import time
+from pathlib import Path
+from typing import IO
+
+from llm_qa.console import UserError, say
+
+PATIENCE_SECONDS = 10.0  # the workers of a launch that was just killed need a moment to follow it
+_held: dict[Path, IO[str]] = {}
+
+
+def lock_file(run_dir: str | Path) -> Path:
+    """Beside the run folder, not in it: `--resume never` renames the folder, and it may vanish."""
+    run_dir = Path(run_dir).resolve()
+    return run_dir.with_name(f".{run_dir.name}.lock")
+
+
+def hold_lock(run_dir: str | Path, patience_seconds: float = PATIENCE_SECONDS) -> None:
+    """Take the run's lock until this process ends; UserError names the process that holds it.
+
+    `fcntl.lockf` is released by the kernel when its process is gone, also by SIGKILL, is not inherited by children and
+    is known to NFS. Where the file system has no locks, that is said and training goes on.
+    """
+    path = lock_file(run_dir)
+    deadline = time.monotonic() + patience_seconds
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path, "a+", encoding="utf-8")  # noqa: SIM115  held open for the life of the process
+    except OSError as error:
+        raise UserError(f"--run {run_dir}: {path} cannot be written: {error.strerror}.") from error
+    waiting = False
+    while True:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except OSError as error:
+            if error.errno not in (errno.EAGAIN, errno.EACCES):
+                say(f"{path.parent} has no file locks ({error.strerror}): see that no second training uses {run_dir}")
+                break
+            if time.monotonic() >= deadline:
+                file.seek(0)
+                holder = file.read(200).strip() or "another process"
+                file.close()
+                raise UserError(
+                    f"--run {run_dir} is being trained by {holder}: wait for it, end it, or name another --run."
+                ) from None
+            if not waiting:
+                say(f"{run_dir} is in use; waiting {patience_seconds:.0f} s for that to end")
+                waiting = True
+            time.sleep(0.2)
+    file.seek(0)
+    file.truncate()
+    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+    file.flush()
+    _held[path] = file

@@ -1,0 +1,67 @@
+"""log.jsonl while a disk fills up, a folder vanishes or a process is killed: whole lines, none lost while it runs."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from llm_qa import files
+from llm_qa.console import UserError, say
+
+
+class LogFile:
+    """One JSON object a line. Kept in memory too, so that what a failing disk refuses is written with the next line."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.lines: list[dict[str, Any]] = []
+        self.bytes_written = 0
+        self.failing = False
+
+    def cut_back(self, last_step: int) -> None:
+        """Keep the lines up to a step; a line that a power cut tore, and those after it, are of steps done again."""
+        text = self.path.read_bytes().decode("utf-8", "replace") if self.path.exists() else ""
+        self.lines = []
+        for line in text.splitlines():
+            try:
+                value = json.loads(line)
+            except ValueError:
+                break
+            if value["step"] <= last_step:
+                self.lines.append(value)
+        self._write_all()
+
+    def append(self, line: dict[str, Any]) -> None:
+        """Add a line; where the file is not as this process left it, write it anew."""
+        self.lines.append(line)
+        if self.failing or not self.path.exists() or self.path.stat().st_size != self.bytes_written:
+            self._write_all()
+            return
+        try:
+            with open(self.path, "ab") as file:
+                file.write(_as_bytes(line))
+                file.flush()
+                os.fsync(file.fileno())  # a checkpoint must not outlive the lines before it
+            self.bytes_written += len(_as_bytes(line))
+        except OSError as error:
+            self._fails(error.strerror)
+
+    def _write_all(self) -> None:
+        try:
+            files.write_jsonl(self.path, self.lines)
+        except UserError as error:
+            self._fails(str(error))
+        else:
+            self.bytes_written = sum(len(_as_bytes(line)) for line in self.lines)
+            self.failing = False
+
+    def _fails(self, why: str) -> None:
+        if not self.failing:
+            say(f"{self.path} cannot be written ({why}): its lines are kept in memory until it can")
+        self.failing = True
+
+
+def _as_bytes(line: dict[str, Any]) -> bytes:
+    return (json.dumps(line, ensure_ascii=False) + "\n").encode()

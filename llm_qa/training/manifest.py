@@ -1,0 +1,117 @@
+"""A checkpoint's manifest: the size and sha256 of every file, so that damage is found before anything is loaded.
+
+`manifest.json` is the last file that is written into a checkpoint; it guards itself with a sha256 of its own content.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from llm_qa import files
+
+# DeepSpeed's universal copy of a checkpoint, which is made anew from verified files whenever it is needed.
+ADDED_LATER = ("latest_universal",)
+UNIVERSAL = "_universal"
+BLOCK_BYTES = 1 << 20
+FEWEST_THREADS = 2
+
+
+def listed_files(folder: Path) -> list[Path]:
+    """Every file that belongs to a checkpoint, relative to it, in order; hidden ones and the universal copy do not."""
+    found = []
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder)
+        hidden = any(part.startswith(".") for part in name.parts)
+        universal = name.parts[0].endswith(UNIVERSAL) or name.as_posix() in ADDED_LATER
+        if not hidden and not universal and name.as_posix() != files.MANIFEST and not path.is_dir():
+            found.append(name)
+    return found
+
+
+def sha256_from_disk(path: Path) -> str:
+    """Hex sha256 of a file's bytes as the disk has them: what the system still keeps in memory is given up first."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        while block := file.read(BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def flush(path: Path) -> None:
+    """Wait until a file's bytes, or a folder's names, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_manifest(folder: Path, about: dict[str, Any]) -> None:
+    """Hash and flush every file of `folder`, then write manifest.json with `about` beside the list. OSError passes."""
+    names = listed_files(folder)
+
+    def entry(name: Path) -> dict[str, Any]:
+        sha256 = files.sha256_file(folder / name)
+        flush(folder / name)
+        return {"bytes": (folder / name).stat().st_size, "sha256": sha256}
+
+    with ThreadPoolExecutor(max(FEWEST_THREADS, os.cpu_count() or 1)) as threads:
+        entries = dict(zip([name.as_posix() for name in names], threads.map(entry, names), strict=True))
+    content = {"about": about, "bytes": sum(entry["bytes"] for entry in entries.values()), "files": entries}
+    with open(folder / files.MANIFEST, "w", encoding="utf-8", newline="\n") as file:
+        file.write(_render(content))
+        file.flush()
+        os.fsync(file.fileno())
+    for inner in {folder / name.parent for name in names} | {folder}:
+        flush(inner)
+
+
+def _render(content: dict[str, Any]) -> str:
+    sha256 = hashlib.sha256(json.dumps(content, ensure_ascii=False, sort_keys=True).encode()).hexdigest()
+    return json.dumps({"sha256": sha256, **content}, ensure_ascii=False, indent=1) + "\n"
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a checkpoint. Raises ValueError, in words, where it is missing or not as it was written."""
+    try:
+        text = (folder / files.MANIFEST).read_text(encoding="utf-8")
+        content = json.loads(text)
+        del content["sha256"]
+    except FileNotFoundError:
+        raise ValueError(f"it has no {files.MANIFEST}, so it was never finished") from None
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ValueError(f"its {files.MANIFEST} cannot be read") from None
+    if _render(content) != text:
+        raise ValueError(f"its {files.MANIFEST} is not as it was written")
+    return content
+
+
+def damage(folder: Path) -> list[str]:
+    """What is wrong with a checkpoint, in words, file by file; empty when every byte is as it was written."""
+    try:
+        expected = read_manifest(folder)["files"]
+    except ValueError as error:
+        return [str(error)]
+
+    def problem(name: str) -> str | None:
+        path, entry = folder / name, expected[name]
+        try:
+            if path.stat().st_size != entry["bytes"]:
+                return f"{name} has {path.stat().st_size:,} bytes instead of {entry['bytes']:,}"
+            return None if sha256_from_disk(path) == entry["sha256"] else f"{name} has other bytes than were written"
+        except FileNotFoundError:
+            return f"{name} is missing"
+        except OSError as error:
+            return f"{name} cannot be read ({error.strerror})"
+
+    with ThreadPoolExecutor(max(FEWEST_THREADS, os.cpu_count() or 1)) as threads:
+        problems = [found for found in threads.map(problem, expected) if found]
+    strangers = [name.as_posix() for name in listed_files(folder) if name.as_posix() not in expected]
+    return problems + [f"{name} does not belong to it" for name in strangers]

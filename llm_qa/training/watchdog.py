@@ -1,0 +1,86 @@
+"""A rank that is dead or stopped is named, and the others end, instead of waiting half an hour in a collective.
+
+Every rank writes a beat into the process group's store, from a thread of its own, and looks at the others'. The beat
+goes on while a step is slow; it stops when the process, or its machine, does.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import threading
+import time
+
+import torch
+
+from llm_qa.console import EXIT_FAILED
+from llm_qa.training.ranks import together
+
+SILENCE_SECONDS = 120.0
+BEATS_A_SILENCE = 12
+DONE = "done"
+
+
+class Watchdog:
+    """The beating and watching of one rank; does nothing in a single process."""
+
+    def __init__(self, silence_seconds: float = SILENCE_SECONDS):
+        self.interval = silence_seconds / BEATS_A_SILENCE
+        self.silence_seconds = silence_seconds
+        self.finished = threading.Event()
+
+    def start(self) -> None:
+        """Begin to beat; to be called once the process group is there."""
+        if not together():
+            return
+        self.rank, self.world = torch.distributed.get_rank(), torch.distributed.get_world_size()
+        store = torch.distributed.distributed_c10d._get_default_store()
+        while hasattr(store, "underlying_store"):  # prefixes differ between ranks, keys must not
+            store = store.underlying_store
+        self.store = store.clone() if hasattr(store, "clone") else store  # a connection that no collective blocks
+        self.store.set(self._key(self.rank), f"0 {os.getpid()} on {socket.gethostname()}")
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def stop(self) -> None:
+        """This rank leaves in good order: nobody shall miss it."""
+        if together() and not self.finished.is_set():
+            self.finished.set()
+            self.store.set(self._key(self.rank), DONE)
+
+    def _key(self, rank: int) -> str:
+        return f"llm_qa/beat/{rank}"
+
+    def _watch(self) -> None:
+        heard = [""] * self.world
+        silent = [0] * self.world  # in own beats: who was stopped himself has missed none
+        beats = 0
+        while not self.finished.wait(self.interval):
+            beats += 1
+            try:
+                self.store.set(self._key(self.rank), f"{beats} {os.getpid()} on {socket.gethostname()}")
+                for rank in range(self.world):
+                    key = self._key(rank)
+                    now = self.store.get(key).decode() if self.store.check([key]) else ""
+                    silent[rank] = 0 if now != heard[rank] or now == DONE else silent[rank] + 1
+                    heard[rank] = now
+            except Exception as error:  # the store's own kinds of error; its host is the first rank's
+                if not self.finished.is_set():
+                    self._end(f"rank 0's host does not answer any more ({type(error).__name__})", speak=True)
+                return
+            missed = [rank for rank in range(self.world) if silent[rank] >= BEATS_A_SILENCE]
+            if missed and not self.finished.is_set():
+                who = ", ".join(f"rank {r} (process {heard[r].partition(' ')[2] or 'unknown'})" for r in missed)
+                first = min(set(range(self.world)) - set(missed), default=self.rank)
+                told = f"{who} has given no sign of life for {self.silence_seconds:.0f} s"
+                self._end(told, speak=self.rank == first)
+
+    def _end(self, told: str, *, speak: bool) -> None:
+        if speak:
+            print(
+                f"error: {told}: all ranks end now. Checkpoints are whole; the same command goes on from the newest.",
+                file=sys.stderr,
+                flush=True,
+            )
+        time.sleep(0.5)  # let the one that speaks be heard before the launcher ends it
+        os._exit(EXIT_FAILED)

@@ -1,0 +1,118 @@
+"""Start scripts/train.py again and again without its imports: a process that has them forks a child for each start.
+
+    with ForkServer() as server:
+        process = server.start(["scripts/recipes/tiny.yaml", "--run", ...], log)
+        os.kill(process, signal.SIGKILL); code = server.wait(process)
+
+A child runs the script's `main` as `python scripts/train.py ARGUMENTS` would.
+"""
+
+import contextlib
+import gc
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+class ForkServer:
+    """The server as its clients see it."""
+
+    def __enter__(self):
+        from command_line import environment
+
+        env = environment(DS_ACCELERATOR="cpu")
+        command = [sys.executable, __file__]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "encoding": "utf-8"}
+        self.process = subprocess.Popen(command, cwd=ROOT, env=env, **pipes)
+        assert self.process.stdout.readline() == "ready\n"
+        return self
+
+    def __exit__(self, *_):
+        self.process.stdin.close()
+        self.process.wait(timeout=60)
+
+    def ask(self, **request) -> int:
+        """One request, one number."""
+        self.process.stdin.write(json.dumps(request) + "\n")
+        self.process.stdin.flush()
+        return int(self.process.stdout.readline())
+
+    def start(self, arguments, log: Path, **env: str) -> int:
+        """Start the script; returns the id of its process. What it prints is added to `log`."""
+        return self.ask(start=[str(argument) for argument in arguments], log=str(log), env=env)
+
+    def wait(self, process: int) -> int:
+        """The exit code of a start, negative after a signal."""
+        return self.ask(wait=process)
+
+    def run(self, arguments, log: Path, **env: str) -> int:
+        """Start and wait."""
+        return self.wait(self.start(arguments, log, **env))
+
+
+def child(script, request: dict) -> None:
+    """What a forked child does: look like a fresh start, and never come back."""
+    output = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.environ.update(request["env"])
+    sys.argv = ["scripts/train.py", *request["start"]]
+    from llm_qa.console import run_script
+
+    try:
+        run_script(script.main)
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else 1
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+        code = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def serve() -> None:
+    """Import everything, then answer requests until the client goes."""
+    import bitsandbytes  # noqa: F401
+    import deepspeed  # noqa: F401
+    import peft  # noqa: F401
+    import torch
+    import transformers
+    from transformers import Trainer  # noqa: F401
+    from transformers.models.gpt_neox import modeling_gpt_neox  # noqa: F401
+
+    transformers.AutoModelForCausalLM, transformers.AutoTokenizer  # noqa: B018  lazy modules
+    torch.set_num_threads(1)
+    spec = importlib.util.spec_from_file_location("train_script", ROOT / "scripts" / "train.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    gc.collect()
+    gc.freeze()
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    print("ready", file=answers, flush=True)
+    for line in sys.stdin:
+        request = json.loads(line)
+        if "wait" in request:
+            answer = os.waitstatus_to_exitcode(os.waitpid(request["wait"], 0)[1])
+        else:
+            answer = os.fork()
+            if answer == 0:
+                signal.signal(signal.SIGINT, signal.default_int_handler)
+                child(script, request)
+        print(answer, file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT))
+    with contextlib.suppress(KeyboardInterrupt):
+        serve()

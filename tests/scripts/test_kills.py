@@ -1,0 +1,142 @@
+"""SIGKILL at any moment: the same command again ends with the adapter, log and token counts of an undisturbed run."""
+
+import contextlib
+import os
+import random
+import shutil
+import signal
+import socket
+import time
+
+import pytest
+import yaml
+from command_line import run_script
+from fork_server import ForkServer
+
+from llm_qa import files
+from llm_qa.data.preparation import PreparationOptions, prepare
+
+CLOCK = ("tokens_per_second", "peak_memory_bytes", "elapsed_seconds", "mfu")
+KILLS_A_RUN = 5  # then it may finish, and is compared
+
+
+@pytest.fixture(scope="module")
+def server():
+    """Where scripts/train.py starts without its imports."""
+    with ForkServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory, records):
+    """Prepared data of twenty records."""
+    folder = tmp_path_factory.mktemp("data")
+    files.write_jsonl(
+        folder / "raw.jsonl",
+        [{"id": r.id, "category": r.category, "questions": r.questions, "answers": r.answers} for r in records],
+    )
+    prepare([folder / "raw.jsonl"], folder / "prepared", PreparationOptions())
+    return folder / "prepared"
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory, neox_folder):
+    """nf4, LoRA with dropout, accumulation; saves and logs out of step with each other and with the epochs."""
+    path = tmp_path_factory.mktemp("recipe") / "kills.yaml"
+    values = {"model": str(neox_folder), "base_precision": "nf4", "max_length": 256, "pack_length": 256}
+    values |= {"global_batch_size": 2, "micro_batch_size": 1, "recompute": "none", "learning_rate": 1e-2}
+    values |= {"max_steps": 40, "logging_steps": 3, "save_steps": 5, "optim": "adamw_torch"}
+    path.write_text(yaml.safe_dump(values), encoding="utf-8")
+    return path
+
+
+def outcome(run):
+    """Everything that a disturbance must not change: the adapter's files, the log but for the clock, the counts."""
+    log = [{k: v for k, v in line.items() if k not in CLOCK} for line in files.read_jsonl(run / files.LOG)]
+    summary = files.read_json(run / files.TRAINING)
+    adapter = {path.name: path.read_bytes() for path in (run / files.ADAPTER).iterdir()}
+    return adapter, log, [summary[key] for key in ("finished", "steps", "epochs", "tokens")]
+
+
+class Ranks:
+    """The ranks of a training as a launcher would start them, without the launcher."""
+
+    def __init__(self, server, processes, arguments, log):
+        self.server, self.arguments, self.log = server, arguments, log
+        self.processes = processes
+
+    def start(self):
+        environments = [{}]
+        if self.processes > 1:
+            with socket.socket() as listener:
+                listener.bind(("127.0.0.1", 0))
+                port = str(listener.getsockname()[1])
+            shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(self.processes)}
+            shared["LOCAL_WORLD_SIZE"] = shared["WORLD_SIZE"]
+            environments = [{**shared, "RANK": str(r), "LOCAL_RANK": str(r)} for r in range(self.processes)]
+        self.started = [self.server.start(self.arguments, self.log, **env) for env in environments]
+
+    def kill(self, which):
+        for process in which:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+
+    def wait(self):
+        """The ranks' exit codes; a rank that outlives the death of another by 30 s fails the test."""
+        return [self.server.wait(process) for process in self.started]
+
+
+def soak(server, recipe, data, folder, *, processes, kills, seed):
+    """Kill runs at random moments, `kills` times in all; every run is finished and compared. Returns runs compared."""
+    rng, done, compared = random.Random(seed), 0, 0
+
+    def ranks(name):
+        return Ranks(server, processes, [recipe, "--data", data, "--run", folder / name], folder / f"{name}.txt")
+
+    undisturbed = ranks("undisturbed")
+    began = time.monotonic()
+    undisturbed.start()
+    assert set(undisturbed.wait()) == {0}, undisturbed.log.read_text()[-3000:]
+    whole = time.monotonic() - began
+    expected = outcome(folder / "undisturbed")
+    while done < kills:
+        name, here = f"run-{compared}", min(KILLS_A_RUN, kills - done)
+        disturbed = ranks(name)
+        for _ in range(here):
+            disturbed.start()
+            time.sleep(rng.uniform(0, whole))
+            disturbed.kill(rng.choice([disturbed.started, [rng.choice(disturbed.started)]]))
+            if set(disturbed.wait()) == {0}:
+                break  # it was faster than the kill
+            done += 1
+        disturbed.start()
+        assert set(disturbed.wait()) == {0}, disturbed.log.read_text()[-3000:]
+        adapter, log, counts = outcome(folder / name)
+        assert log == expected[1], f"{name}, seed {seed}"
+        assert counts == expected[2], f"{name}, seed {seed}"
+        assert adapter == expected[0], f"{name}, seed {seed}"
+        assert "damaged" not in disturbed.log.read_text()
+        shutil.rmtree(folder / name)
+        compared += 1
+    print(f"{done} kills of {processes} process(es), {compared} runs compared, 0 lost")
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_25_kills_at_random_moments_lose_nothing(server, recipe, data, tmp_path, processes):
+    soak(server, recipe, data, tmp_path, processes=processes, kills=25, seed=processes)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("processes", [1, 2])
+def test_200_kills_at_random_moments_lose_nothing(server, recipe, data, tmp_path, processes):
+    soak(server, recipe, data, tmp_path, processes=processes, kills=200, seed=random.randrange(10**6))
+
+
+def test_the_server_trains_as_the_command_line_does(server, recipe, data, tmp_path):
+    short = ["--max-steps", "4"]
+    done = run_script("scripts/train.py", recipe, "--data", data, "--run", tmp_path / "script", *short)
+    assert done.returncode == 0, done.stderr
+    code = server.run([recipe, "--data", data, "--run", tmp_path / "forked", *short], tmp_path / "log.txt")
+    assert code == 0
+    assert outcome(tmp_path / "script") == outcome(tmp_path / "forked")
