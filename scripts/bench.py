@@ -11,6 +11,7 @@ import datetime
 import json
 import tempfile
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -83,6 +84,7 @@ class Stopwatch(TrainerCallback):
         self.started = self.seconds = 0.0
         self.tokens_before = self.tokens = 0
         self.losses: list[float] = []
+        self.ends: list[torch.cuda.Event] = []
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         """Keep every loss: a run that is not finite is no measurement."""
@@ -91,6 +93,9 @@ class Stopwatch(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs):
         """Start after the warm-up, stop after the last update."""
+        if torch.cuda.is_available() and self.warmup <= state.global_step <= self.end:
+            self.ends.append(torch.cuda.Event(enable_timing=True))
+            self.ends[-1].record()
         if state.global_step not in (self.warmup, self.end):
             return
         if torch.cuda.is_available():
@@ -204,6 +209,7 @@ def measure(recipe: Recipe, warmup: int, steps: int, folder: str, trace: Trace |
         "path": path.report,
         "build_seconds": round(built, 1),
         "updates_measured": steps,
+        "milliseconds_of_updates": [round(a.elapsed_time(b), 1) for a, b in pairwise(watch.ends)],
         "tokens_measured": watch.tokens,
         "last_loss": watch.losses[-1],
         "packs_full": round(packs.efficiency, 4),

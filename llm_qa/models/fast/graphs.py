@@ -5,6 +5,7 @@ The arrangement of torch.cuda.make_graphed_callables, for a function whose only 
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 
 import torch
@@ -55,6 +56,8 @@ class GraphedPass:
         with torch.cuda.graph(self.backward_graph, pool=self.forward_graph.pool()):
             self.gradients = torch.autograd.grad(output, trained, self.slope)
         self.output = output.detach()
+        gc.collect()
+        gc.freeze()  # compilers leave millions of objects; walking through them takes a second, again and again
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         """The function's value; its backward pass gives the gradients of the parameters."""

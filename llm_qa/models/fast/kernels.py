@@ -74,25 +74,20 @@ def down(x, a, seed, threshold: int, scale: float, tile=(64, 64, 4, 3)) -> torch
 
 
 @triton.jit
-def _update(d, b, rows, columns, tokens, width, scale, RANK: tl.constexpr):
-    """scale * d[rows] @ b[:, columns] as a fp32 tile; d is (tokens, RANK), b (RANK, width).
-
-    Multiplied out: a product on the matrix units would want the tile in another layout than memory does.
-    """
-    total = tl.load(d + rows * RANK, mask=rows < tokens, other=0.0).to(tl.float32)[:, None] * tl.load(
-        b + columns, mask=columns < width, other=0.0
-    ).to(tl.float32)[None, :]
-    for r in tl.static_range(1, RANK):
-        left = tl.load(d + rows * RANK + r, mask=rows < tokens, other=0.0).to(tl.float32)
-        right = tl.load(b + r * width + columns, mask=columns < width, other=0.0).to(tl.float32)
-        total += left[:, None] * right[None, :]
-    return total * scale
+def _update(d, b, rows, columns, tokens, width, rank, scale, RANK: tl.constexpr, PRECISION: tl.constexpr):
+    """scale * d[rows] @ b[:, columns] as a fp32 tile; d is (tokens, rank), b (rank, width), RANK its padded rank."""
+    ranks = tl.arange(0, RANK)
+    d_mask = (rows[:, None] < tokens) & (ranks[None, :] < rank)
+    left = tl.load(d + rows[:, None] * rank + ranks[None, :], mask=d_mask, other=0.0)
+    b_mask = (ranks[:, None] < rank) & (columns[None, :] < width)
+    right = tl.load(b + ranks[:, None] * width + columns[None, :], mask=b_mask, other=0.0)
+    return tl.dot(left, right, input_precision=PRECISION) * scale
 
 
 @triton.jit
 def _up_kernel(
-    base, d, b, seed, tokens, width, threshold, scale,
-    DROP: tl.constexpr, RANK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    base, d, b, seed, tokens, width, rank, threshold, scale,
+    PRECISION: tl.constexpr, DROP: tl.constexpr, RANK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     half = width // 2
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -102,7 +97,7 @@ def _up_kernel(
     for side in tl.static_range(2):
         here = columns + side * half
         place = base + rows.to(tl.int64)[:, None] * width + here[None, :]
-        update = _update(d, b, rows, here, tokens, width, scale, RANK)
+        update = _update(d, b, rows, here, tokens, width, rank, scale, RANK, PRECISION)
         if DROP:
             update = tl.where(keep_low if side == 0 else keep_high, update, 0.0)
         tl.store(place, tl.load(place, mask=mask, other=0.0).to(tl.float32) + update, mask=mask)
@@ -112,8 +107,8 @@ def up(d, b, seed, threshold: int, scale: float, base) -> torch.Tensor:
     """See low_rank.up."""
     (tokens, rank), width = d.shape, b.shape[1]
     _up_kernel[(triton.cdiv(tokens, 32), triton.cdiv(width // 2, 128))](
-        base, d, b.to(d.dtype).contiguous(), seed, tokens, width, threshold, scale,
-        DROP=threshold > 0, RANK=rank, ROWS=32, COLUMNS=128, num_warps=4,
+        base, d, b.to(d.dtype).contiguous(), seed, tokens, width, rank, threshold, scale,
+        PRECISION=_precision(d), DROP=threshold > 0, RANK=_padded(rank), ROWS=32, COLUMNS=128, num_warps=4,
     )  # fmt: skip
     return base
 
@@ -225,15 +220,16 @@ def _normal(value):
 
 @triton.jit
 def _gelu_kernel(
-    h, d, b, bias, out, tokens, width, scale, RANK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
-):
+    h, d, b, bias, out, tokens, width, rank, scale,
+    PRECISION: tl.constexpr, RANK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     place = rows.to(tl.int64)[:, None] * width + columns[None, :]
     mask = (rows[:, None] < tokens) & (columns[None, :] < width)
     value = tl.load(h + place, mask=mask, other=0.0).to(tl.float32)
     value += tl.load(bias + columns, mask=columns < width, other=0.0).to(tl.float32)[None, :]
-    value += _update(d, b, rows, columns, tokens, width, scale, RANK)
+    value += _update(d, b, rows, columns, tokens, width, rank, scale, RANK, PRECISION)
     normal, _ = _normal(value)
     tl.store(out + place, value * normal, mask=mask)
 
@@ -242,15 +238,16 @@ def gelu(h, d, b, bias, scale: float) -> torch.Tensor:
     """See lora_layer.gelu."""
     (tokens, width), out = h.shape, torch.empty_like(h)
     _gelu_kernel[(triton.cdiv(tokens, 32), triton.cdiv(width, 128))](
-        h, d, _rows(b, h), bias, out, tokens, width, scale, RANK=d.shape[1], ROWS=32, COLUMNS=128, num_warps=4
-    )
+        h, d, _rows(b, h), bias, out, tokens, width, d.shape[1], scale,
+        PRECISION=_precision(h), RANK=_padded(d.shape[1]), ROWS=32, COLUMNS=128, num_warps=4,
+    )  # fmt: skip
     return out
 
 
 @triton.jit
 def _gelu_backward_kernel(
-    du, dd, a, h, d, b, bias, seed, u, tokens, width, threshold, keep, scale,
-    DROP: tl.constexpr, RANK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    du, dd, a, h, d, b, bias, seed, u, tokens, width, rank, threshold, keep, scale,
+    PRECISION: tl.constexpr, DROP: tl.constexpr, RANK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     half = width // 2
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -260,13 +257,13 @@ def _gelu_backward_kernel(
     for side in tl.static_range(2):
         here = columns + side * half
         place = rows.to(tl.int64)[:, None] * width + here[None, :]
-        slope = _update(dd, a, rows, here, tokens, width, keep, RANK)
+        slope = _update(dd, a, rows, here, tokens, width, rank, keep, RANK, PRECISION)
         if DROP:
             slope = tl.where(keep_low if side == 0 else keep_high, slope, 0.0)
         slope += tl.load(du + place, mask=mask, other=0.0).to(tl.float32)
         value = tl.load(h + place, mask=mask, other=0.0).to(tl.float32)
         value += tl.load(bias + here, mask=columns < half, other=0.0).to(tl.float32)[None, :]
-        value += _update(d, b, rows, here, tokens, width, scale, RANK)
+        value += _update(d, b, rows, here, tokens, width, rank, scale, RANK, PRECISION)
         normal, density = _normal(value)
         tl.store(u + place, value * normal, mask=mask)
         tl.store(du + place, slope * (normal + value * density), mask=mask)
@@ -276,16 +273,16 @@ def gelu_backward(du, dd, a, h, d, b, bias, seed, threshold: int, keep: float, s
     """See lora_layer.gelu_backward; `du` is overwritten."""
     (tokens, width), u = h.shape, torch.empty_like(h)
     _gelu_backward_kernel[(triton.cdiv(tokens, 32), triton.cdiv(width // 2, 128))](
-        du, dd, a.to(h.dtype).contiguous(), h, d, _rows(b, h), bias, seed, u, tokens, width, threshold, keep, scale,
-        DROP=threshold > 0, RANK=d.shape[1], ROWS=32, COLUMNS=128, num_warps=8,
+        du, dd, a.to(h.dtype).contiguous(), h, d, _rows(b, h), bias, seed, u, tokens, width, d.shape[1], threshold, keep,
+        scale, PRECISION=_precision(h), DROP=threshold > 0, RANK=_padded(d.shape[1]), ROWS=32, COLUMNS=64, num_warps=4,
     )  # fmt: skip
     return u, du
 
 
 @triton.jit
 def _residual_kernel(
-    x, first, d_first, b_first, second, d_second, b_second, bias, out, tokens, width, scale,
-    RANK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    x, first, d_first, b_first, second, d_second, b_second, bias, out, tokens, width, rank, scale,
+    PRECISION: tl.constexpr, RANK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
@@ -295,8 +292,8 @@ def _residual_kernel(
     total += tl.load(bias + columns, mask=columns < width, other=0.0).to(tl.float32)[None, :]
     total += tl.load(first + place, mask=mask, other=0.0).to(tl.float32)
     total += tl.load(second + place, mask=mask, other=0.0).to(tl.float32)
-    total += _update(d_first, b_first, rows, columns, tokens, width, scale, RANK)
-    total += _update(d_second, b_second, rows, columns, tokens, width, scale, RANK)
+    total += _update(d_first, b_first, rows, columns, tokens, width, rank, scale, RANK, PRECISION)
+    total += _update(d_second, b_second, rows, columns, tokens, width, rank, scale, RANK, PRECISION)
     tl.store(out + place, total, mask=mask)
 
 
@@ -304,16 +301,16 @@ def residual(x, first, d_first, b_first, second, d_second, b_second, bias, scale
     """See lora_layer.residual."""
     (tokens, width), out = x.shape, torch.empty_like(x)
     _residual_kernel[(triton.cdiv(tokens, 32), triton.cdiv(width, 128))](
-        x, first, d_first, _rows(b_first, x), second, d_second, _rows(b_second, x), bias, out, tokens, width, scale,
-        RANK=d_first.shape[1], ROWS=32, COLUMNS=128, num_warps=4,
+        x, first, d_first, _rows(b_first, x), second, d_second, _rows(b_second, x), bias, out, tokens, width,
+        d_first.shape[1], scale, PRECISION=_precision(x), RANK=_padded(d_first.shape[1]), ROWS=32, COLUMNS=128, num_warps=4,
     )  # fmt: skip
     return out
 
 
 @triton.jit
 def _rotate_kernel(
-    packed, q, k, v, d, b, bias, cos, sin, tokens, width, half, part_head, part_token, scale,
-    FORWARD: tl.constexpr, RANK: tl.constexpr, ROWS: tl.constexpr, HALF: tl.constexpr, REST: tl.constexpr,
+    packed, q, k, v, d, b, bias, cos, sin, tokens, width, half, part_head, part_token, rank, scale,
+    PRECISION: tl.constexpr, FORWARD: tl.constexpr, RANK: tl.constexpr, ROWS: tl.constexpr, HALF: tl.constexpr, REST: tl.constexpr,
 ):  # fmt: skip
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     head, heads = tl.program_id(1), tl.num_programs(1)
@@ -341,9 +338,9 @@ def _rotate_kernel(
             low += tl.load(at + turn, mask=turn < half, other=0.0).to(tl.float32)[None, :]
             high += tl.load(at + half + turn, mask=turn < half, other=0.0).to(tl.float32)[None, :]
             other += tl.load(at + rest, mask=rest < width, other=0.0).to(tl.float32)[None, :]
-            low += _update(d, b, rows, first + turn, tokens, everything, scale, RANK)
-            high += _update(d, b, rows, first + half + turn, tokens, everything, scale, RANK)
-            other += _update(d, b, rows, first + rest, tokens, everything, scale, RANK)
+            low += _update(d, b, rows, first + turn, tokens, everything, rank, scale, RANK, PRECISION)
+            high += _update(d, b, rows, first + half + turn, tokens, everything, rank, scale, RANK, PRECISION)
+            other += _update(d, b, rows, first + rest, tokens, everything, rank, scale, RANK, PRECISION)
         if number < 2:
             turned = low * c - high * s
             high = high * c + low * s
@@ -372,11 +369,11 @@ def join_and_rotate_back(dq, dk, dv, cos, sin) -> torch.Tensor:
 
 def _rotate(packed, q, k, v, d, b, bias, cos, sin, scale: float, *, forward: bool) -> None:
     _, heads, tokens, width = q.shape
-    half = cos.shape[1] // 2
+    half, rank = cos.shape[1] // 2, d.shape[1] if forward else 1
     _rotate_kernel[(triton.cdiv(tokens, 16), heads)](
-        packed, q, k, v, d, b, bias, cos, sin, tokens, width, half, q.stride(1), q.stride(2), scale,
-        FORWARD=forward, RANK=d.shape[1] if forward else 1, ROWS=16, HALF=triton.next_power_of_2(half),
-        REST=triton.next_power_of_2(max(1, width - 2 * half)), num_warps=4,
+        packed, q, k, v, d, b, bias, cos, sin, tokens, width, half, q.stride(1), q.stride(2),
+        rank, scale, PRECISION=_precision(packed), FORWARD=forward, RANK=_padded(rank), ROWS=16, HALF=max(16, triton.next_power_of_2(half)),
+        REST=max(16, triton.next_power_of_2(width - 2 * half)), num_warps=4,
     )  # fmt: skip
 
 
