@@ -272,7 +272,7 @@ def _gelu_backward_kernel(
 def gelu_backward(du, dd, a, h, d, b, bias, seed, threshold: int, keep: float, scale: float):
     """See lora_layer.gelu_backward; `du` is overwritten."""
     (tokens, width), u = h.shape, torch.empty_like(h)
-    _gelu_backward_kernel[(triton.cdiv(tokens, 32), triton.cdiv(width // 2, 128))](
+    _gelu_backward_kernel[(triton.cdiv(tokens, 32), triton.cdiv(width // 2, 64))](
         du, dd, a.to(h.dtype).contiguous(), h, d, _rows(b, h), bias, seed, u, tokens, width, d.shape[1], threshold, keep,
         scale, PRECISION=_precision(h), DROP=threshold > 0, RANK=_padded(d.shape[1]), ROWS=32, COLUMNS=64, num_warps=4,
     )  # fmt: skip
