@@ -34,7 +34,8 @@ class Recipe:
     model: str = _key(EMBEDDED_MODEL, "'embedded' (a tiny GPT-NeoX built on the spot), a hub id or a local folder")
     method: Literal["lora", "full"] = _key("lora", "train LoRA adapters on a frozen base, or all weights")
     base_precision: Literal["nf4", "fp8", "16bit", "bf16", "fp16", "fp32"] = _key(
-        "nf4", "how the base weights are kept; fp8 needs Ada or Hopper; 16bit is bf16 where the GPU has it (8.0), else fp16"
+        "nf4",
+        "how the base weights are kept; fp8 needs Ada or Hopper; 16bit is bf16 where the GPU has it (8.0), else fp16",
     )
     double_quant: bool = _key(True, "quantise the nf4 scales too (0.37 bits a weight less)")
     compute_dtype: Literal["auto", "bf16", "fp16", "fp32"] = _key(
@@ -216,7 +217,7 @@ def _combination_problems(recipe: Recipe, given: set[str]) -> list[str]:
 
 
 def recipe_flags(arguments: list[str]) -> dict[str, str]:
-    """Turn `--learning-rate 1e-4 --seed=7 --no-double-quant` into overrides; recipe keys and flags are the same words."""
+    """Turn `--learning-rate 1e-4 --no-double-quant` into overrides; recipe keys and flags are the same words."""
     overrides: dict[str, str] = {}
     rest = list(arguments)
     while rest:

@@ -62,7 +62,11 @@ def parse_arguments() -> tuple[argparse.Namespace, Recipe]:
     if options.steps < 1 or options.warmup < 1:
         raise UserError(f"--steps {options.steps} and --warmup {options.warmup} must be at least 1.")
     overrides = recipe_flags(rest)
-    overrides |= {"max_steps": options.warmup + options.steps + options.trace, "save_strategy": "no", "logging_steps": options.steps}
+    overrides |= {
+        "max_steps": options.warmup + options.steps + options.trace,
+        "save_strategy": "no",
+        "logging_steps": options.steps,
+    }
     return options, load_recipe(options.recipe, overrides)
 
 
@@ -192,7 +196,12 @@ def measure(recipe: Recipe, warmup: int, steps: int, folder: str, trace: Trace |
     packs = PackedDataset(pairs, recipe.pack_length, recipe.loss_on, recipe.seed, recipe.global_batch_size)
     watch = Stopwatch(warmup, steps)
     trainer = build_trainer(
-        model, tiny.build_tokenizer([""]), arguments, packs, None, [RealTokens(), StopOnNonFinite(), watch, *([trace] if trace else [])]
+        model,
+        tiny.build_tokenizer([""]),
+        arguments,
+        packs,
+        None,
+        [RealTokens(), StopOnNonFinite(), watch, *([trace] if trace else [])],
     )
     trainer.train()
     allocated = [gpus.peak_memory_bytes()]

@@ -30,7 +30,8 @@ class _Replay(torch.autograd.Function):
 class GraphedPass:
     """`function(*inputs)` with inputs of fixed shapes on the GPU, and the gradients of parameters.
 
-    The function reads each parameter through its twin, a leaf tensor on the same memory. The value that a call returns lives until the next call.
+    The function reads each parameter through its twin, a leaf tensor on the same memory. The value that a call returns
+    lives until the next call.
     """
 
     def __init__(

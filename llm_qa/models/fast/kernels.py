@@ -1,8 +1,8 @@
 """Triton kernels that stream a large matrix past a small one, 4-bit weights back to 16 bits, and rows to fp8.
 
-Imported only where there is a GPU. The plain PyTorch functions of the same names in `low_rank`, `nf4` and `fp8` say what
-each computes; tests hold them together. Dropout masks are a hash of (seed, element), so that a backward pass or a
-recomputation makes the same mask again instead of keeping it.
+Imported only where there is a GPU. The plain PyTorch functions of the same names in `low_rank`, `products`, `fp8` and
+`lora_layer` say what each computes; tests hold them together. Dropout masks are a hash of (seed, element), so that a
+backward pass or a recomputation makes the same mask again instead of keeping it.
 """
 
 from __future__ import annotations
@@ -273,8 +273,9 @@ def gelu_backward(du, dd, a, h, d, b, bias, seed, threshold: int, keep: float, s
     """See lora_layer.gelu_backward; `du` is overwritten."""
     (tokens, width), u = h.shape, torch.empty_like(h)
     _gelu_backward_kernel[(triton.cdiv(tokens, 32), triton.cdiv(width // 2, 64))](
-        du, dd, a.to(h.dtype).contiguous(), h, d, _rows(b, h), bias, seed, u, tokens, width, d.shape[1], threshold, keep,
-        scale, PRECISION=_precision(h), DROP=threshold > 0, RANK=_padded(d.shape[1]), ROWS=32, COLUMNS=64, num_warps=4,
+        du, dd, a.to(h.dtype).contiguous(), h, d, _rows(b, h), bias, seed, u, tokens, width, d.shape[1], threshold,
+        keep, scale, PRECISION=_precision(h), DROP=threshold > 0, RANK=_padded(d.shape[1]), ROWS=32, COLUMNS=64,
+        num_warps=4,
     )  # fmt: skip
     return u, du
 
@@ -302,7 +303,8 @@ def residual(x, first, d_first, b_first, second, d_second, b_second, bias, scale
     (tokens, width), out = x.shape, torch.empty_like(x)
     _residual_kernel[(triton.cdiv(tokens, 32), triton.cdiv(width, 128))](
         x, first, d_first, _rows(b_first, x), second, d_second, _rows(b_second, x), bias, out, tokens, width,
-        d_first.shape[1], scale, PRECISION=_precision(x), RANK=_padded(d_first.shape[1]), ROWS=32, COLUMNS=128, num_warps=4,
+        d_first.shape[1], scale, PRECISION=_precision(x), RANK=_padded(d_first.shape[1]), ROWS=32, COLUMNS=128,
+        num_warps=4,
     )  # fmt: skip
     return out
 
@@ -310,7 +312,8 @@ def residual(x, first, d_first, b_first, second, d_second, b_second, bias, scale
 @triton.jit
 def _rotate_kernel(
     packed, q, k, v, d, b, bias, cos, sin, tokens, width, half, part_head, part_token, rank, scale,
-    PRECISION: tl.constexpr, FORWARD: tl.constexpr, RANK: tl.constexpr, ROWS: tl.constexpr, HALF: tl.constexpr, REST: tl.constexpr,
+    PRECISION: tl.constexpr, FORWARD: tl.constexpr, RANK: tl.constexpr, ROWS: tl.constexpr, HALF: tl.constexpr,
+    REST: tl.constexpr,
 ):  # fmt: skip
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     head, heads = tl.program_id(1), tl.num_programs(1)
@@ -372,7 +375,8 @@ def _rotate(packed, q, k, v, d, b, bias, cos, sin, scale: float, *, forward: boo
     half, rank = cos.shape[1] // 2, d.shape[1] if forward else 1
     _rotate_kernel[(triton.cdiv(tokens, 16), heads)](
         packed, q, k, v, d, b, bias, cos, sin, tokens, width, half, q.stride(1), q.stride(2),
-        rank, scale, PRECISION=_precision(packed), FORWARD=forward, RANK=_padded(rank), ROWS=16, HALF=max(16, triton.next_power_of_2(half)),
+        rank, scale, PRECISION=_precision(packed), FORWARD=forward, RANK=_padded(rank), ROWS=16,
+        HALF=max(16, triton.next_power_of_2(half)),
         REST=max(16, triton.next_power_of_2(width - 2 * half)), num_warps=4,
     )  # fmt: skip
 

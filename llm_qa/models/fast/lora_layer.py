@@ -1,9 +1,9 @@
 """The four linear layers of a GPT-NeoX decoder layer with LoRA, as operations that torch.compile does not look into.
 
-y = x @ W^T + bias + scale * dropout(x) @ A^T @ B^T. A frozen product and its LoRA update are separate: the update is added
-by whatever reads the product next (the rotation, GELU, the residual sum), in the pass over memory that this makes anyway.
-Opaque, because a compiler that saw a dequantised weight or a dropout mask would keep them for the backward pass.
-Tensors are of one compute dtype; a is (rank, k), b (n, rank), fp32 or 16 bits; d = dropout(x) @ A^T is (tokens, rank).
+y = x @ W^T + bias + scale * dropout(x) @ A^T @ B^T. A frozen product and its LoRA update are separate: the update is
+added by whatever reads the product next (the rotation, GELU, the residual sum), in the pass over memory that this makes
+anyway. Opaque, because a compiler that saw a dequantised weight or a dropout mask would keep them for the way back.
+Tensors are of one compute dtype; a is (rank, k), b (n, rank), fp32 or 16 bits; d = dropout(x) @ A^T, (tokens, rank).
 """
 
 from __future__ import annotations

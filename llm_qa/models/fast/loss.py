@@ -44,8 +44,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     """Sum over tokens of -log softmax(hidden @ weight^T)[target], in nats, a fp32 scalar.
 
-    hidden (tokens, d) and weight (words, d) of one dtype, targets (tokens,) int64, below 0 where nothing is learned: those
-    tokens are computed too, because to leave them out the CPU would have to wait for the GPU to count them, which
+    hidden (tokens, d) and weight (words, d) of one dtype, targets (tokens,) int64, below 0 where nothing is learned:
+    those tokens are computed too, because to leave them out the CPU would have to wait for the GPU to count them, which
     costs more than the head's 1% of the products. Softmax and sum are fp32.
     """
     return _LinearCrossEntropy.apply(hidden, weight, targets)

@@ -1,7 +1,7 @@
-"""GPT-NeoX's training pass, written for one GPU: packs end to end in one sequence, compiled layers, no padding between.
+"""GPT-NeoX's training pass, written for one GPU: packs end to end in one sequence, compiled layers.
 
-The modules, their parameters and names stay those of transformers and peft; only the computation of the training loss is
-taken over, so checkpoints and adapters do not know of it. Architecture: Black et al. 2022, arXiv:2204.06745.
+The modules, their parameters and names stay those of transformers and peft; only the computation of the training loss
+is taken over, so checkpoints and adapters do not know of it. Architecture: Black et al. 2022, arXiv:2204.06745.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from transformers.models.gpt_neox.modeling_gpt_neox import apply_rotary_pos_emb
 
 from llm_qa.data.packing import IGNORED
 from llm_qa.models.fast.graphs import GraphedPass
+from llm_qa.models.fast.lora_layer import lora_product, mlp, recomputing, residual, split_and_rotate
 from llm_qa.models.fast.loss import linear_cross_entropy
 from llm_qa.models.fast.low_rank import dropout_threshold
-from llm_qa.models.fast.lora_layer import lora_product, mlp, recomputing, residual, split_and_rotate
 from llm_qa.models.fast.products import frozen_weight
 
 BLOCK = 128  # flex attention's mask is kept in blocks of this many tokens
@@ -101,8 +101,8 @@ def layer_weights(layer: torch.nn.Module, dtype: torch.dtype, twins: dict | None
 def layer_forward(x: Tensor, w: LayerWeights, rotary: tuple[Tensor, Tensor], mask, seeds: Tensor, shape: LayerShape):
     """One decoder layer on a sequence of packed documents: (tokens, d) -> (tokens, d), both of shape.dtype.
 
-    `mask` is flex attention's BlockMask, or a bool (tokens, tokens) matrix for scaled_dot_product_attention. `seeds` are
-    four int64 seeds (4, 1) of the LoRA dropout.
+    `mask` is flex attention's BlockMask, or a bool (tokens, tokens) matrix for scaled_dot_product_attention. `seeds`
+    are four int64 seeds (4, 1) of the LoRA dropout.
     """
     dtype, threshold, scale = shape.dtype, shape.dropout_threshold, shape.lora_scale
 
@@ -169,7 +169,14 @@ class FastNeoX:
     """
 
     def __init__(
-        self, model: torch.nn.Module, dtype: torch.dtype, tokens: int, *, flex: bool, compiled: bool, graphed: bool = False
+        self,
+        model: torch.nn.Module,
+        dtype: torch.dtype,
+        tokens: int,
+        *,
+        flex: bool,
+        compiled: bool,
+        graphed: bool = False,
     ):
         self.model, self.usual = model, model.forward
         self.shape = layer_shape(model, dtype)
@@ -184,13 +191,19 @@ class FastNeoX:
                 input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, labels=labels, **rest
             )
         with torch.autocast(input_ids.device.type, enabled=False):
-            return CausalLMOutputWithPast(loss=self.loss(input_ids, position_ids, labels, rest.get("num_items_in_batch")))
+            return CausalLMOutputWithPast(
+                loss=self.loss(input_ids, position_ids, labels, rest.get("num_items_in_batch"))
+            )
 
     def loss(self, input_ids: Tensor, position_ids: Tensor, labels: Tensor, items=None) -> Tensor:
         """Cross entropy of (rows, length) packs, a fp32 scalar: mean over learned tokens, or sum over `items`."""
         targets = F.pad(labels[:, 1:], (0, 1), value=IGNORED).reshape(-1)
         padding = (0, max(0, self.tokens - input_ids.numel()))
-        inputs = F.pad(input_ids.reshape(-1), padding), F.pad(position_ids.reshape(-1), padding), self.seed(input_ids.device)
+        inputs = (
+            F.pad(input_ids.reshape(-1), padding),
+            F.pad(position_ids.reshape(-1), padding),
+            self.seed(input_ids.device),
+        )
         hidden = self.run(*inputs)
         head = self.model.get_output_embeddings().weight.to(self.shape.dtype)
         total = linear_cross_entropy(hidden[: len(targets)], head, targets)
@@ -198,10 +211,14 @@ class FastNeoX:
 
     def seed(self, device: torch.device) -> Tensor:
         """The seed of a forward pass (1,): drawn from torch's generator on the CPU, which checkpoints keep."""
-        return torch.randint(2**31, (1,)).to(device) if self.model.training else torch.zeros(1, dtype=torch.int64, device=device)
+        return (
+            torch.randint(2**31, (1,)).to(device)
+            if self.model.training
+            else torch.zeros(1, dtype=torch.int64, device=device)
+        )
 
     def run(self, *inputs: Tensor) -> Tensor:
-        """hidden(), as CUDA graphs where they are wanted: launching some thousand kernels takes longer than short ones."""
+        """hidden(), as CUDA graphs where they are wanted: to launch short kernels takes longer than they take."""
         if not (self.graphed and torch.is_grad_enabled() and self.model.training and len(inputs[0]) == self.tokens):
             return self.hidden(*inputs)
         if self.graphs is None:
@@ -235,6 +252,40 @@ class FastNeoX:
             x = self.run_layer(x, weights, rotary, mask, seeds[number], shape, recompute=number < self.recomputed)
         norm = model.final_layer_norm
         return F.layer_norm(x.float(), x.shape[-1:], norm.weight.float(), norm.bias.float(), norm.eps).to(dtype)
+
+    def difference(self, tokens: int = 512) -> float:
+        """How far the first layer's fast gradient of its input is from the plain one's, relative, on noise.
+
+        Without dropout, and with noise in place of LoRA's B, which is 0 at the start and would hide half of it.
+        """
+        layer, device = self.model.gpt_neox.layers[0], self.model.gpt_neox.embed_in.weight.device
+        generator = torch.Generator(device).manual_seed(0)
+        x = torch.randn(tokens, self.model.config.hidden_size, generator=generator, device=device).to(self.shape.dtype)
+        slope = torch.randn(x.shape, generator=generator, device=device).to(x.dtype)
+        position_ids = torch.arange(tokens, device=device) % 100
+        rotary, mask = self.rotary(x, position_ids), packed_mask(position_ids, flex=False)
+        started = [(p, p.detach().clone()) for name, p in layer.named_parameters() if "lora_B" in name]
+        for parameter, _ in started:
+            parameter.data.normal_(0.0, 0.02, generator=generator)
+        training = layer.training
+        layer.eval()
+        try:
+            with torch.autocast(device.type, self.shape.dtype, enabled=self.shape.dtype != torch.float32):
+                turns = rotary[0][None], rotary[1][None]
+                plain = x.detach().requires_grad_()
+                y = layer(plain[None], attention_mask=mask[None, None], position_embeddings=turns)
+            (wanted,) = torch.autograd.grad(y, plain, slope[None].to(y.dtype))
+            fast, shape = x.detach().requires_grad_(), dataclasses.replace(self.shape, dropout_threshold=0)
+            seeds = torch.zeros(4, 1, dtype=torch.int64, device=device)
+            (got,) = torch.autograd.grad(
+                layer_forward(fast, layer_weights(layer, shape.dtype), rotary, mask, seeds, shape), fast, slope
+            )
+        finally:
+            layer.train(training)
+            for parameter, value in started:
+                parameter.data.copy_(value)
+        wanted = wanted.float() - slope.float()  # what passes beside the layer is the same anyway
+        return ((got.float() - slope.float() - wanted).norm() / wanted.norm()).item()
 
     def measure_layer(self) -> tuple[int, int, int]:
         """Bytes on the GPU: what a layer keeps for its backward pass, what that pass needs besides, and its input.

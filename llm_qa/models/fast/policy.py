@@ -14,6 +14,7 @@ from llm_qa.models.linear_modules import linear_layers
 from llm_qa.models.quantization import BF16_CAPABILITY, SHORT, Precision
 
 OPTIMIZER_BYTES = {8: 2, 32: 8}  # Adam's two moments of a trained weight, in 8 or 32 bits
+MOST_DIFFERENT, MOST_DIFFERENT_FP8 = 0.05, 0.2  # of a layer's gradient from the plain one's, relative
 KEPT_FREE = 0.06  # share of the memory that is left to fragmentation, the head's logits and cuBLAS
 
 
@@ -67,9 +68,16 @@ def choose_fast_path(
     """Put the fast path on `model` (plain or with LoRA) where it is valid. `tokens` are those of a forward pass."""
     causal = model.get_base_model() if hasattr(model, "get_base_model") else model
     if reason := reason_against(causal, recipe, zero_stage, capability):
-        plain = "every layer recomputed" if recipe.recompute != "none" else "no layer recomputed"
-        return FastPath(False, f"plain path ({reason}): sdpa attention, {plain}, {precision.base}")
-    fast = FastNeoX(causal, precision.compute, tokens, flex=True, compiled=True, graphed=recipe.method == "lora" and not zero_stage)
+        return plain_path(reason, recipe, precision)
+    fast = FastNeoX(
+        causal, precision.compute, tokens, flex=True, compiled=True, graphed=recipe.method == "lora" and not zero_stage
+    )
+    if (difference := fast.difference()) > (MOST_DIFFERENT_FP8 if precision.fp8 else MOST_DIFFERENT):
+        return plain_path(
+            f"on this GPU the fast layer differs by {difference:.0%} from the plain one, please report it",
+            recipe,
+            precision,
+        )
     layers = len(causal.gpt_neox.layers)
     fast.recomputed, why = layers_to_recompute(fast, model, recipe, layers)
     causal.forward = fast.forward
@@ -80,8 +88,14 @@ def choose_fast_path(
     return FastPath(True, report, fast.recomputed)
 
 
+def plain_path(reason: str, recipe: Recipe, precision: Precision) -> FastPath:
+    """transformers and peft as they are, and why."""
+    recomputed = "every layer recomputed" if recipe.recompute != "none" else "no layer recomputed"
+    return FastPath(False, f"plain path ({reason}): sdpa attention, {recomputed}, {precision.base}")
+
+
 def layers_to_recompute(fast: FastNeoX, model: torch.nn.Module, recipe: Recipe, layers: int) -> tuple[int, str]:
-    """How many layers keep only their input, and why: as few as the free memory allows, from one layer's measured need."""
+    """How many layers keep only their input, and why: as few as the memory allows, by one layer's measured need."""
     if recipe.recompute != "auto":
         return (layers if recipe.recompute == "all" else 0), f"--recompute {recipe.recompute}"
     kept, passing, shared = fast.measure_layer()

@@ -20,7 +20,8 @@ def frozen_weight(layer: torch.nn.Module, dtype: torch.dtype) -> list[torch.Tens
     state = getattr(layer.weight, "quant_state", None)
     if state is None:
         return [layer.weight.detach().to(dtype)]
-    assert state.quant_type == "nf4" and state.blocksize == NF4_BLOCK
+    assert state.quant_type == "nf4"
+    assert state.blocksize == NF4_BLOCK
     packed = layer.weight.detach().as_subclass(torch.Tensor).view(torch.uint8).view(-1)
     if not state.nested:
         return [packed, state.absmax, state.code]

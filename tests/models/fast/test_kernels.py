@@ -1,0 +1,72 @@
+"""Each Triton kernel against its plain PyTorch function: on a GPU, or in Triton's interpreter."""
+
+import os
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="Triton is not installed (PyTorch's CPU build comes without it)")
+ON_GPU = torch.cuda.is_available()
+if not ON_GPU:
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+from llm_qa.models.fast import kernels, lora_layer, low_rank  # noqa: E402
+
+DEVICE = "cuda" if ON_GPU else "cpu"
+TOKENS, WIDTH, RANK = 70, 272, 8
+THRESHOLDS = [0, low_rank.dropout_threshold(0.3)]
+
+
+@pytest.fixture
+def reference(monkeypatch):
+    """The plain functions, on whatever device."""
+    monkeypatch.setattr(torch.Tensor, "is_cuda", False)
+
+
+@pytest.fixture
+def noise():
+    torch.manual_seed(0)
+    return lambda *shape: torch.randn(*shape, device=DEVICE)
+
+
+def near(got, wanted, bound=1e-5):
+    assert (got.double() - wanted.double()).norm() <= bound * wanted.double().norm()
+
+
+@pytest.mark.parametrize("threshold", THRESHOLDS)
+def test_products_of_low_rank(noise, reference, threshold):
+    seed = torch.tensor([3987654321], device=DEVICE)
+    x, a, b, d = noise(TOKENS, WIDTH), noise(RANK, WIDTH), noise(WIDTH, RANK), noise(TOKENS, RANK)
+    near(kernels.down(x, a, seed, threshold, 2.0), low_rank.down(x, a, seed, threshold, 2.0))
+    near(kernels.outer(d, x, seed, threshold, 2.0), low_rank.outer(d, x, seed, threshold, 2.0))
+    onto = x.clone(), x.clone()
+    near(kernels.up(d, b.T, seed, threshold, 2.0, onto[0]), low_rank.up(d, b.T, seed, threshold, 2.0, onto[1]))
+
+
+@pytest.mark.parametrize("threshold", THRESHOLDS)
+def test_gelu_and_the_layer_s_sum(noise, reference, threshold):
+    seed, scale = torch.tensor([77], device=DEVICE), 0.5
+    h, d, b, bias = noise(TOKENS, WIDTH), noise(TOKENS, RANK), noise(WIDTH, RANK), noise(WIDTH)
+    near(kernels.gelu(h, d, b, bias, scale), lora_layer.gelu(h, d, b, bias, scale))
+    du, dd, a = noise(TOKENS, WIDTH), noise(TOKENS, RANK), noise(RANK, WIDTH)
+    keep = low_rank.keep_scale(threshold)
+    got = kernels.gelu_backward(du.clone(), dd, a, h, d, b, bias, seed, threshold, keep, scale)
+    wanted = lora_layer.gelu_backward(du.clone(), dd, a, h, d, b, bias, seed, threshold, scale)
+    for one, other in zip(got, wanted, strict=True):
+        near(one, other)
+    rest = noise(TOKENS, WIDTH), d, b, noise(TOKENS, WIDTH), dd, noise(WIDTH, RANK), bias, scale
+    near(kernels.residual(h, *rest), lora_layer.residual(h, *rest))
+
+
+@pytest.mark.parametrize("heads", [1, 4])
+def test_rotation_and_back(noise, reference, heads):
+    width, rotated = 64, 32
+    angles = noise(TOKENS, rotated // 2).repeat(1, 2)
+    cos, sin = angles.cos(), angles.sin()
+    packed, d, b = noise(TOKENS, 3 * heads * width), noise(TOKENS, RANK), noise(3 * heads * width, RANK)
+    given = packed, d, b, noise(3 * heads * width), cos, sin, heads, 2.0
+    for one, other in zip(kernels.split_and_rotate(*given), lora_layer.split_and_rotate(*given), strict=True):
+        near(one, other)
+    slopes = [noise(1, heads, TOKENS, width) for _ in range(3)]
+    wanted = lora_layer.split_and_rotate_backward(*slopes, d, b, cos, sin, 2.0)[0]
+    near(kernels.join_and_rotate_back(*slopes, cos, sin), wanted)

@@ -1,0 +1,168 @@
+"""The fast training pass against transformers and peft as they are: the same loss, the same gradients."""
+
+import pytest
+import torch
+
+from llm_qa.config import make_recipe
+from llm_qa.data.packing import collate_packs
+from llm_qa.models import tiny
+from llm_qa.models.fast.low_rank import dropout_threshold, keep_mask, keep_scale
+from llm_qa.models.fast.neox import FastNeoX, document_numbers, packed_mask
+from llm_qa.models.lora import add_lora
+from llm_qa.models.quantization import resolve_precision
+from llm_qa.models.random_weights import random_base
+
+TOKENS = 128  # the rows below hold 2 x 44: some of it is padding
+DROPOUT = 0.3
+
+
+def build(**values):
+    """A tiny model with LoRA (its B not 0, so that every gradient matters), and its FastNeoX."""
+    recipe = make_recipe(values)
+    precision = resolve_precision(recipe, None)
+    model = random_base(tiny.model_config(tiny.VOCABULARY, 0), precision, "cpu")
+    if recipe.method == "lora":
+        model = add_lora(model, recipe)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.05)
+    causal = model.get_base_model() if recipe.method == "lora" else model
+    return model.train(), FastNeoX(causal, precision.compute, TOKENS, flex=False, compiled=False)
+
+
+@pytest.fixture
+def batch():
+    generator = torch.Generator().manual_seed(0)
+    rows = []
+    for lengths in ([5, 9, 30], [20, 11]):
+        ids = torch.randint(0, tiny.VOCABULARY, (sum(lengths),), generator=generator)
+        given = torch.cat([torch.arange(length) < length // 3 for length in lengths])
+        positions = torch.cat([torch.arange(length) for length in lengths])
+        rows.append({"input_ids": ids, "position_ids": positions, "labels": ids.masked_fill(given, -100)})
+    return collate_packs(rows, 0)
+
+
+def gradients(model, loss) -> dict[str, torch.Tensor]:
+    loss.backward()
+    found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    return found
+
+
+def largest_difference(got: dict, wanted: dict) -> float:
+    assert got.keys() == wanted.keys()
+    return max(((got[name] - wanted[name]).norm() / wanted[name].norm()).item() for name in wanted)
+
+
+@pytest.mark.parametrize(
+    ("values", "bound"),
+    [
+        ({"base_precision": "nf4"}, 1e-5),
+        ({"base_precision": "nf4", "double_quant": False}, 1e-5),
+        ({"base_precision": "fp32"}, 1e-5),
+        ({"base_precision": "fp32", "method": "full"}, 1e-5),
+        ({"base_precision": "fp8"}, 5e-2),  # a rounding may fall to the other side where fp32 sums in another order
+        ({"base_precision": "nf4", "compute_dtype": "bf16"}, 6e-2),
+    ],
+)
+def test_loss_and_gradients_are_those_of_the_plain_path(batch, values, bound):
+    model, fast = build(**({} if values.get("method") == "full" else {"lora_dropout": 0.0}), **values)
+    with torch.autocast("cpu", torch.bfloat16, enabled="compute_dtype" in values):
+        plain = model(**batch, use_cache=False).loss
+    wanted = gradients(model, plain)
+    loss = fast.loss(**batch)
+    assert loss.item() == pytest.approx(plain.item(), rel=min(bound, 1e-3))
+    assert largest_difference(gradients(model, loss), wanted) < bound
+
+
+@pytest.mark.parametrize("recomputed", [1, 2])
+def test_recomputed_layers_give_the_same_to_the_last_bit_with_dropout(batch, recomputed):
+    model, fast = build(base_precision="nf4", lora_dropout=DROPOUT)
+    torch.manual_seed(1)
+    wanted = gradients(model, fast.loss(**batch))
+    fast.recomputed = recomputed
+    torch.manual_seed(1)
+    got = gradients(model, fast.loss(**batch))
+    assert all(torch.equal(got[name], wanted[name]) for name in wanted)
+
+
+class GivenMask(torch.nn.Module):
+    """Dropout of a linear layer's input with the fast path's mask, as a module for peft's own layers."""
+
+    def __init__(self, seed: int):
+        super().__init__()
+        self.seed = torch.tensor([seed & 0xFFFFFFFF])
+
+    def forward(self, x):
+        flat, threshold = x.reshape(-1, x.shape[-1]), dropout_threshold(DROPOUT)
+        mask = keep_mask(len(flat), flat.shape[1], self.seed, threshold)
+        return (flat * mask * keep_scale(threshold)).view_as(x)
+
+
+def test_dropout_is_peft_s_with_a_mask_of_its_own(batch):
+    model, fast = build(base_precision="fp32", lora_dropout=DROPOUT)
+    torch.manual_seed(5)
+    loss = fast.loss(**batch)
+    got = gradients(model, loss)
+    torch.manual_seed(5)
+    first = int(torch.randint(2**31, (1,)))
+    for i, layer in enumerate(model.get_base_model().gpt_neox.layers):
+        linears = (
+            layer.attention.query_key_value,
+            layer.attention.dense,
+            layer.mlp.dense_h_to_4h,
+            layer.mlp.dense_4h_to_h,
+        )
+        for j, linear in enumerate(linears):
+            linear.lora_dropout["default"] = GivenMask(first + (4 * i + j) * 0x632BE5AB)
+    plain = model(**{key: value.reshape(1, -1) for key, value in batch.items()}, use_cache=False).loss
+    assert loss.item() == pytest.approx(plain.item(), rel=1e-5)
+    assert largest_difference(got, gradients(model, plain)) < 1e-5
+
+
+def test_a_step_s_mask_follows_torch_s_generator_and_validation_has_none(batch):
+    model, fast = build(base_precision="fp32", lora_dropout=DROPOUT)
+    torch.manual_seed(1)
+    first, second = fast.loss(**batch).item(), fast.loss(**batch).item()
+    torch.manual_seed(1)
+    assert fast.loss(**batch).item() == first != second
+    model.eval()
+    assert fast.loss(**batch).item() == fast.loss(**batch).item() == pytest.approx(model(**batch).loss.item(), rel=1e-5)
+
+
+def test_forward_takes_over_batches_with_labels_alone(batch):
+    model, fast = build(base_precision="fp32", lora_dropout=0.0)
+    causal = model.get_base_model()
+    plain = model(**batch, use_cache=False).loss
+    causal.forward = fast.forward
+    assert model(**batch, use_cache=False).logits is None
+    assert model(**batch, num_items_in_batch=2).loss.item() == pytest.approx(
+        plain.item() * (batch["labels"] != -100).sum().item() / 2, rel=1e-5
+    )
+    ids, positions = batch["input_ids"], batch["position_ids"]
+    assert model(input_ids=ids, position_ids=positions, use_cache=False).logits.shape[:2] == ids.shape
+
+
+@pytest.mark.parametrize("base", ["fp32", "nf4", "fp8"])
+def test_a_layer_is_compared_with_the_plain_one_before_training(base):
+    model, fast = build(base_precision=base)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    assert fast.difference() < 1e-3
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_a_wrong_kernel_shows_in_that_comparison(monkeypatch):
+    from llm_qa.models.fast import low_rank
+
+    _, fast = build(base_precision="fp32")
+    right = low_rank.up
+    monkeypatch.setattr(low_rank, "up", lambda d, b, *rest: right(d * 0, b, *rest))
+    assert fast.difference() > 0.05
+
+
+def test_documents_see_themselves_and_what_is_before():
+    positions = torch.tensor([0, 1, 2, 0, 1, 0, 0])
+    assert document_numbers(positions).tolist() == [1, 1, 1, 2, 2, 3, 4]
+    mask = packed_mask(positions, flex=False)
+    seen = [[i for i in range(7) if row[i]] for row in mask]
+    assert seen == [[0], [0, 1], [0, 1, 2], [3], [3, 4], [5], [6]]

@@ -1,0 +1,87 @@
+import pytest
+import torch
+
+from llm_qa.config import make_recipe
+from llm_qa.console import UserError
+from llm_qa.models import tiny
+from llm_qa.models.fast.neox import FastNeoX
+from llm_qa.models.fast.policy import choose_fast_path, layers_to_recompute, reason_against
+from llm_qa.models.lora import add_lora
+from llm_qa.models.quantization import resolve_precision
+from llm_qa.models.random_weights import random_base
+
+H200, T4 = (9, 0), (7, 5)
+
+
+def tiny_model(**changes):
+    config = tiny.model_config(500, 0)
+    for name, value in changes.items():
+        setattr(config, name, value)
+    recipe = make_recipe({"base_precision": "fp32"})
+    return random_base(config, resolve_precision(recipe, None), "cpu")
+
+
+def with_lora(model, **values):
+    return add_lora(model, make_recipe({"base_precision": "fp32", **values})).get_base_model()
+
+
+def test_polyglot_s_kind_of_model_takes_it():
+    assert reason_against(with_lora(tiny_model()), make_recipe({}), 0, H200) is None
+    assert reason_against(tiny_model(), make_recipe({"method": "full", "base_precision": "fp32"}), 2, H200) is None
+
+
+@pytest.mark.parametrize(
+    ("model", "values", "stage", "capability", "reason"),
+    [
+        ({}, {"fast": "off"}, 0, H200, "--fast off"),
+        ({}, {}, 0, None, "no GPU"),
+        ({}, {}, 0, T4, "compute capability 7.5"),
+        ({}, {}, 3, H200, "ZeRO-3"),
+        ({"hidden_dropout": 0.1}, {}, 0, H200, "dropout"),
+        ({"use_parallel_residual": False}, {}, 0, H200, "built otherwise"),
+        ({"hidden_act": "gelu_new"}, {}, 0, H200, "built otherwise"),
+    ],
+)
+def test_what_cannot_take_it_is_told_why(model, values, stage, capability, reason):
+    assert reason in reason_against(with_lora(tiny_model(**model)), make_recipe(values), stage, capability)
+
+
+def test_linear_layers_without_lora_and_other_architectures_take_the_plain_path():
+    narrow = make_recipe({"lora_targets": ["dense"]})
+    assert "--lora-targets" in reason_against(with_lora(tiny_model(), lora_targets=["dense"]), narrow, 0, H200)
+    assert "Linear" in reason_against(torch.nn.Linear(2, 2), make_recipe({}), 0, H200)
+
+
+def test_the_plain_path_is_said_aloud_and_changes_nothing():
+    model, recipe = tiny_model(), make_recipe({"method": "full", "base_precision": "fp32", "recompute": "none"})
+    before = model.forward
+    path = choose_fast_path(model, recipe, resolve_precision(recipe, None), 128, 0, None)
+    assert not path.active
+    assert path.report == "plain path (no GPU): sdpa attention, no layer recomputed, fp32"
+    assert model.forward == before
+
+
+@pytest.mark.parametrize(("free_gib", "recomputed"), [(100, 0), (41, 15), (22, 34), (1, 40)])
+def test_as_few_layers_are_recomputed_as_the_memory_allows(monkeypatch, free_gib, recomputed):
+    """40 layers that keep 17/16 GiB, or 1/16 GiB if recomputed; 6% of 100 GiB and 10 GiB in passing are taken."""
+    fast = FastNeoX(tiny_model(), torch.float32, 128, flex=False, compiled=False)
+    monkeypatch.setattr(fast, "measure_layer", lambda: (17 * 2**26, 10 * 2**30, 2**26))
+    monkeypatch.setattr(
+        "llm_qa.models.fast.policy.free_memory_bytes", lambda: (free_gib * 2**30 + 5 * 2**29, 100 * 2**30)
+    )
+    frozen = torch.nn.Linear(1, 1).requires_grad_(False)
+    number, why = layers_to_recompute(fast, frozen, make_recipe({}), 40)
+    assert number == recomputed
+    assert "a layer keeps 1.06 GiB" in why
+    assert layers_to_recompute(fast, frozen, make_recipe({"recompute": "all"}), 40)[0] == 40
+    assert layers_to_recompute(fast, frozen, make_recipe({"recompute": "none"}), 40)[0] == 0
+
+
+def test_fp8_needs_a_gpu_that_has_it():
+    recipe = make_recipe({"base_precision": "fp8"})
+    with pytest.raises(UserError, match=r"fp8 needs compute capability 8\.9 .* set --base-precision to nf4"):
+        resolve_precision(recipe, (8, 0))
+    assert resolve_precision(recipe, (8, 9)).fp8
+    assert resolve_precision(recipe, None).base == "fp8"
+    with pytest.raises(UserError, match="method full cannot train fp8 weights"):
+        make_recipe({"base_precision": "fp8", "method": "full"})
