@@ -13,6 +13,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+import itertools
+
 from llm_qa.training.manifest import damage, flush, write_manifest
 
 LORA = 26_214_400  # r 8 on every linear of 40 layers of polyglot-ko-12.8b
@@ -48,7 +50,7 @@ def measure(folder: Path, sizes: dict[str, int]) -> tuple[float, float, float, f
     assert not damage(folder)
     times.append(time.perf_counter())
     shutil.rmtree(folder)
-    return tuple(after - before for before, after in zip(times, times[1:], strict=False))
+    return tuple(after - before for before, after in itertools.pairwise(times))
 
 
 if __name__ == "__main__":
