@@ -19,7 +19,7 @@ DATA_FLAG = $(if $(DATA),--data $(DATA))
 LAUNCH := $(BIN)/accelerate launch --quiet --config_file
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-distributed lint format train train-qlora train-ddp train-zero2 train-zero3 train-zero3-offload plan eval report ask clean
+.PHONY: help install demo test test-distributed soak lint format train train-qlora train-ddp train-zero2 train-zero3 train-zero3-offload plan eval report ask clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sort | sed -E 's/^([a-z0-9-]+):[^#]*## /\1\t/' | expand -t 22
@@ -72,6 +72,9 @@ test: $(VENV)/installed ## every test but the distributed, gpu and slow ones
 
 test-distributed: $(VENV)/installed ## every recipe on every strategy, on processes of this machine (about 15 minutes)
 	$(BIN)/python -m pytest tests/distributed -m distributed $(ARGS)
+
+soak: $(VENV)/installed ## the long tests: hundreds of kills, thousands of bad inputs (about 30 minutes)
+	$(BIN)/python -m pytest -s -m slow $(ARGS)
 
 lint: $(VENV)/installed ## ruff: rules and format
 	$(BIN)/ruff check .

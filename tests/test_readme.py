@@ -33,7 +33,7 @@ def test_both_languages_give_the_same_commands_figures_and_picture():
     assert re.findall(r"```text\n.*?```", english, re.DOTALL) == re.findall(r"```text\n.*?```", korean, re.DOTALL)
     numbers = [re.findall(r"(?<=\| )[\d,.]+(?: GiB)?(?= \|)", text) for text in (english, korean)]
     assert numbers[0] == numbers[1]
-    assert len(numbers[0]) == 8
+    assert len(numbers[0]) >= 8
     assert (ROOT / ".github" / "report.png").is_file()
 
 

@@ -21,7 +21,7 @@ def undisturbed(tmp_path_factory):
     folder, done = tmp_path_factory.mktemp("undisturbed"), {}
 
     def run(strategy):
-        recipe = write_recipe(folder, "nf4", max_steps=60, save_steps=5, lora_dropout=0.05)
+        recipe = write_recipe(folder, "nf4", max_steps=40, save_steps=10, lora_dropout=0.05, eval_strategy="no")
         if strategy not in done:
             train(strategy, recipe, folder / strategy)
             done[strategy] = folder / strategy
@@ -79,7 +79,7 @@ def test_a_rank_that_stops_answering_is_named_and_the_others_end(undisturbed, tm
     goes_on_to_the_same_end("ddp", recipe, tmp_path / "run", expected)
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "zero2", "zero3"])
+@pytest.mark.parametrize("strategy", ["ddp", "zero2"])
 def test_a_signal_to_one_rank_stops_all_after_the_same_step(strategy, undisturbed, tmp_path):
     recipe, expected = undisturbed(strategy)
     run = tmp_path / "run"

@@ -140,3 +140,50 @@ def test_the_server_trains_as_the_command_line_does(server, recipe, data, tmp_pa
     code = server.run([recipe, "--data", data, "--run", tmp_path / "forked", *short], tmp_path / "log.txt")
     assert code == 0
     assert outcome(tmp_path / "script") == outcome(tmp_path / "forked")
+
+
+def test_a_chain_of_short_runs_equals_one_long_run(server, recipe, data, tmp_path):
+    """--max-hours is spent again and again; schedule, log and adapter are those of the whole training."""
+    log, whole = tmp_path / "log.txt", tmp_path / "whole"
+    assert server.run([recipe, "--data", data, "--run", whole], log) == 0
+    codes = []
+    for _ in range(60):
+        arguments = [recipe, "--data", data, "--run", tmp_path / "chain", "--max-hours", str(2.0 / 3600)]
+        codes.append(server.run(arguments, log))
+        if codes[-1] != 75:
+            break
+    assert codes[-1] == 0
+    assert codes.count(75) >= 2
+    assert "(max_hours " in log.read_text(encoding="utf-8")
+    chain, one = outcome(tmp_path / "chain"), outcome(whole)
+    card = ("README.md",)  # names the budget
+    assert {k: v for k, v in chain[0].items() if k not in card} == {k: v for k, v in one[0].items() if k not in card}
+    assert chain[1:] == one[1:]
+
+
+def test_secrets_of_the_environment_are_written_nowhere(server, recipe, data, tmp_path):
+    names = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY", "DB_PASSWORD")
+    secrets = {name: f"sekret-{name.lower()}-0123456789abcdef" for name in names}
+    log, run = tmp_path / "log.txt", tmp_path / "run"
+    arguments = [recipe, "--data", data, "--run", run, "--max-steps", "3", "--save-steps", "1"]
+    assert server.run(arguments, log, **secrets) == 0
+    written = [log, *(path for path in run.rglob("*") if path.is_file())]
+    assert len(written) > 15
+    for path in written:
+        text = path.read_bytes()
+        assert not [name for name, secret in secrets.items() if secret.encode() in text], path
+
+
+def test_two_trainings_of_one_run_folder(server, recipe, data, tmp_path):
+    """The second is refused with code 2 while the first goes on, and nothing of the first is touched."""
+    arguments = [recipe, "--data", data, "--run", tmp_path / "run"]
+    first = server.start(arguments, tmp_path / "first.txt")
+    while not (tmp_path / "run" / files.LOG).exists():
+        time.sleep(0.02)
+    os.kill(first, signal.SIGSTOP)
+    try:
+        assert server.run(arguments, tmp_path / "second.txt") == 2
+        assert f"is being trained by process {first} on " in (tmp_path / "second.txt").read_text(encoding="utf-8")
+    finally:
+        os.kill(first, signal.SIGCONT)
+    assert server.wait(first) == 0
