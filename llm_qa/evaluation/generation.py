@@ -60,7 +60,13 @@ def model_context(model) -> int:
 
 
 def generate_answers(
-    model, tokenizer, questions: list[tuple[str, str]], settings: GenerationSettings, *, batch_size: int = 16
+    model,
+    tokenizer,
+    questions: list[tuple[str, str]],
+    settings: GenerationSettings,
+    *,
+    batch_size: int = 16,
+    quiet: bool = False,
 ) -> list[Answer]:
     """Answer (question, context) pairs, in their order.
 
@@ -78,7 +84,7 @@ def generate_answers(
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]), reverse=True)
     answers: list[Answer | None] = [None] * len(prompts)
     torch.manual_seed(settings.seed)
-    with progress(total=len(prompts), what="answering", unit="questions") as bar:
+    with progress(total=len(prompts), what="answering", unit="questions", quiet=quiet) as bar:
         for begin in range(0, len(order), batch_size):
             part = order[begin : begin + batch_size]
             rows = _generate_batch(model, tokenizer, [prompts[i] for i in part], settings)
@@ -116,7 +122,7 @@ def _to_answer(tokenizer, tokens: list[int]) -> Answer:
 
 @torch.inference_mode()
 def reference_bits(
-    model, tokenizer, items: list[tuple[str, str, str]], *, tokens_at_once: int = 2048
+    model, tokenizer, items: list[tuple[str, str, str]], *, tokens_at_once: int = 2048, quiet: bool = False
 ) -> list[float | None]:
     """-log2 p(answer | prompt) of (question, answer, context) triples, eos not counted, in bits, in their order.
 
@@ -129,7 +135,7 @@ def reference_bits(
     order = sorted(
         (i for i, d in enumerate(documents) if len(d.input_ids) <= limit), key=lambda i: documents[i].input_ids
     )
-    with progress(total=len(order), what="scoring references", unit="answers") as bar:
+    with progress(total=len(order), what="scoring references", unit="answers", quiet=quiet) as bar:
         while order:
             part, room = [], max(tokens_at_once, len(documents[order[-1]].input_ids))
             while order and len(documents[order[-1]].input_ids) <= room:

@@ -33,7 +33,7 @@ def score_rows(base: dict | None, tuned: dict, comparison: dict | None, keys: Se
         measure, after = MEASURES[key], tuned["metrics"][key]
         before = base["metrics"][key] if base else None
         change = comparison["metrics"][key] if comparison else {}
-        p = change.get("p_value")
+        p = change.get("p_holm")
         rows.append(
             {
                 "measure": measure,
@@ -51,12 +51,12 @@ def score_rows(base: dict | None, tuned: dict, comparison: dict | None, keys: Se
     return rows
 
 
-def category_rows(run: RunReport) -> list[dict[str, Any]]:
-    """One row a category: its name, counts, and the score texts of character F1 and bits per character."""
+def group_rows(run: RunReport, grouping: str) -> list[dict[str, Any]]:
+    """One row a group: its name, counts, and the score texts of character F1 and bits per character."""
     rows = []
-    for name, part in run.tuned["scores"]["categories"].items():
-        before = (run.base["scores"]["categories"] if run.base else {}).get(name)
-        change = (run.comparison["categories"] if run.comparison else {}).get(name)
+    for name, part in run.tuned["scores"]["groups"].get(grouping, {}).items():
+        before = (run.base["scores"]["groups"].get(grouping, {}) if run.base else {}).get(name)
+        change = (run.comparison["groups"].get(grouping, {}) if run.comparison else {}).get(name)
         f1, bits = score_rows(before, part, change, (CHARACTER_F1, BITS_PER_CHARACTER))
         rows.append({"name": name or "(none)", "records": part["records"], "questions": part["questions"]})
         rows[-1] |= {"f1": f1, "bits": bits}
@@ -80,8 +80,8 @@ def cost_rows(report: Report) -> list[list[str]]:
     """Our runs by COST_HEADER; unknown is '–'."""
     rows = []
     for run in report.runs:
-        training, recipe = run.training, run.recipe
-        device = training.get("device") or run.environment.get("device")
+        training, recipe = run.folder.training, run.folder.recipe
+        device = training.get("device") or run.folder.environment.get("device")
         rows.append(
             [
                 run.name,
@@ -152,16 +152,16 @@ def settings(run: RunReport, report: Report) -> dict[str, dict[str, str]]:
     """Section -> setting -> text: all that is needed to get these numbers again."""
     scores = run.tuned["scores"]
     data = {"folder": report.data, "sha256": report.data_sha256, "split": report.split}
-    trained_on = run.environment.get("data_sha256")
+    trained_on = run.folder.environment.get("data_sha256")
     statistics = {key: scores[key] for key in ("seed", "resamples", "confidence", "resampled") if key in scores}
-    training = {key: value for key, value in run.training.items() if key != "finished"}
+    training = {key: value for key, value in run.folder.training.items() if key != "finished"}
     sections = {
-        "Recipe": run.recipe,
+        "Recipe": run.folder.recipe,
         "Generation": run.tuned.get("generation") or {},
         "Data": data | ({"sha256 trained on": trained_on} if trained_on else {}),
         "Intervals": statistics | {"seed of the comparison and the samples": report.seed},
         "Training": training,
-        "Environment": {key: value for key, value in run.environment.items() if key != "data_sha256"},
+        "Environment": {key: value for key, value in run.folder.environment.items() if key != "data_sha256"},
     }
     return {title: dict(_flat(values)) for title, values in sections.items() if values}
 
