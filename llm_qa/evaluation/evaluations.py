@@ -1,4 +1,4 @@
-"""Reading evaluations back: scores and predictions that are whole and fit together, or one sentence that says why not."""
+"""Reading evaluations back: scores and predictions that are whole and fit together, or a sentence that says why not."""
 
 from __future__ import annotations
 

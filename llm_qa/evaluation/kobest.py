@@ -1,4 +1,4 @@
-"""KoBEST through lm-evaluation-harness (optional): five tasks, base and tuned in one run, from a local copy of the data.
+"""KoBEST through lm-evaluation-harness (optional): five tasks, base and tuned in one run, from a local copy of data.
 
 The tasks are the harness's own, with two changes: the data is read from a folder, and macro F1 is computed here instead
 of by a script that the harness would fetch. Source of KoBEST: Kim et al. 2022, arXiv:2204.04541.

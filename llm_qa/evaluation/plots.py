@@ -16,7 +16,7 @@ from llm_qa.evaluation.plotting import (
     finished,
     from_zero,
     largest_value,
-    legend_label,
+    legend_above,
     line,
     new_figure,
     shorten,
@@ -78,36 +78,30 @@ def cost_plot(entries: list[Entry]) -> Plot | None:
     if not hours:
         return None
     figure, (panel,) = new_figure(1, height=3.3, label_width=6, legend_rows=0, x_label=True)
-    edge = min(hours) / 4
+    edge, highest = min(hours) / 4, max(hours)
     panel.set_xscale("log")
-    for entry in entries:
-        x, values = entry.hours or edge, entry.scores["metrics"][CHARACTER_F1]
+    panel.set_xlim(edge / 1.5, highest * (highest / edge) ** 0.45)
+    panel.set_ylim(0, 1.1 * largest_value([entry.scores for entry in entries], CHARACTER_F1))
+    points = [(entry.hours or edge, entry.scores["metrics"][CHARACTER_F1]) for entry in entries]
+    labels = [f"{entry.rank} {shorten(entry.name, 30)}" for entry in entries]
+    drops = _label_drops(panel, [(x, values["value"]) for x, values in points], labels)
+    for entry, (x, values), label, drop in zip(entries, points, labels, drops, strict=True):
         colour = colour_of(entry)
         if is_number(values["low"]) and is_number(values["high"]):
-            panel.plot([x, x], [values["low"], values["high"]], color=colour, linewidth=1.4, alpha=0.8)
-        panel.plot(
-            x,
-            values["value"],
-            "o",
-            color=colour,
-            markerfacecolor=colour if entry.label == files.TUNED else LIGHT["page"],
-        )
-        panel.annotate(
-            f" {entry.rank} {shorten(entry.name, 26)}", (x, values["value"]), xytext=(5, 0), textcoords="offset points",
-            va="center", fontsize=8, color=LIGHT["ink"],
-        )  # fmt: skip
-    highest = max(hours)
-    panel.set_xlim(edge / 1.5, highest * (highest / edge) ** 0.45)
+            panel.plot([x, x], [values["low"], values["high"]], color=colour, linewidth=1.4)
+        face = colour if entry.label == files.TUNED else LIGHT["page"]
+        panel.plot(x, values["value"], "o", color=colour, markerfacecolor=face)
+        panel.annotate(label, (x, values["value"]), (8, -drop), textcoords="offset points", va="center", fontsize=8)
     ticks = [tick for tick in _TICKS if edge * 1.5 < tick <= highest * 3]
-    panel.set_xticks([edge, *ticks], ["not\ntrained", *(_hours(tick) for tick in ticks)], minor=False)
+    panel.set_xticks([edge, *ticks], ["not trained", *map(_hours, ticks)])
     panel.minorticks_off()
-    panel.set_ylim(bottom=0)
-    panel.set_xlabel("training time x processes")
+    panel.set_xlabel("training time × processes")
     panel.set_title("Character F1 ↑ against training time, with 95% intervals")
     return finished(figure, "cost", "Character F1 against training time")
 
 
 _TICKS = [t / 3600 for t in (1, 3, 10, 30, 60, 180, 600, 1800)] + [1, 3, 10, 30, 100, 300, 1000, 3000]
+_LINE_POINTS, _LETTER_POINTS = 11, 5  # of a label: its height, and the width of a column
 
 
 def _hours(hours: float) -> str:
@@ -115,12 +109,25 @@ def _hours(hours: float) -> str:
     return f"{seconds} s" if seconds < 60 else f"{seconds // 60} min" if seconds < 3600 else f"{seconds // 3600:,} h"
 
 
+def _label_drops(panel, points: list[tuple[float, float]], labels: list[str]) -> list[float]:
+    """How many points of length each label goes below its dot, so that none covers another; best ranks first."""
+    placed: list[tuple[float, float, float]] = []  # left, right, height
+    drops = []
+    for point, label in zip(points, labels, strict=True):
+        left, height = panel.transData.transform(point) * 72 / panel.figure.dpi
+        right, drop = left + _LETTER_POINTS * display_width(label), 0.0
+        while any(a < right and left < b and abs(y - (height - drop)) < _LINE_POINTS for a, b, y in placed):
+            drop += 1
+        placed.append((left, right, height - drop))
+        drops.append(drop)
+    return drops
+
+
 @styled
 def distribution_plot(entries: list[Entry]) -> Plot:
     """Share of questions that score at least so much character F1, a line a model: the higher line is better."""
-    figure, (panel,) = new_figure(
-        1, height=3.2 + 0.2 * len(entries), label_width=6, legend_rows=len(entries), x_label=True
-    )
+    lines = len(entries)
+    figure, (panel,) = new_figure(1, height=3.2 + 0.2 * lines, label_width=6, legend_rows=lines, x_label=True)
     handles = []
     for entry in entries:
         scores = entry.question_f1()
@@ -136,10 +143,7 @@ def distribution_plot(entries: list[Entry]) -> Plot:
     panel.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0%", "25%", "50%", "75%", "100%"])
     panel.set_xlabel("character F1 of an answer, at least")
     panel.set_title("Share of answers")
-    figure.legend(
-        handles, [legend_label(entry.name) for entry in entries], loc="upper left", ncols=1, bbox_to_anchor=(0, 1),
-        borderaxespad=0.1,
-    )  # fmt: skip
+    legend_above(figure, handles, [entry.name for entry in entries])
     return finished(figure, "distribution", "Share of answers that reach each character F1")
 
 
@@ -161,14 +165,7 @@ def loss_plot(names: list[str], logs: list[list[dict[str, Any]]]) -> Plot | None
         handles.append(line(colour, dash))
     panel.set_xlabel("epoch")
     panel.set_title("Loss (nats a token): thin = training, thick with dots = validation")
-    figure.legend(
-        handles,
-        [legend_label(name) for name in names],
-        loc="upper left",
-        ncols=1,
-        bbox_to_anchor=(0, 1),
-        borderaxespad=0.1,
-    )
+    legend_above(figure, handles, names)
     return finished(figure, "loss", "Training and validation loss over epochs")
 
 

@@ -190,6 +190,12 @@ def line(colour: str, dash: str, **more):
     return Line2D([], [], color=colour, linestyle=dash, linewidth=1.6, **more)
 
 
+def legend_above(figure, handles: list, names: list[str]) -> None:
+    """One line a name, above the panels."""
+    labels = [legend_label(name) for name in names]
+    figure.legend(handles, labels, loc="upper left", ncols=1, bbox_to_anchor=(0, 1), borderaxespad=0.1)
+
+
 def legend_label(name: str) -> str:
     """A run's name as matplotlib will show it."""
     # matplotlib leaves labels that begin with an underscore out of a legend; a zero-width space hides that start

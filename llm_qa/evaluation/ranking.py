@@ -105,9 +105,8 @@ def compare_entries(
     runs = dict(zip(against_base, corrected, strict=False))
     duels = [(one.rank, other.rank, c) for (one, other), c in zip(pairs, corrected[len(runs) :], strict=True)]
     for run, comparison in runs.items():
-        mine, base = (
-            next(e for e in entries if e.label == label and run in e.runs) for label in (files.TUNED, files.BASE)
-        )
+        of_run = {entry.label: entry for entry in entries if run in entry.runs}
+        mine, base = of_run[files.TUNED], of_run[files.BASE]
         duels.append((mine.rank, base.rank, comparison))
     beaten: dict[int, set[int]] = {entry.rank: set() for entry in entries}
     for one, other, comparison in duels:

@@ -15,7 +15,7 @@ from llm_qa.evaluation.kobest import PUBLISHED_SOURCE
 from llm_qa.evaluation.metrics.catalogue import CHARACTER_F1, MEASURES, UNKNOWN
 from llm_qa.evaluation.original import ORIGINAL_DEVICE, ORIGINAL_PAIRS, ORIGINAL_SOURCE
 from llm_qa.evaluation.plotting import FONTS, PALETTE, Plot, inline_svg, largest_value
-from llm_qa.evaluation.report import Report
+from llm_qa.evaluation.report import Report, RunReport
 from llm_qa.evaluation.templates.escaping import TEMPLATES, html_environment, markdown_environment, visible
 from llm_qa.evaluation.templates.overview import (
     closeness_rows,
@@ -83,9 +83,7 @@ def render(report: Report, drawn: dict[str, Plot]) -> tuple[str, str]:
         "original_pairs": ORIGINAL_PAIRS,
         "original_source": ORIGINAL_SOURCE,
         "original_device": ORIGINAL_DEVICE,
-        "score_rows": lambda run: score_rows(
-            run.base and run.base["scores"], run.tuned["scores"], run.comparison, measured(report)
-        ),
+        "score_rows": lambda run: _score_rows(run, report),
         "group_rows": group_rows,
         "settings": lambda run: settings(run, report),
         "inline_svg": lambda plot: Markup(inline_svg(plot, plot.name)),
@@ -98,6 +96,10 @@ def render(report: Report, drawn: dict[str, Plot]) -> tuple[str, str]:
         html_environment().get_template("report.html.j2").render(values),
         markdown_environment().get_template("report.md.j2").render(values),
     )
+
+
+def _score_rows(run: RunReport, report: Report) -> list[dict[str, Any]]:
+    return score_rows(run.base and run.base["scores"], run.tuned["scores"], run.comparison, measured(report))
 
 
 def write_report(report: Report, out: str | Path) -> Path:
@@ -128,7 +130,7 @@ def final_screen(report: Report) -> str:
                 row["difference_span"] or UNKNOWN,
                 row["reading"] or UNKNOWN,
             ]
-            for row in score_rows(run.base and run.base["scores"], scores, run.comparison)
+            for row in _score_rows(run, report)
         ]
         title = f"{run.name}: {report.split} split, {scores['records']:,} records, {scores['questions']:,} questions"
         table = format_table(["", "base", "tuned", "difference", "95% interval", "tuned is"], rows)
