@@ -97,7 +97,6 @@ def test_page_and_twin_hold_the_whole_story(run, tmp_path):
             assert expected in text
     assert "max\\_new\\_tokens | 64" in twin
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        "answer-lengths-1.svg",
         "categories-1.svg",
         "cost.svg",
         "distribution.svg",
