@@ -10,7 +10,6 @@ command; a finished one is kept (--again answers anew). Several processes share 
 
 import argparse
 import contextlib
-from dataclasses import replace
 from pathlib import Path
 
 from llm_qa import files
@@ -19,7 +18,7 @@ from llm_qa.data.records import QARecord, load_split
 from llm_qa.evaluation.answering import fingerprint, forget_parts, join_answers, predict, question_rows
 from llm_qa.evaluation.contamination import contamination, nearest_rows, with_closest
 from llm_qa.evaluation.embedding import COMPETITION_EMBEDDER, load_embedder, with_cosines
-from llm_qa.evaluation.generation import ORIGINAL_SAMPLING, GenerationSettings
+from llm_qa.evaluation.generation import named_settings
 from llm_qa.evaluation.processes import end_processes, rank, start_processes, world_size
 from llm_qa.evaluation.scoring import score_predictions
 from llm_qa.models.loading import load_run, run_recipe, weights_of
@@ -65,12 +64,6 @@ WHOSE = (
 )
 
 
-def generation_settings(options: argparse.Namespace) -> GenerationSettings:
-    """The settings that --sampling names, with --max-new-tokens and --seed laid over them."""
-    settings = ORIGINAL_SAMPLING if options.sampling == "original" else GenerationSettings()
-    return replace(settings, max_new_tokens=options.max_new_tokens or settings.max_new_tokens, seed=options.seed)
-
-
 def training_records(run: Path, data_dir: Path) -> list[QARecord] | None:
     """The records that the run was trained on; None, aloud, where its data is gone or has changed."""
     trained_on = files.read_json(run / files.ENVIRONMENT)
@@ -107,7 +100,8 @@ def write_evaluation(rows: list[dict], about: dict, options: argparse.Namespace)
 def main() -> int:
     """Phases: questions, copied answers, models' answers."""
     options = parse_arguments()
-    recipe, settings = run_recipe(options.run), generation_settings(options)
+    recipe = run_recipe(options.run)
+    settings = named_settings(options.sampling, options.max_new_tokens, seed=options.seed)
     data_dir = options.data or Path(files.read_json(options.run / files.ENVIRONMENT)["data"])
     records = load_split(data_dir, options.split)[: options.limit]
     writes = rank() == 0

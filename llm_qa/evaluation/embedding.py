@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from llm_qa import files
 from llm_qa.console import UserError
 from llm_qa.evaluation.metrics.catalogue import EMBEDDING_COSINE
 
@@ -63,3 +66,13 @@ def with_cosines(rows: list[dict[str, Any]], embedder) -> list[dict[str, Any]]:
         {**row, EMBEDDING_COSINE: float(np.mean([answer @ next(references) for _ in row["references"]]))}
         for row, answer in zip(rows, answers, strict=True)
     ]
+
+
+def write_submission(path: str | Path, ids: list[str], vectors: np.ndarray) -> None:
+    """Write id, vec_0, vec_1 ... as CSV, like the competition's sample_submission.csv; floats as short as they read."""
+    buffer = io.StringIO(newline="")
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(["id", *(f"vec_{i}" for i in range(vectors.shape[1]))])
+    for identity, vector in zip(ids, vectors, strict=True):
+        writer.writerow([identity, *(np.format_float_positional(value, trim="0") for value in vector)])
+    files.write_text(path, buffer.getvalue())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import torch
 
@@ -43,6 +43,12 @@ class GenerationSettings:
 ORIGINAL_SAMPLING = GenerationSettings(
     max_new_tokens=300, do_sample=True, temperature=0.9, top_k=1, top_p=0.9, repetition_penalty=1.2
 )
+
+
+def named_settings(sampling: str, max_new_tokens: int | None = None, *, seed: int = 0) -> GenerationSettings:
+    """Settings of --sampling greedy or original; --max-new-tokens, where it is given, overrides either's length."""
+    settings = ORIGINAL_SAMPLING if sampling == "original" else GenerationSettings()
+    return replace(settings, max_new_tokens=max_new_tokens or settings.max_new_tokens, seed=seed)
 
 
 @dataclass(frozen=True)

@@ -111,11 +111,12 @@ def _hours(hours: float) -> str:
 
 def _label_drops(panel, points: list[tuple[float, float]], labels: list[str]) -> list[float]:
     """How many points of length each label goes below its dot, so that none covers another; best ranks first."""
-    placed: list[tuple[float, float, float]] = []  # left, right, height
+    dots = [panel.transData.transform(point) * 72 / panel.figure.dpi for point in points]
+    placed = [(x - _LETTER_POINTS, x + _LETTER_POINTS, y) for x, y in dots]  # left, right, height of what is there
     drops = []
-    for point, label in zip(points, labels, strict=True):
-        left, height = panel.transData.transform(point) * 72 / panel.figure.dpi
-        right, drop = left + _LETTER_POINTS * display_width(label), 0.0
+    for (x, height), label in zip(dots, labels, strict=True):
+        left, drop = x + 1.5 * _LETTER_POINTS, 0.0
+        right = left + _LETTER_POINTS * display_width(label)
         while any(a < right and left < b and abs(y - (height - drop)) < _LINE_POINTS for a, b, y in placed):
             drop += 1
         placed.append((left, right, height - drop))
