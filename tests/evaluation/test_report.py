@@ -185,7 +185,7 @@ def test_unknown_figures_are_dashes_and_nothing_crashes(run, tmp_path):
         (run / name).unlink()
     page, twin = written([run], tmp_path / "out")
     assert "No loss was logged." in page
-    assert "| tiny | embedded | – | – | – | – | – | – | 6.0 |" in twin
+    assert "| tiny | embedded | – | – | – | – | – | – | – | 6.0 |" in twin
     assert not (tmp_path / "out" / "loss.svg").exists()
 
 
@@ -195,7 +195,7 @@ def test_odd_values_in_optional_files_are_dashes(run, tmp_path):
     with open(run / files.LOG, "a", encoding="utf-8") as log:
         log.write('{"step": 41, "epoch": 4.1, "loss": NaN}\n{"step": 42}\n{"epoch": 5}\n[]\n')
     page, twin = written([run], tmp_path / "out")
-    assert "| tiny | embedded | LoRA on nf4 | CPU | – | – | – | – | 6.0 |" in twin
+    assert "| tiny | embedded | LoRA on nf4 | CPU | – | – | – | – | – | 6.0 |" in twin
     assert "training had not finished" in page
 
 
@@ -355,3 +355,73 @@ def test_many_runs_and_long_names(tmp_path):
     page, _ = written(runs, tmp_path / "out")
     Page(page)
     assert plotting.shorten("가" * 40, 10) == "가가가가…"
+
+
+# --- what stands beside the runs ---
+
+
+def test_copied_training_answers_and_closeness_are_shown(run, tmp_path):
+    rows = make_rows(tuned=True)
+    for row in rows:
+        row["closest_training"] = {"question": 0.9 if row["id"] == "TRAIN_000" else 0.1, "answer": 0.2}
+    make_evaluation(run, rows)
+    path = files.evaluation_dir(run, "test") / files.SCORES
+    counts = {"similarity_from": 0.8, "close_questions": 2, "close_answers": 0, "close_records": 1}
+    files.write_json(path, files.read_json(path) | {"contamination": counts})
+    copied = [row | {"prediction": row["references"][0], "reference_bits": [None, None]} for row in rows]
+    make_evaluation(run, copied, label="nearest")
+    page, twin = written([run], tmp_path / "out")
+    assert "| 1 | nearest training answer | 1.000 (1.000 to 1.000) |" in twin
+    assert "| tiny | 2 of 24 | 0 of 24 | 1 of 12 |" in twin
+    assert "close to a training text" in page
+
+
+def test_kobest_stands_beside_what_is_published(run, tmp_path):
+    scores = {"f1": 0.75, "accuracy": 0.8}
+    tasks = {task: {"records": 10, "base": scores, "tuned": scores} for task in ("copa", "wic")}
+    kobest = {"model": "EleutherAI/polyglot-ko-1.3b", "num_fewshot": 5, "lm_eval": "0.4.13", "tasks": tasks}
+    files.write_json(files.evaluation_dir(run, files.KOBEST) / files.SCORES, kobest)
+    page, twin = written([run], tmp_path / "out")
+    assert "| copa | 10 | 0.7500 (accuracy 0.8000) | 0.7500 (accuracy 0.8000) | 0.7193 |" in twin
+    assert "| wic | 10 | 0.7500 (accuracy 0.8000) | 0.7500 (accuracy 0.8000) | – |" in twin
+    for text in (page, twin):
+        assert "Llama-2-Ko model card" in text
+
+
+def test_a_measure_that_nobody_took_is_named_and_not_a_row_of_dashes(run, tmp_path):
+    page, twin = written([run], tmp_path / "out")
+    assert "Not measured here: Embedding cosine." in page
+    assert "| Embedding cosine" not in twin
+    for label in ("tuned", "base"):
+        rows = [row | {"embedding_cosine": 0.5} for row in make_rows(tuned=label == "tuned")]
+        make_evaluation(run, rows, label=label)
+    assert "| Embedding cosine ↑ | 0.500" in written([run], tmp_path / "out")[1]
+
+
+def test_gpu_hours_are_of_all_processes(run, tmp_path):
+    training = files.read_json(run / files.TRAINING) | {"wall_seconds": 5400, "processes": 4}
+    files.write_json(run / files.TRAINING, training)
+    environment = files.read_json(run / files.ENVIRONMENT) | {"gpus": ["T4"] * 4}
+    files.write_json(run / files.ENVIRONMENT, environment)
+    assert "| 1h30m | 6.00 |" in written([run], tmp_path / "out")[1]
+
+
+def test_an_older_evaluation_without_a_measure_says_what_to_run(run):
+    path = files.evaluation_dir(run, "test") / files.SCORES
+    document = files.read_json(path)
+    del document["scores"]["metrics"]["rougeL"]
+    files.write_json(path, document)
+    refused([run], "an older version wrote it.*scripts/evaluate.py")
+
+
+def test_a_thousand_predictions_are_under_two_megabytes(run, tmp_path):
+    for label in ("tuned", "base"):
+        rows = [
+            row | {"id": f"{row['id']}-{i:02d}", "prediction": row["prediction"] + " 그리고 잘 말립니다." * 10}
+            for i in range(42)
+            for row in make_rows(tuned=label == "tuned")
+        ]
+        make_evaluation(run, rows, label=label)
+    page, _ = written([run], tmp_path / "out", resamples=50)
+    assert "504 records, 1,008 questions" in page
+    assert len(page.encode()) < 2_000_000
