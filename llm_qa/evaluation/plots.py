@@ -84,14 +84,14 @@ def cost_plot(entries: list[Entry]) -> Plot | None:
     panel.set_ylim(0, 1.1 * largest_value([entry.scores for entry in entries], CHARACTER_F1))
     points = [(entry.hours or edge, entry.scores["metrics"][CHARACTER_F1]) for entry in entries]
     labels = [f"{entry.rank} {shorten(entry.name, 30)}" for entry in entries]
-    drops = _label_drops(panel, [(x, values["value"]) for x, values in points], labels)
-    for entry, (x, values), label, drop in zip(entries, points, labels, drops, strict=True):
+    rises = _label_rises(panel, points, labels)
+    for entry, (x, values), label, rise in zip(entries, points, labels, rises, strict=True):
         colour = colour_of(entry)
         if is_number(values["low"]) and is_number(values["high"]):
             panel.plot([x, x], [values["low"], values["high"]], color=colour, linewidth=1.4)
         face = colour if entry.label == files.TUNED else LIGHT["page"]
         panel.plot(x, values["value"], "o", color=colour, markerfacecolor=face)
-        panel.annotate(label, (x, values["value"]), (8, -drop), textcoords="offset points", va="center", fontsize=8)
+        panel.annotate(label, (x, values["value"]), (8, rise), textcoords="offset points", va="center", fontsize=8)
     ticks = [tick for tick in _TICKS if edge * 1.5 < tick <= highest * 3]
     panel.set_xticks([edge, *ticks], ["not trained", *map(_hours, ticks)])
     panel.minorticks_off()
@@ -109,19 +109,29 @@ def _hours(hours: float) -> str:
     return f"{seconds} s" if seconds < 60 else f"{seconds // 60} min" if seconds < 3600 else f"{seconds // 3600:,} h"
 
 
-def _label_drops(panel, points: list[tuple[float, float]], labels: list[str]) -> list[float]:
-    """How many points of length each label goes below its dot, so that none covers another; best ranks first."""
-    dots = [panel.transData.transform(point) * 72 / panel.figure.dpi for point in points]
-    placed = [(x - _LETTER_POINTS, x + _LETTER_POINTS, y) for x, y in dots]  # left, right, height of what is there
-    drops = []
-    for (x, height), label in zip(dots, labels, strict=True):
-        left, drop = x + 1.5 * _LETTER_POINTS, 0.0
-        right = left + _LETTER_POINTS * display_width(label)
-        while any(a < right and left < b and abs(y - (height - drop)) < _LINE_POINTS for a, b, y in placed):
-            drop += 1
-        placed.append((left, right, height - drop))
-        drops.append(drop)
-    return drops
+def _label_rises(panel, points: list[tuple[float, dict[str, Any]]], labels: list[str]) -> list[float]:
+    """How many points of length each label stands above its dot, so that it covers neither another nor an interval."""
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        across, up = panel.transData.transform((x, y)) * 72 / panel.figure.dpi
+        return across, up
+
+    taken = []  # left, right, bottom, top
+    for x, values in points:
+        ends = [values[key] for key in ("low", "high", "value") if is_number(values[key])]
+        (across, bottom), (_, top) = place(x, min(ends)), place(x, max(ends))
+        taken.append((across - _LETTER_POINTS, across + _LETTER_POINTS, bottom, top))
+    rises = []
+    for (x, values), label in zip(points, labels, strict=True):
+        across, height = place(x, values["value"])
+        left, right = across + 1.5 * _LETTER_POINTS, across + (1.5 + display_width(label)) * _LETTER_POINTS
+        for rise in sorted(range(-200, 201), key=abs):
+            bottom, top = height + rise - _LINE_POINTS / 2, height + rise + _LINE_POINTS / 2
+            if not any(a < right and left < b and c < top and bottom < d for a, b, c, d in taken):
+                break
+        taken.append((left, right, bottom, top))
+        rises.append(rise)
+    return rises
 
 
 @styled

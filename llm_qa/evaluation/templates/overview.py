@@ -30,7 +30,7 @@ def measured(report: Report) -> tuple[str, ...]:
 def ranking_header(report: Report) -> list[str]:
     """Titles of the columns of `ranking_rows`."""
     keys = [key for key in RANKED_BY if key in measured(report)]
-    titles = [f"{MEASURES[key].title} {MEASURES[key].arrow}" for key in keys]
+    titles = [f"{MEASURES[key].title}\u00a0{MEASURES[key].arrow}" for key in keys]
     return ["#", "Model", *titles, "Training time", "Clearly better than"]
 
 

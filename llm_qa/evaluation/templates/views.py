@@ -130,7 +130,7 @@ def _trained(recipe: dict, training: dict) -> str:
     if recipe.get("base_precision") and recipe["method"] != "full":
         what += f" on {recipe['base_precision']}"
     trainable, total = training.get("trainable_parameters"), training.get("total_parameters")
-    if is_number(trainable) and is_number(total) and total:
+    if recipe["method"] != "full" and is_number(trainable) and is_number(total) and total:
         what += f" ({100 * trainable / total:.2g}% of parameters)"
     return what
 
