@@ -37,8 +37,6 @@ def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
     options, rest = parser.parse_known_args()
     if Path(options.name).name != options.name:
         raise UserError(f"--name {options.name} is a path: give a plain name.")
-    if options.stopwords and not Path(options.stopwords).is_file():
-        raise UserError(f"--stopwords {options.stopwords} does not exist.")
     return options, rest
 
 
@@ -61,6 +59,8 @@ def run(script: str, *arguments: str | Path) -> None:
 def main() -> int:
     """Phases: data, training and scores of each variant, report."""
     options, training = parse_arguments()
+    if options.stopwords and not Path(options.stopwords).is_file():
+        raise UserError(f"--stopwords {options.stopwords} does not exist.")
     if not options.stopwords:
         say("note: without --stopwords FILE the original notebooks' stopwords are left out")
     runs = {}
