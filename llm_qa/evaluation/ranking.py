@@ -22,6 +22,25 @@ NEAREST_NAME = "nearest training answer"
 
 
 @dataclass(frozen=True)
+class Duel:
+    """Two entries by rank, the better one first, and their comparison: its "tuned" is the first, "base" the other."""
+
+    first: int
+    second: int
+    comparison: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Entries that know whom they beat, their duels, runs' corrected comparisons with their bases, number of tests."""
+
+    entries: list[Entry]
+    duels: list[Duel]
+    against_base: dict[int, dict[str, Any]]
+    tests: int
+
+
+@dataclass(frozen=True)
 class Entry:
     """One model of the ranking; `runs` are the places of its runs in the report, several for a base they share."""
 
@@ -86,11 +105,11 @@ def _alike(entry: Entry, evaluation: Evaluation) -> bool:
 
 def compare_entries(
     entries: list[Entry], against_base: dict[int, dict[str, Any]], *, seed: int, resamples: int
-) -> tuple[list[Entry], dict[int, dict[str, Any]], int]:
-    """(entries that know whom they beat, runs' comparisons with their bases, the number of tests), all corrected.
+) -> Ranking:
+    """Compare the entries of a page with each other, and correct all of its tests together.
 
     `against_base` holds, by run, the comparison with its base. Beside those, tuned models and copied answers are
-    compared with each other on PAIR_MEASURES, and the tests of the whole page are corrected together.
+    compared with each other on PAIR_MEASURES.
     """
     rivals = [entry for entry in entries if entry.label != files.BASE]
     pairs = list(combinations(rivals, 2))
@@ -103,17 +122,19 @@ def compare_entries(
     keys = [tuple(MEASURES)] * len(against_base) + [PAIR_MEASURES] * len(compared)
     corrected = correct([*against_base.values(), *compared], keys)
     runs = dict(zip(against_base, corrected, strict=False))
-    duels = [(one.rank, other.rank, c) for (one, other), c in zip(pairs, corrected[len(runs) :], strict=True)]
+    duels = [Duel(one.rank, other.rank, c) for (one, other), c in zip(pairs, corrected[len(runs) :], strict=True)]
+    met = [(duel.first, duel.second, duel.comparison) for duel in duels]
     for run, comparison in runs.items():
         of_run = {entry.label: entry for entry in entries if run in entry.runs}
         mine, base = of_run[files.TUNED], of_run[files.BASE]
-        duels.append((mine.rank, base.rank, comparison))
+        met.append((mine.rank, base.rank, comparison))
     beaten: dict[int, set[int]] = {entry.rank: set() for entry in entries}
-    for one, other, comparison in duels:
+    for one, other, comparison in met:
         reading = comparison["metrics"][CHARACTER_F1]["reading"]
         if reading == BETTER:
             beaten[one].add(other)
         elif reading == WORSE:
             beaten[other].add(one)
     tests = corrected[0]["tests"] if corrected else 0
-    return [replace(entry, beats=tuple(sorted(beaten[entry.rank]))) for entry in entries], runs, tests
+    ranked = [replace(entry, beats=tuple(sorted(beaten[entry.rank]))) for entry in entries]
+    return Ranking(ranked, duels, runs, tests)

@@ -19,6 +19,7 @@ from llm_qa.evaluation.report import Report, RunReport
 from llm_qa.evaluation.templates.escaping import TEMPLATES, html_environment, markdown_environment, visible
 from llm_qa.evaluation.templates.overview import (
     closeness_rows,
+    duel_rows,
     kobest_tables,
     measured,
     ranking_header,
@@ -71,6 +72,7 @@ def render(report: Report, drawn: dict[str, Plot]) -> tuple[str, str]:
         "unmeasured": [measure.title for key, measure in MEASURES.items() if key not in measured(report)],
         "ranking_header": ranking_header(report),
         "ranking_rows": ranking_rows(report),
+        "duels": duel_rows(report),
         "closeness": closeness_rows(report),
         "groupings": GROUP_STEMS,
         "kobest": kobest_tables(report),

@@ -26,7 +26,7 @@ from llm_qa.evaluation.evaluations import (
     load_evaluation,
 )
 from llm_qa.evaluation.metrics.catalogue import UNKNOWN, is_number
-from llm_qa.evaluation.ranking import Entry, compare_entries, rank_entries
+from llm_qa.evaluation.ranking import Duel, Entry, compare_entries, rank_entries
 from llm_qa.evaluation.samples import Sample, choose_samples
 from llm_qa.evaluation.verdict import Verdict, verdict
 
@@ -83,6 +83,7 @@ class Report:
     seed: int
     runs: list[RunReport]
     entries: list[Entry]
+    duels: list[Duel]
     tests: int
 
 
@@ -114,10 +115,11 @@ def load_report(
                 base_rows, rows, seed=seed, resamples=resamples, name=str(folder.path)
             )
     entries = rank_entries(names, [f.evaluations for f in folders], [f.hours for f in folders])
-    entries, corrected, tests = compare_entries(entries, against_base, seed=seed, resamples=resamples)
+    ranking = compare_entries(entries, against_base, seed=seed, resamples=resamples)
+    corrected = ranking.against_base
     runs = [_run_report(folder, corrected.get(i), samples=samples, seed=seed) for i, folder in enumerate(folders)]
     data, sha256 = str(about.get("data", UNKNOWN)), str(about.get("data_sha256", ""))
-    return Report(split, data, sha256, seed, runs, entries, tests)
+    return Report(split, data, sha256, seed, runs, ranking.entries, ranking.duels, ranking.tests)
 
 
 def _load_run(path: Path, name: str, split: str) -> RunFolder:

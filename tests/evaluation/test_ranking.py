@@ -33,7 +33,7 @@ def ranked():
 
 
 def test_every_model_once_best_first(ranked):
-    entries, _, _ = ranked
+    entries = ranked.entries
     assert [entry.rank for entry in entries] == [1, 2, 3, 4]
     assert [entry.name for entry in entries] == ["nearest training answer", "good", "base of good, idle", "idle"]
     assert [entry.hours for entry in entries] == [None, 2.0, None, None]
@@ -41,16 +41,25 @@ def test_every_model_once_best_first(ranked):
 
 
 def test_clearly_better_is_what_the_corrected_test_supports(ranked):
-    entries, runs, tests = ranked
-    nearest, good, base, idle = entries
+    nearest, good, base, idle = ranked.entries
+    runs = ranked.against_base
     assert nearest.beats == (good.rank, idle.rank)
     assert good.beats == (base.rank, idle.rank)
     assert base.beats == idle.beats == (), "an untrained run is its own base"
     measures = sum(values["p_holm"] is not None for values in runs[0]["metrics"].values())
-    assert tests == 2 * measures + 3 + 1, "runs against bases; three pairs by F1, the one pair of models by bits too"
+    assert ranked.tests == 2 * measures + 3 + 1, "runs against bases, three pairs by F1, one by bits too"
     for comparison in runs.values():
         for values in comparison["metrics"].values():
             assert values["p_holm"] is None or values["p_holm"] >= values["p_value"]
+
+
+def test_duels_are_first_minus_second(ranked):
+    assert [(duel.first, duel.second) for duel in ranked.duels] == [(1, 2), (1, 4), (2, 4)]
+    values = {entry.rank: entry.scores["metrics"]["character_f1"]["value"] for entry in ranked.entries}
+    for duel in ranked.duels:
+        difference = duel.comparison["metrics"]["character_f1"]["difference"]
+        assert difference == pytest.approx(values[duel.first] - values[duel.second])
+    assert ranked.duels[0].comparison["metrics"]["bits_per_character"]["p_holm"] is None
 
 
 def test_different_copied_answers_are_told_apart():
@@ -63,7 +72,7 @@ def test_different_copied_answers_are_told_apart():
 
 
 def test_the_distribution_is_of_every_answer(ranked):
-    entries, _, _ = ranked
+    entries = ranked.entries
     for entry in entries:
         scores = entry.question_f1()
         assert len(scores) == 24

@@ -398,6 +398,15 @@ def test_a_measure_that_nobody_took_is_named_and_not_a_row_of_dashes(run, tmp_pa
     assert "| Embedding cosine ↑ | 0.500" in written([run], tmp_path / "out")[1]
 
 
+def test_models_are_compared_with_each_other(run, tmp_path):
+    other = make_run(tmp_path / "runs", "둘째", seed=3)
+    page, twin = written([run, other], tmp_path / "out")
+    duel = next(line for line in twin.splitlines() if line.startswith(r"| \#1") and r"| \#2" in line)
+    assert re.search(r"\| 0\.\d{3} \|", duel), "a corrected p"
+    assert "Model against model" in page
+    assert "Model against model" not in written([run], tmp_path / "one")[0]
+
+
 def test_gpu_hours_are_of_all_processes(run, tmp_path):
     training = files.read_json(run / files.TRAINING) | {"wall_seconds": 5400, "processes": 4}
     files.write_json(run / files.TRAINING, training)

@@ -15,6 +15,8 @@ from llm_qa.evaluation.metrics.catalogue import (
     UNKNOWN,
     is_number,
 )
+from llm_qa.evaluation.ranking import PAIR_MEASURES
+from llm_qa.evaluation.templates.views import format_p
 
 if TYPE_CHECKING:
     from llm_qa.evaluation.report import Report
@@ -55,6 +57,22 @@ def ranking_rows(report: Report) -> list[dict[str, Any]]:
                 "beats": ", ".join(f"#{rank}" for rank in entry.beats) or UNKNOWN,
             }
         )
+    return rows
+
+
+def duel_rows(report: Report) -> list[dict[str, Any]]:
+    """One row a pair of tuned models or copied answers: who, and the texts of F1's and bits' differences."""
+    names = {entry.rank: f"#{entry.rank} {entry.name}" for entry in report.entries}
+    rows = []
+    for duel in report.duels:
+        row = {"first": names[duel.first], "second": names[duel.second], "cells": []}
+        for key in PAIR_MEASURES:
+            measure, values = MEASURES[key], duel.comparison["metrics"][key]
+            ends = [measure.format_difference(values[end]) for end in ("low", "high") if is_number(values[end])]
+            p = format_p(values["p_holm"])
+            row["cells"].append((measure.format_difference(values["difference"]), " to ".join(ends), p))
+        row["reading"] = duel.comparison["metrics"][CHARACTER_F1]["reading"] or UNKNOWN
+        rows.append(row)
     return rows
 
 

@@ -19,6 +19,11 @@ def _span(measure, values: dict[str, Any] | None, format_one) -> str:
     return f"{format_one(measure, values['low'])} to {format_one(measure, values['high'])}"
 
 
+def format_p(p: float | None) -> str:
+    """'0.012', '< 0.001', or '–' for what was not tested."""
+    return UNKNOWN if not is_number(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
 def score_rows(base: dict | None, tuned: dict, comparison: dict | None, keys: Sequence[str] = tuple(MEASURES)) -> list:
     """Texts of a score table, one dict a measure; `base`, `tuned`, `comparison` each hold 'metrics'."""
 
@@ -33,7 +38,6 @@ def score_rows(base: dict | None, tuned: dict, comparison: dict | None, keys: Se
         measure, after = MEASURES[key], tuned["metrics"][key]
         before = base["metrics"][key] if base else None
         change = comparison["metrics"][key] if comparison else {}
-        p = change.get("p_holm")
         rows.append(
             {
                 "measure": measure,
@@ -43,7 +47,7 @@ def score_rows(base: dict | None, tuned: dict, comparison: dict | None, keys: Se
                 "tuned_span": _span(measure, after, plain),
                 "difference": measure.format_difference(change.get("difference")),
                 "difference_span": _span(measure, change, signed),
-                "p": UNKNOWN if not is_number(p) else "< 0.001" if p < 0.001 else f"{p:.3f}",
+                "p": format_p(change.get("p_holm")),
                 "reading": change.get("reading") or "",
                 "records": after["records"],
             }
