@@ -147,9 +147,10 @@ def distribution_plot(entries: list[Entry]) -> Plot:
             share = 1 - i / len(scores)
             steps += [(score, share), (score, 1 - (i + 1) / len(scores))]
         dash = {files.TUNED: "-", files.BASE: "--", files.NEAREST: ":"}[entry.label]
-        panel.plot(*_columns([*steps, (1.0, steps[-1][1])]), color=colour_of(entry), linestyle=dash, linewidth=1.5)
+        panel.plot(*_columns([*steps, (1.0, 0.0)]), color=colour_of(entry), linestyle=dash, linewidth=1.5)
         handles.append(line(colour_of(entry), dash))
-    panel.set_xlim(0, 1)
+    highest = max((score for entry in entries for score in entry.question_f1()), default=1.0)
+    panel.set_xlim(0, min(1.0, 1.05 * highest) or 1.0)
     panel.set_ylim(0, 1.02)
     panel.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0%", "25%", "50%", "75%", "100%"])
     panel.set_xlabel("character F1 of an answer, at least")
