@@ -83,13 +83,15 @@ def answered_before(folder: Path, key: str, questions: list[dict]) -> tuple[list
     """(rows, whose) of a finished evaluation of the same questions, weights and settings; it is only scored again."""
     if not (folder / files.SCORES).is_file() or files.read_json(folder / files.SCORES).get("fingerprint") != key:
         return None
-    document = files.read_json(folder / files.SCORES)
-    return join_answers(questions, files.read_jsonl(folder / files.PREDICTIONS)), {k: document[k] for k in WHOSE}
+    document, predictions = files.read_json(folder / files.SCORES), files.read_jsonl(folder / files.PREDICTIONS)
+    rows = join_answers(questions, predictions)
+    return (rows, {key: document[key] for key in WHOSE}) if rows else None
 
 
 def write_evaluation(rows: list[dict], about: dict, options: argparse.Namespace) -> None:
-    """predictions.jsonl, then scores.json: whoever finds the second finds both."""
+    """predictions.jsonl, then scores.json: whoever finds the second finds what it is of."""
     folder = files.evaluation_dir(options.run, options.split, about["label"])
+    (folder / files.SCORES).unlink(missing_ok=True)
     files.write_jsonl(folder / files.PREDICTIONS, rows)
     found = contamination(rows) if "closest_training" in rows[0] else None
     scores = score_predictions(rows, seed=options.seed)

@@ -116,7 +116,10 @@ def predict(
 
 
 def join_answers(questions: list[dict[str, Any]], predictions: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """`question_rows` with the answers of an earlier predictions.jsonl of the same questions in the same order."""
+    """`question_rows` with the answers of an earlier predictions.jsonl; empty where that is not of these questions."""
+    places = [[(row.get("id"), row.get("question_index")) for row in rows] for rows in (questions, predictions)]
+    if places[0] != places[1]:
+        return []
     given = ("prediction", "stopped", "generated_tokens", "reference_bits")
     return [
         {**row, **{key: answered[key] for key in given}} for row, answered in zip(questions, predictions, strict=True)
