@@ -173,7 +173,7 @@ def score_predictions(rows: list[dict[str, Any]], *, seed: int = 0, resamples: i
     """Score one predictions.jsonl: JSON-serialisable, the same to the last digit for the same rows in any order.
 
     Returns records, questions, metrics {key: {value, low, high, records, questions}}, groups {grouping: {name: the
-    same}} and references_without_bits, those that bits per character leave out.
+    same}}, different_answers (texts), references_without_bits (those that bits per character leave out).
     Intervals are 95% percentile bootstrap over records; `value` is None where nothing could be counted.
     Raises UserError by `check_rows`.
     """
@@ -182,6 +182,7 @@ def score_predictions(rows: list[dict[str, Any]], *, seed: int = 0, resamples: i
     bits = [value for row in rows for value in row["reference_bits"]]
     return {
         **_summary(sums, seed=seed, resamples=resamples),
+        "different_answers": len({row["prediction"] for row in rows}),
         "references": len(bits),
         "references_without_bits": sum(value is None or not math.isfinite(value) for value in bits),
         "groups": {

@@ -8,6 +8,9 @@ from typing import Any
 from llm_qa.evaluation.comparison import BETTER, FEW, MINIMUM_RECORDS, MIXED, UNCLEAR, WORSE
 from llm_qa.evaluation.metrics.catalogue import BITS_PER_CHARACTER, CHARACTER_F1, MEASURES, is_number
 
+# A model that gives a few canned answers to all can still score well by character F1: below this share it is said.
+CANNED_SHARE, CANNED_FROM = 0.25, 20  # of the questions, and from how many of them
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -80,6 +83,9 @@ def _caveats(scores: dict[str, Any], finished: bool) -> list[str]:
         caveats.append(f"{MEASURES['empty_share'].format(empty)} of its answers are empty.")
     if is_number(stopped) and stopped < 0.9:
         caveats.append(f"Only {MEASURES['stopped_share'].format(stopped)} of its answers ended by themselves.")
+    different = scores.get("different_answers")
+    if different and scores["questions"] >= CANNED_FROM and different < CANNED_SHARE * scores["questions"]:
+        caveats.append(f"Its {scores['questions']:,} answers are only {different:,} different texts.")
     if skipped := scores.get("references_without_bits"):
         caveats.append(
             f"Bits per character leave out {skipped:,} of {scores['references']:,} reference answers: too long for the "

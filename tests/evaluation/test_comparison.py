@@ -135,6 +135,15 @@ def test_the_verdict_tells_what_speaks_against_it():
     assert "Every answer is empty." in told.text
 
 
+def test_a_few_canned_answers_are_told():
+    tuned = make_rows(tuned=True)
+    for i, row in enumerate(tuned):
+        row["prediction"] = ("시공합니다.", "말립니다.")[i % 2]
+    _, told = compared(make_rows(tuned=False), tuned)
+    assert "Its 24 answers are only 2 different texts." in told.text
+    assert "different texts" not in compared(make_rows(tuned=False), make_rows(tuned=True))[1].text
+
+
 def test_better_bits_alone_are_not_called_better_answers():
     base, tuned = make_rows(tuned=False), make_rows(tuned=True)
     for before, after in zip(base, tuned, strict=True):
