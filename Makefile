@@ -1,4 +1,5 @@
-# Every target is a visible command; `make help` lists them. Variables: RECIPE DATA RUN RUNS SPLIT ARGS PYTHON,
+# Every target is a visible command; `make help` lists them. Variables: RECIPE DATA RUN RUNS SPLIT ARGS PYTHON (for
+# some: KOBEST FILE NAME STOPWORDS),
 # and for several GPUs: NUM_GPUS (of each machine) NUM_MACHINES MACHINE_RANK MAIN_IP MAIN_PORT.
 PYTHON ?= python3
 VENV := .venv
@@ -8,6 +9,10 @@ RUN ?= runs/$(basename $(notdir $(RECIPE)))
 RUNS ?= $(RUN)
 SPLIT ?= test
 DATA ?=
+KOBEST ?= data/kobest
+FILE ?= test.csv
+NAME ?= ablation
+STOPWORDS ?=
 ARGS ?=
 NUM_GPUS ?= $(or $(shell nvidia-smi -L 2>/dev/null | grep -c ^GPU | grep -v '^0$$'),2)
 NUM_MACHINES ?= 1
@@ -19,7 +24,7 @@ DATA_FLAG = $(if $(DATA),--data $(DATA))
 LAUNCH := $(BIN)/accelerate launch --quiet --config_file
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-distributed soak lint format train train-qlora train-ddp train-zero2 train-zero3 train-zero3-offload plan eval report ask clean
+.PHONY: help install demo test test-distributed soak lint format train train-qlora train-ddp train-zero2 train-zero3 train-zero3-offload plan eval eval-kobest ablation submit ask clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sort | sed -E 's/^([a-z0-9-]+):[^#]*## /\1\t/' | expand -t 22
@@ -63,6 +68,17 @@ plan: $(VENV)/installed ## parameters, tokens and steps of RECIPE; no weights ar
 eval: $(VENV)/installed ## score RUNS (base and tuned) on SPLIT and write the report
 	for run in $(RUNS); do $(BIN)/python scripts/evaluate.py --run $$run --base --split $(SPLIT) $(DATA_FLAG) $(ARGS) || exit; done
 	$(BIN)/python scripts/report.py $(RUNS) --out reports/$(notdir $(firstword $(RUNS))) --split $(SPLIT)
+
+eval-kobest: $(VENV)/installed ## score RUN on KoBEST: KOBEST=folder of skt/kobest_v1 as JSON lines
+	$(BIN)/python -m pip install --disable-pip-version-check -q -e '.[kobest]' -c requirements.txt
+	$(BIN)/python scripts/evaluate_kobest.py --run $(RUN) --kobest-dir $(KOBEST) $(ARGS)
+
+submit: $(VENV)/installed ## the competition's submission.csv: RUN=, FILE=test.csv
+	$(BIN)/python -m pip install --disable-pip-version-check -q -e '.[submission]' -c requirements.txt
+	$(BIN)/python scripts/submit.py --run $(RUN) --file $(FILE) $(ARGS)
+
+ablation: $(VENV)/installed ## does preprocessing help? NAME=, DATA=raw files, STOPWORDS=file, RECIPE (tiny.yaml)
+	$(BIN)/python scripts/ablation.py $(DATA) --name $(NAME) $(if $(filter file,$(origin RECIPE)),,--recipe $(RECIPE)) $(if $(STOPWORDS),--stopwords $(STOPWORDS)) $(ARGS)
 
 ask: $(VENV)/installed ## ask RUN's model at a prompt
 	$(BIN)/python scripts/ask.py --run $(RUN) $(ARGS)

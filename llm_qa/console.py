@@ -38,9 +38,18 @@ def say(message: str = "") -> None:
 
 
 def progress(
-    iterable: Iterable | None = None, *, total: int | None = None, what: str, unit: str = "it", resume_at: int = 0
+    iterable: Iterable | None = None,
+    *,
+    total: int | None = None,
+    what: str,
+    unit: str = "it",
+    resume_at: int = 0,
+    quiet: bool = False,
 ):
-    """A tqdm bar on the main process's stderr that shows itself after a second; silent on the other processes."""
+    """A tqdm bar on the main process's stderr that shows itself after a second; silent on the other processes.
+
+    `quiet` is for a step of something that has its own bar.
+    """
     from tqdm import tqdm
 
     return tqdm(
@@ -50,7 +59,7 @@ def progress(
         desc=what,
         unit=f" {unit}",
         dynamic_ncols=True,
-        disable=not is_main_process(),
+        disable=quiet or not is_main_process(),
         mininterval=0.5 if sys.stderr.isatty() else 15,  # a log file is not a screen
         delay=1,
     )

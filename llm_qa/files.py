@@ -26,9 +26,11 @@ ADAPTER = "adapter"
 MODEL = "model"
 TRAINING = "training.json"
 
-# Evaluation: runs/<name>/eval/<split>/
+# Evaluation: runs/<name>/eval/<split>/, and <split>-base/, <split>-nearest/ beside it
 PREDICTIONS = "predictions.jsonl"
 SCORES = "scores.json"
+TUNED, BASE, NEAREST = "tuned", "base", "nearest"  # whose answers: the run's, its untuned base's, training answers
+KOBEST = "kobest"  # runs/<name>/eval/kobest/scores.json
 
 
 def split_file(data_dir: str | Path, split: str) -> Path:
@@ -36,9 +38,9 @@ def split_file(data_dir: str | Path, split: str) -> Path:
     return Path(data_dir) / f"{split}.jsonl"
 
 
-def evaluation_dir(run_dir: str | Path, split: str, *, base: bool = False) -> Path:
-    """Where a run's predictions and scores lie: `eval/<split>/`, and `eval/<split>-base/` for its untuned base."""
-    return Path(run_dir) / "eval" / (f"{split}-base" if base else split)
+def evaluation_dir(run_dir: str | Path, split: str, label: str = TUNED) -> Path:
+    """Where predictions and scores lie: `eval/<split>/` of the run's model, `eval/<split>-<label>/` of the others."""
+    return Path(run_dir) / "eval" / (split if label == TUNED else f"{split}-{label}")
 
 
 def is_prepared(path: str | Path) -> bool:

@@ -15,7 +15,7 @@ from llm_qa.config import make_recipe
 from llm_qa.console import UserError, run_script, say
 from llm_qa.data.prompts import encode_prompts
 from llm_qa.data.questions import read_question, read_questions, write_answers
-from llm_qa.evaluation.generation import ORIGINAL_SAMPLING, GenerationSettings, generate_answers
+from llm_qa.evaluation.generation import GenerationSettings, generate_answers, named_settings
 from llm_qa.models.loading import load_base, load_run, load_tokenizer
 from llm_qa.models.quantization import gpu_capability, resolve_precision
 
@@ -32,7 +32,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--file", type=Path, help="CSV of questions (id, 질문)")
     parser.add_argument("--out", type=Path, help="CSV to write the answers of --file to")
     parser.add_argument("--batch-size", type=int, default=16, help="questions of --file answered at once")
-    parser.add_argument("--max-new-tokens", type=int, default=128, help="longest answer in tokens")
+    parser.add_argument("--max-new-tokens", type=int, help="longest answer in tokens (default 128; original: 300)")
     parser.add_argument(
         "--sampling", default="greedy", choices=("greedy", "original"), help="original: as the original notebooks did"
     )
@@ -44,8 +44,8 @@ def parse_arguments() -> argparse.Namespace:
     if options.out and options.out.resolve() == options.file.resolve():
         raise UserError(f"--out {options.out} would overwrite the questions: name another file.")
     for flag in ("batch_size", "max_new_tokens"):
-        if getattr(options, flag) < 1:
-            raise UserError(f"--{flag.replace('_', '-')} is {getattr(options, flag)} and must be at least 1.")
+        if (value := getattr(options, flag)) is not None and value < 1:
+            raise UserError(f"--{flag.replace('_', '-')} is {value} and must be at least 1.")
     return options
 
 
@@ -96,7 +96,7 @@ def converse(model, tokenizer, context: str, settings: GenerationSettings) -> No
 def main() -> int:
     """Phases: questions, model, answers."""
     options = parse_arguments()
-    settings = GenerationSettings(options.max_new_tokens) if options.sampling == "greedy" else ORIGINAL_SAMPLING
+    settings = named_settings(options.sampling, options.max_new_tokens)
     questions = read_questions(options.file) if options.file else []
     context = read_question(options.context, "The --context", may_be_empty=True)
     question = read_question(options.question) if options.question is not None else None

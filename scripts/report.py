@@ -12,7 +12,8 @@ from __future__ import annotations
 import argparse
 
 from llm_qa.console import run_script, say
-from llm_qa.evaluation.report import final_screen, load_report, write_report
+from llm_qa.evaluation.rendering import final_screen, write_report
+from llm_qa.evaluation.report import load_report
 from llm_qa.files import SPLITS
 
 
@@ -23,9 +24,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--out", required=True, metavar="FOLDER", help="where the report goes, like reports/tiny")
     parser.add_argument("--split", default="test", choices=SPLITS, help="which evaluation to report (default: test)")
     parser.add_argument(
-        "--samples", type=int, default=5, metavar="N", help="sample answers of each kind a run (default: 5)"
+        "--samples", type=int, default=20, metavar="N", help="sample answers of each kind a run (default: 20)"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the paired bootstrap and the random samples")
+    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap, the tests and the random samples")
     options = parser.parse_args(arguments)
     if options.samples < 0:
         parser.error(f"--samples {options.samples} is negative: 0 leaves the samples out")

@@ -12,7 +12,8 @@ ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch", "--config_file
 def environment(**more: str) -> dict[str, str]:
     """This process's environment without a launcher's variables, on one thread, without a network."""
     kept = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
-    return {**kept, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **more}
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return {**kept, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": path, **more}
 
 
 def run_script(*arguments: str | Path, launch: bool = False, timeout: float = 300, **more: str):

@@ -116,7 +116,7 @@ def test_the_qlora_recipe_has_the_original_settings():
     assert (recipe.base_precision, recipe.double_quant) == ("nf4", True)
     assert (recipe.lora_r, recipe.lora_alpha, recipe.lora_dropout) == (8, 32, 0.05)
     assert recipe.lora_targets is None
-    # Not the original's adamw_8bit: for LoRA's few weights it saves 0.15 GiB and costs a GPU 30 ms of waiting an update.
+    # Not the original's adamw_8bit: for LoRA's few weights it saves 0.15 GiB and costs 30 ms an update.
     assert recipe.training["optim"] == "adamw_torch_fused"
 
 

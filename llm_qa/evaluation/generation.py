@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import torch
 
@@ -45,6 +45,12 @@ ORIGINAL_SAMPLING = GenerationSettings(
 )
 
 
+def named_settings(sampling: str, max_new_tokens: int | None = None, *, seed: int = 0) -> GenerationSettings:
+    """Settings of --sampling greedy or original; --max-new-tokens, where it is given, overrides either's length."""
+    settings = ORIGINAL_SAMPLING if sampling == "original" else GenerationSettings()
+    return replace(settings, max_new_tokens=max_new_tokens or settings.max_new_tokens, seed=seed)
+
+
 @dataclass(frozen=True)
 class Answer:
     """A generated answer: `stopped` is True when the model ended it by eos, False when it ran out of tokens."""
@@ -60,7 +66,13 @@ def model_context(model) -> int:
 
 
 def generate_answers(
-    model, tokenizer, questions: list[tuple[str, str]], settings: GenerationSettings, *, batch_size: int = 16
+    model,
+    tokenizer,
+    questions: list[tuple[str, str]],
+    settings: GenerationSettings,
+    *,
+    batch_size: int = 16,
+    quiet: bool = False,
 ) -> list[Answer]:
     """Answer (question, context) pairs, in their order.
 
@@ -78,7 +90,7 @@ def generate_answers(
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]), reverse=True)
     answers: list[Answer | None] = [None] * len(prompts)
     torch.manual_seed(settings.seed)
-    with progress(total=len(prompts), what="answering", unit="questions") as bar:
+    with progress(total=len(prompts), what="answering", unit="questions", quiet=quiet) as bar:
         for begin in range(0, len(order), batch_size):
             part = order[begin : begin + batch_size]
             rows = _generate_batch(model, tokenizer, [prompts[i] for i in part], settings)
@@ -116,7 +128,7 @@ def _to_answer(tokenizer, tokens: list[int]) -> Answer:
 
 @torch.inference_mode()
 def reference_bits(
-    model, tokenizer, items: list[tuple[str, str, str]], *, tokens_at_once: int = 2048
+    model, tokenizer, items: list[tuple[str, str, str]], *, tokens_at_once: int = 2048, quiet: bool = False
 ) -> list[float | None]:
     """-log2 p(answer | prompt) of (question, answer, context) triples, eos not counted, in bits, in their order.
 
@@ -129,7 +141,7 @@ def reference_bits(
     order = sorted(
         (i for i, d in enumerate(documents) if len(d.input_ids) <= limit), key=lambda i: documents[i].input_ids
     )
-    with progress(total=len(order), what="scoring references", unit="answers") as bar:
+    with progress(total=len(order), what="scoring references", unit="answers", quiet=quiet) as bar:
         while order:
             part, room = [], max(tokens_at_once, len(documents[order[-1]].input_ids))
             while order and len(documents[order[-1]].input_ids) <= room:

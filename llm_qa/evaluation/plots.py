@@ -1,155 +1,171 @@
-"""The report's plots: SVG by matplotlib with text as text, so that Korean is drawn by the reader's fonts.
-
-The same drawing serves twice: as a file in plain colours (`Plot.svg`), and inside the page, where each plain colour
-becomes a CSS variable (`inline_svg`) so that light, dark and print are one picture. No date, no random id: the same
-scores give the same bytes.
-"""
+"""The report's drawings: scores, quality against cost, groups, distribution of scores, losses."""
 
 from __future__ import annotations
 
-import functools
-import io
-import re
-import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
+from llm_qa import files
 from llm_qa.console import display_width
 from llm_qa.evaluation.metrics.catalogue import CHARACTER_F1, HEADLINE, MEASURES, is_number
-from llm_qa.evaluation.templates.escaping import visible
-
-# name -> (light, dark). The light values are what matplotlib draws with, so each must be used once.
-PALETTE = {
-    "page": ("#ffffff", "#15181d"),
-    "ink": ("#1b1f24", "#e3e6ea"),
-    "muted": ("#5b636e", "#9aa3af"),
-    "rule": ("#e1e4e8", "#30363e"),
-    "base": ("#8c6a3f", "#d0a56a"),
-    "tuned": ("#0b5fa5", "#6cb2f0"),
-    "run1": ("#0b5fa6", "#6cb2f1"),
-    "run2": ("#b5531c", "#f0965a"),
-    "run3": ("#2e7d4f", "#6cc793"),
-    "run4": ("#8a3f8f", "#d08fd6"),
-    "run5": ("#a3872a", "#dcc25c"),
-    "run6": ("#3f7f8c", "#7cc3d1"),
-}
-LIGHT = {name: light for name, (light, _) in PALETTE.items()}
-RUN_COLOURS = [name for name in PALETTE if name.startswith("run")]
-FONTS = (
-    "system-ui, -apple-system, 'Segoe UI', 'Apple SD Gothic Neo', 'Malgun Gothic', 'Noto Sans KR', "
-    "'Noto Sans CJK KR', NanumGothic, sans-serif"
+from llm_qa.evaluation.plotting import (
+    LIGHT,
+    RUN_COLOURS,
+    Plot,
+    base_tuned_legend,
+    draw_dots,
+    finished,
+    from_zero,
+    largest_value,
+    legend_above,
+    line,
+    new_figure,
+    shorten,
+    styled,
 )
-_WIDTH_INCHES = 8.6
-_STYLE = {
-    "svg.fonttype": "none",  # text stays text
-    "text.parse_math": False,  # a category may hold dollar signs
-    "font.family": ["DejaVu Sans"],
-    "font.size": 9,
-    "text.color": LIGHT["ink"],
-    "axes.edgecolor": LIGHT["rule"],
-    "axes.labelcolor": LIGHT["muted"],
-    "axes.facecolor": "none",
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titlesize": 9,
-    "axes.titlelocation": "left",
-    "axes.titlepad": 8,
-    "axes.unicode_minus": True,
-    "grid.color": LIGHT["rule"],
-    "grid.linewidth": 0.7,
-    "xtick.color": LIGHT["muted"],
-    "ytick.color": LIGHT["ink"],
-    "xtick.labelsize": 8,
-    "xtick.major.size": 0,
-    "ytick.major.size": 0,
-    "figure.facecolor": LIGHT["page"],
-    "legend.frameon": False,
-    "legend.fontsize": 9,
-}
+from llm_qa.evaluation.ranking import Entry
 
 
-@dataclass(frozen=True)
-class Plot:
-    """`name` is the file's stem; `title` is what a screen reader says; `svg` is a whole file in plain colours."""
-
-    name: str
-    title: str
-    svg: str
-
-
-def _styled(draw):
-    """Run a drawing function under _STYLE over matplotlib's own defaults: a user's matplotlibrc changes nothing."""
-
-    @functools.wraps(draw)
-    def styled(*args, **kwargs):
-        import matplotlib
-
-        with matplotlib.rc_context():
-            matplotlib.rcdefaults()
-            matplotlib.rcParams.update(_STYLE)
-            return draw(*args, **kwargs)
-
-    return styled
-
-
-def shorten(text: str, width: int = 24) -> str:
-    """At most `width` terminal columns, with an ellipsis; line breaks become spaces."""
-    text = " ".join(visible(text).split())
-    if display_width(text) <= width:
-        return text
-    while display_width(text) > width - 1:
-        text = text[:-1]
-    return text + "…"
-
-
-@_styled
+@styled
 def scores_plot(names: list[str], runs: list[tuple[dict | None, dict]]) -> Plot:
     """Base and tuned with intervals, a panel for each headline measure, a row for each run."""
     labels = [shorten(name, 20) for name in names]
-    figure, axes = _figure(len(HEADLINE), height=1.0 + 0.42 * len(runs), label_width=max(map(display_width, labels)))
+    figure, axes = new_figure(len(HEADLINE), height=1.0 + 0.42 * len(runs), label_width=max(map(display_width, labels)))
     for panel, key in zip(axes, HEADLINE, strict=True):
         measure = MEASURES[key]
         panel.set_title(f"{measure.title} {measure.arrow}")
-        _dots(panel, [(base and base["metrics"][key], tuned["metrics"][key]) for base, tuned in runs])
+        draw_dots(panel, [(base and base["metrics"][key], tuned["metrics"][key]) for base, tuned in runs])
         if measure.better != "lower":  # bits per character are compared with each other, not with 0
-            _from_zero(panel, largest_value([part for pair in runs for part in pair if part], key))
+            from_zero(panel, largest_value([part for pair in runs for part in pair if part], key))
     axes[0].set_yticks(range(len(labels)), labels)
-    _base_tuned_legend(figure, any(base for base, _ in runs))
-    return _plot(figure, "scores", "Scores of base and tuned model with 95% intervals")
+    base_tuned_legend(figure, any(base for base, _ in runs))
+    return finished(figure, "scores", "Scores of base and tuned model with 95% intervals")
 
 
-@_styled
-def categories_plot(number: int, name: str, base: dict | None, tuned: dict, *, largest: float) -> Plot:
-    """Character F1 of base and tuned with intervals, a row for each category; the axis goes from 0 to `largest`."""
-    parts = tuned["categories"]
+@styled
+def groups_plot(stem: str, title: str, base: dict[str, Any] | None, parts: dict[str, Any], *, largest: float) -> Plot:
+    """Character F1 of base and tuned with intervals, a row for each group; the axis goes from 0 to `largest`."""
     labels = [f"{shorten(part)} ({parts[part]['records']:,})" for part in parts]
     height = 1.0 + 0.36 * len(parts)
-    figure, (panel,) = _figure(1, height=height, label_width=max(map(display_width, labels)))
+    figure, (panel,) = new_figure(1, height=height, label_width=max(map(display_width, labels)))
     panel.set_title(f"{MEASURES[CHARACTER_F1].title} ↑ (records in brackets)")
-    before = base["categories"] if base else {}
-    _dots(
+    before = base or {}
+    draw_dots(
         panel,
         [
             (before[p]["metrics"][CHARACTER_F1] if p in before else None, v["metrics"][CHARACTER_F1])
             for p, v in parts.items()
         ],
     )
-    _from_zero(panel, largest)
+    from_zero(panel, largest)
     panel.set_yticks(range(len(labels)), labels)
-    _base_tuned_legend(figure, base is not None)
-    return _plot(figure, f"categories-{number}", f"Character F1 by category: {name}")
+    base_tuned_legend(figure, base is not None)
+    return finished(figure, stem, title)
 
 
-@_styled
+def colour_of(entry: Entry) -> str:
+    """A run's colour for all that is of the run; copied training answers are grey."""
+    return LIGHT["muted" if entry.label == files.NEAREST else RUN_COLOURS[entry.runs[0] % len(RUN_COLOURS)]]
+
+
+@styled
+def cost_plot(entries: list[Entry]) -> Plot | None:
+    """Character F1 against hours of training, by rank number; None where no run's hours are known.
+
+    Untrained models stand on the left edge, each joined with what was trained from it. Hours are wall-clock times the
+    number of processes, on a logarithmic axis.
+    """
+    hours = [entry.hours for entry in entries if entry.hours]
+    if not hours:
+        return None
+    figure, (panel,) = new_figure(1, height=3.3, label_width=6, legend_rows=0, x_label=True)
+    edge, highest = min(hours) / 4, max(hours)
+    panel.set_xscale("log")
+    panel.set_xlim(edge / 1.5, highest * (highest / edge) ** 0.45)
+    panel.set_ylim(0, 1.1 * largest_value([entry.scores for entry in entries], CHARACTER_F1))
+    points = [(entry.hours or edge, entry.scores["metrics"][CHARACTER_F1]) for entry in entries]
+    labels = [f"{entry.rank} {shorten(entry.name, 30)}" for entry in entries]
+    rises = _label_rises(panel, points, labels)
+    for entry, (x, values), label, rise in zip(entries, points, labels, rises, strict=True):
+        colour = colour_of(entry)
+        if is_number(values["low"]) and is_number(values["high"]):
+            panel.plot([x, x], [values["low"], values["high"]], color=colour, linewidth=1.4)
+        face = colour if entry.label == files.TUNED else LIGHT["page"]
+        panel.plot(x, values["value"], "o", color=colour, markerfacecolor=face)
+        panel.annotate(label, (x, values["value"]), (8, rise), textcoords="offset points", va="center", fontsize=8)
+    ticks = [tick for tick in _TICKS if edge * 1.5 < tick <= highest * 3]
+    panel.set_xticks([edge, *ticks], ["not trained", *map(_hours, ticks)])
+    panel.minorticks_off()
+    panel.set_xlabel("training time × processes")
+    panel.set_title("Character F1 ↑ against training time, with 95% intervals")
+    return finished(figure, "cost", "Character F1 against training time")
+
+
+_TICKS = [t / 3600 for t in (1, 3, 10, 30, 60, 180, 600, 1800)] + [1, 3, 10, 30, 100, 300, 1000, 3000]
+_LINE_POINTS, _LETTER_POINTS = 11, 5  # of a label: its height, and the width of a column
+
+
+def _hours(hours: float) -> str:
+    seconds = round(hours * 3600)
+    return f"{seconds} s" if seconds < 60 else f"{seconds // 60} min" if seconds < 3600 else f"{seconds // 3600:,} h"
+
+
+def _label_rises(panel, points: list[tuple[float, dict[str, Any]]], labels: list[str]) -> list[float]:
+    """How many points of length each label stands above its dot, so that it covers neither another nor an interval."""
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        across, up = panel.transData.transform((x, y)) * 72 / panel.figure.dpi
+        return across, up
+
+    taken = []  # left, right, bottom, top
+    for x, values in points:
+        ends = [values[key] for key in ("low", "high", "value") if is_number(values[key])]
+        (across, bottom), (_, top) = place(x, min(ends)), place(x, max(ends))
+        taken.append((across - _LETTER_POINTS, across + _LETTER_POINTS, bottom, top))
+    rises = []
+    for (x, values), label in zip(points, labels, strict=True):
+        across, height = place(x, values["value"])
+        left, right = across + 1.5 * _LETTER_POINTS, across + (1.5 + display_width(label)) * _LETTER_POINTS
+        for rise in sorted(range(-200, 201), key=abs):
+            bottom, top = height + rise - _LINE_POINTS / 2, height + rise + _LINE_POINTS / 2
+            if not any(a < right and left < b and c < top and bottom < d for a, b, c, d in taken):
+                break
+        taken.append((left, right, bottom, top))
+        rises.append(rise)
+    return rises
+
+
+@styled
+def distribution_plot(entries: list[Entry]) -> Plot:
+    """Share of questions that score at least so much character F1, a line a model: the higher line is better."""
+    lines = len(entries)
+    figure, (panel,) = new_figure(1, height=3.2 + 0.2 * lines, label_width=6, legend_rows=lines, x_label=True)
+    handles = []
+    for entry in entries:
+        scores = entry.question_f1()
+        steps = [(0.0, 1.0)]
+        for i, score in enumerate(scores):
+            share = 1 - i / len(scores)
+            steps += [(score, share), (score, 1 - (i + 1) / len(scores))]
+        dash = {files.TUNED: "-", files.BASE: "--", files.NEAREST: ":"}[entry.label]
+        panel.plot(*_columns([*steps, (1.0, 0.0)]), color=colour_of(entry), linestyle=dash, linewidth=1.5)
+        handles.append(line(colour_of(entry), dash))
+    highest = max((score for entry in entries for score in entry.question_f1()), default=1.0)
+    panel.set_xlim(0, min(1.0, 1.05 * highest) or 1.0)
+    panel.set_ylim(0, 1.02)
+    panel.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0%", "25%", "50%", "75%", "100%"])
+    panel.set_xlabel("character F1 of an answer, at least")
+    panel.set_title("Share of answers")
+    legend_above(figure, handles, [entry.name for entry in entries])
+    return finished(figure, "distribution", "Share of answers that reach each character F1")
+
+
+@styled
 def loss_plot(names: list[str], logs: list[list[dict[str, Any]]]) -> Plot | None:
     """Training (thin) and validation (thick, dots) loss of every run over epochs; None when no run has a loss."""
     curves = [(training_curve(log, "loss"), training_curve(log, "validation_loss")) for log in logs]
     if not any(training or validation for training, validation in curves):
         return None
-    figure, (panel,) = _figure(
+    figure, (panel,) = new_figure(
         1, height=3.1 + 0.2 * (len(names) - 1), label_width=6, legend_rows=len(names), x_label=True
     )
     handles = []
@@ -158,13 +174,11 @@ def loss_plot(names: list[str], logs: list[list[dict[str, Any]]]) -> Plot | None
         dash = ["-", "--", ":"][i // len(RUN_COLOURS) % 3]
         panel.plot(*_columns(training), color=colour, linewidth=0.9, alpha=0.55, linestyle=dash)
         panel.plot(*_columns(validation), color=colour, linewidth=1.8, linestyle=dash, marker="o", markersize=3.5)
-        handles.append(_line(colour, dash))
+        handles.append(line(colour, dash))
     panel.set_xlabel("epoch")
     panel.set_title("Loss (nats a token): thin = training, thick with dots = validation")
-    figure.legend(
-        handles, [_label(name) for name in names], loc="upper left", ncols=1, bbox_to_anchor=(0, 1), borderaxespad=0.1
-    )
-    return _plot(figure, "loss", "Training and validation loss over epochs")
+    legend_above(figure, handles, names)
+    return finished(figure, "loss", "Training and validation loss over epochs")
 
 
 def training_curve(log: list[dict[str, Any]], key: str) -> list[tuple[float, float]]:
@@ -177,113 +191,5 @@ def training_curve(log: list[dict[str, Any]], key: str) -> list[tuple[float, flo
     return sorted(points.values())
 
 
-def inline_svg(plot: Plot, prefix: str) -> str:
-    """The drawing for inside a page: CSS variables for colours, ids made unique by `prefix`, the page's own fonts."""
-    svg = plot.svg[plot.svg.index("<svg") :]
-    svg = re.sub(
-        r"<defs>\s*<style.*?</style>\s*</defs>", "", svg, count=1, flags=re.DOTALL
-    )  # a rule for all of the page
-    variables = {light: f"var(--{name})" for name, (light, _) in PALETTE.items()}
-
-    def adapt(tag: str) -> str:
-        tag = re.sub(r'\bid="', f'id="{prefix}-', tag)
-        tag = tag.replace('href="#', f'href="#{prefix}-').replace("url(#", f"url(#{prefix}-")
-        return re.sub(r"#[0-9a-f]{6}\b", lambda colour: variables.get(colour[0], colour[0]), tag)
-
-    svg = _in_tags(svg, adapt)
-    opening = re.match(r"<svg[^>]*>", svg).group()
-    view = re.search(r'viewBox="[^"]*"', opening).group()
-    return (
-        f'<svg class="plot" role="img" aria-labelledby="{prefix}-title" {view} '
-        f'xmlns:xlink="http://www.w3.org/1999/xlink"><title id="{prefix}-title">{_escape(plot.title)}</title>'
-        + svg[len(opening) :]
-    )
-
-
-def _figure(panels: int, *, height: float, label_width: int, legend_rows: int = 1, x_label: bool = False):
-    """A figure whose margins are computed from the text: layout must not depend on which fonts are installed."""
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(_WIDTH_INCHES, height))
-    FigureCanvasSVG(figure)
-    axes = figure.subplots(1, panels, sharey=True, squeeze=False)[0]
-    figure.subplots_adjust(
-        left=min(0.45, (0.075 * label_width + 0.15) / _WIDTH_INCHES),
-        right=0.985,
-        top=1 - (0.38 + 0.19 * legend_rows) / height,
-        bottom=(0.45 if x_label else 0.25) / height,
-        wspace=0.16,
-    )
-    return figure, axes
-
-
-def _dots(panel, rows: list[tuple[dict | None, dict]]) -> None:
-    """One row each: base above (hollow), tuned below (filled), lines for the intervals."""
-    for y, pair in enumerate(rows):
-        for values, colour, shift in zip(pair, ("base", "tuned"), (-0.15, 0.15), strict=True):
-            if not values or not is_number(values["value"]):
-                continue
-            if is_number(values["low"]) and is_number(values["high"]):
-                panel.plot([values["low"], values["high"]], [y + shift] * 2, color=LIGHT[colour], linewidth=1.6)
-            face = LIGHT["page" if colour == "base" else colour]
-            panel.plot(values["value"], y + shift, "o", color=LIGHT[colour], markerfacecolor=face, markersize=5)
-    panel.set_ylim(len(rows) - 0.5, -0.5)
-    panel.grid(axis="y", visible=False)
-    panel.margins(x=0.08)
-
-
-def largest_value(parts: list[dict], key: str) -> float:
-    """The largest score or upper end of an interval of one measure; parts are what has 'metrics'."""
-    ends = [part["metrics"][key][end] for part in parts for end in ("value", "high")]
-    return max((end for end in ends if is_number(end)), default=0.0) or 1.0
-
-
-def _from_zero(panel, largest: float) -> None:
-    panel.set_xlim(-0.03 * largest, 1.06 * largest)
-
-
-def _base_tuned_legend(figure, with_base: bool) -> None:
-    def dot(colour: str, face: str):
-        return _line(LIGHT[colour], "-", marker="o", markersize=5, markerfacecolor=LIGHT[face])
-
-    handles, labels = [dot("tuned", "tuned")], ["tuned"]
-    if with_base:
-        handles, labels = [dot("base", "page"), *handles], ["base", *labels]
-    figure.legend(handles, labels, loc="upper left", ncols=2, bbox_to_anchor=(0, 1), borderaxespad=0.1)
-
-
-def _line(colour: str, dash: str, **more):
-    from matplotlib.lines import Line2D
-
-    return Line2D([], [], color=colour, linestyle=dash, linewidth=1.6, **more)
-
-
-def _label(name: str) -> str:
-    # matplotlib leaves labels that begin with an underscore out of a legend; a zero-width space hides that start
-    return shorten(name, 60) if not name.startswith("_") else "\u200b" + shorten(name, 60)
-
-
 def _columns(points: list[tuple[float, float]]) -> tuple[list[float], list[float]]:
     return [x for x, _ in points], [y for _, y in points]
-
-
-def _plot(figure, name: str, title: str) -> Plot:
-    import matplotlib
-
-    buffer = io.StringIO()
-    matplotlib.rcParams["svg.hashsalt"] = name
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing")  # only measured here, drawn by the reader's fonts
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    svg = _in_tags(buffer.getvalue(), lambda tag: re.sub(r"font-family: [^;\"]*", f"font-family: {FONTS}", tag))
-    return Plot(name, visible(title), svg)
-
-
-def _in_tags(svg: str, change: Callable[[str], str]) -> str:
-    """Change tags only: a category may be called "#ffffff". matplotlib escapes < and > in text."""
-    return re.sub(r"<[^>]*>", lambda tag: change(tag[0]), svg)
-
-
-def _escape(text: str) -> str:
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

@@ -1,4 +1,4 @@
-"""Predictions -> scores: every measure with its 95% bootstrap interval over records, overall and per category.
+"""Predictions -> scores: every measure with its 95% bootstrap interval over records, overall and by group.
 
 Every measure is a ratio of two sums over records (a mean is the case where the denominator counts questions), so one
 resampling of records serves them all. A record's questions are drawn together: they share their references and are
@@ -10,13 +10,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from llm_qa.console import UserError, progress
-from llm_qa.evaluation.metrics import measures
-from llm_qa.evaluation.metrics.catalogue import MEASURES, definitions
+from llm_qa.evaluation.grouping import group_rows
+from llm_qa.evaluation.metrics import measures, morphemes
+from llm_qa.evaluation.metrics.catalogue import EMBEDDING_COSINE, MEASURES, definitions, is_number
 
 CONFIDENCE = 0.95
 RESAMPLES = 2000
@@ -38,35 +40,37 @@ class RecordSums:
     """Per record (sorted by id) and measure (in MEASURES' order): float64 arrays of shape (records, measures)."""
 
     ids: list[str]
-    categories: list[str]
     questions: np.ndarray  # (records,) int64
     numerators: np.ndarray
     denominators: np.ndarray
     counted: np.ndarray  # int64, the questions that each measure could count
 
-    def take(self, rows: list[int]) -> RecordSums:
-        """The same for some of the records."""
-        return RecordSums(
-            [self.ids[i] for i in rows],
-            [self.categories[i] for i in rows],
-            self.questions[rows],
-            self.numerators[rows],
-            self.denominators[rows],
-            self.counted[rows],
-        )
+
+@lru_cache(maxsize=1 << 17)
+def text_scores(prediction: str, references: tuple[str, ...]) -> dict[str, float]:
+    """The measures of one answer's text; kept, since comparisons and groups ask for the same answers again."""
+    return {
+        "exact_match": measures.exact_match(prediction, references),
+        "character_f1": measures.character_f1(prediction, references),
+        "chrf": measures.chrf(prediction, references),
+        "rouge1": morphemes.rouge_n(prediction, references, 1),
+        "rouge2": morphemes.rouge_n(prediction, references, 2),
+        "rougeL": morphemes.rouge_l(prediction, references),
+        "repetition": morphemes.repetition(prediction),
+        "empty_share": float(not prediction.strip()),
+    }
 
 
 def row_terms(row: dict[str, Any]) -> dict[str, tuple[float, float]]:
-    """One question's (numerator, denominator) of each measure."""
+    """One question's (numerator, denominator) of each measure; (0, 0) is what could not be measured."""
     prediction, references = row["prediction"], row["references"]
+    cosine = row.get(EMBEDDING_COSINE)
     return {
-        "exact_match": (measures.exact_match(prediction, references), 1),
-        "character_f1": (measures.character_f1(prediction, references), 1),
-        "chrf": (measures.chrf(prediction, references), 1),
+        **{key: (value, 1) for key, value in text_scores(prediction, tuple(references)).items()},
         "bits_per_character": measures.known_bits(row["reference_bits"], row["reference_characters"]),
+        EMBEDDING_COSINE: (cosine, 1) if is_number(cosine) else (0, 0),
         "stopped_share": (float(row["stopped"]), 1),
         "length_ratio": (len(prediction), sum(map(len, references)) / len(references)),
-        "empty_share": (float(not prediction.strip()), 1),
     }
 
 
@@ -103,18 +107,16 @@ def record_sums(rows: list[dict[str, Any]], *, what: str = "scoring answers") ->
     ordered = sorted(rows, key=lambda row: (row["id"], row["question_index"]))
     ids = sorted({row["id"] for row in ordered})
     place = {record: i for i, record in enumerate(ids)}
-    categories = [""] * len(ids)
     questions = np.zeros(len(ids), dtype=np.int64)
     counted = np.zeros((len(ids), len(MEASURES)), dtype=np.int64)
     terms = np.zeros((2, len(ids), len(MEASURES)))
     for row in progress(ordered, what=what, unit="answers") if len(ordered) > 500 else ordered:
         i, values = place[row["id"]], row_terms(row)
-        categories[i] = row["category"]
         questions[i] += 1
         added = np.array([values[key] for key in MEASURES], dtype=np.float64).T
         terms[:, i] += added
         counted[i] += added[1] > 0
-    return RecordSums(ids, categories, questions, terms[0], terms[1], counted)
+    return RecordSums(ids, questions, terms[0], terms[1], counted)
 
 
 def resampled_ratios(
@@ -167,21 +169,11 @@ def _summary(sums: RecordSums, *, seed: int, resamples: int) -> dict[str, Any]:
     return {"records": len(sums.ids), "questions": int(sums.questions.sum()), "metrics": metrics}
 
 
-def by_category(sums: RecordSums) -> dict[str, RecordSums]:
-    """Category -> its records, most records first; empty when no record has a category."""
-    groups: dict[str, list[int]] = {}
-    for i, category in enumerate(sums.categories):
-        groups.setdefault(category, []).append(i)
-    if set(groups) <= {""}:
-        return {}
-    return {name: sums.take(groups[name]) for name in sorted(groups, key=lambda name: (-len(groups[name]), name))}
-
-
 def score_predictions(rows: list[dict[str, Any]], *, seed: int = 0, resamples: int = RESAMPLES) -> dict[str, Any]:
     """Score one predictions.jsonl: JSON-serialisable, the same to the last digit for the same rows in any order.
 
-    Returns records, questions, metrics {key: {value, low, high, records, questions}}, categories {name: the same} and
-    references_without_bits, those that bits per character leave out.
+    Returns records, questions, metrics {key: {value, low, high, records, questions}}, groups {grouping: {name: the
+    same}}, different_answers (texts), references_without_bits (those that bits per character leave out).
     Intervals are 95% percentile bootstrap over records; `value` is None where nothing could be counted.
     Raises UserError by `check_rows`.
     """
@@ -190,10 +182,15 @@ def score_predictions(rows: list[dict[str, Any]], *, seed: int = 0, resamples: i
     bits = [value for row in rows for value in row["reference_bits"]]
     return {
         **_summary(sums, seed=seed, resamples=resamples),
+        "different_answers": len({row["prediction"] for row in rows}),
         "references": len(bits),
         "references_without_bits": sum(value is None or not math.isfinite(value) for value in bits),
-        "categories": {
-            name: _summary(part, seed=seed, resamples=resamples) for name, part in by_category(sums).items()
+        "groups": {
+            grouping: {
+                name: _summary(record_sums([rows[i] for i in places]), seed=seed, resamples=resamples)
+                for name, places in groups.items()
+            }
+            for grouping, groups in group_rows(rows).items()
         },
         "confidence": CONFIDENCE,
         "resamples": resamples,

@@ -143,6 +143,11 @@ def final_folder(run_dir: str | Path, recipe: Recipe) -> Path:
     return Path(run_dir) / (files.ADAPTER if recipe.method == "lora" else files.MODEL)
 
 
+def weights_of(run_dir: str | Path, recipe: Recipe, label: str = files.TUNED) -> Path:
+    """The folder (or hub id) that holds what a run's tuned model, or its base, is made of."""
+    return Path(base_of_run(run_dir, recipe)) if label == files.BASE else final_folder(run_dir, recipe)
+
+
 def load_run(run_dir: str | Path, *, base: bool = False) -> tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerFast]:
     """A finished run's model, ready to answer, and its tokenizer; `base` gives the untuned weights of a full run.
 

@@ -46,14 +46,14 @@ def make_rows(*, tuned: bool, seed: int = 0) -> list[dict]:
 
 
 def make_evaluation(
-    run: Path, rows: list[dict], *, base: bool = False, data_sha256: str = "ab" * 32, split: str = "test"
+    run: Path, rows: list[dict], *, label: str = "tuned", data_sha256: str = "ab" * 32, split: str = "test"
 ) -> None:
     """Write predictions.jsonl and scores.json as scripts/evaluate.py does."""
-    folder = files.evaluation_dir(run, split, base=base)
+    folder = files.evaluation_dir(run, split, label)
     files.write_jsonl(folder / files.PREDICTIONS, rows)
     scores = {
         "run": str(run),
-        "label": "base" if base else "tuned",
+        "label": label,
         "model": "embedded",
         "split": split,
         "data": "data/bundled",
@@ -96,5 +96,5 @@ def make_run(parent: Path, name: str = "tiny", *, seed: int = 0, with_base: bool
     files.write_json(run / files.TRAINING, training)
     make_evaluation(run, make_rows(tuned=True, seed=seed))
     if with_base:
-        make_evaluation(run, make_rows(tuned=False, seed=seed), base=True)
+        make_evaluation(run, make_rows(tuned=False, seed=seed), label="base")
     return run

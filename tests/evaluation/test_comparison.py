@@ -1,12 +1,16 @@
 """Paired comparison and the verdict in words."""
 
+import itertools
 import json
 
+import numpy as np
 import pytest
 
 from llm_qa.console import UserError
-from llm_qa.evaluation.comparison import choose_samples, compare_predictions, verdict
-from llm_qa.evaluation.scoring import score_predictions
+from llm_qa.evaluation.comparison import compare_predictions, correct, holm, randomisation_p_values
+from llm_qa.evaluation.metrics.catalogue import MEASURES
+from llm_qa.evaluation.scoring import record_sums, score_predictions
+from llm_qa.evaluation.verdict import verdict
 
 from .fixtures import make_rows
 
@@ -42,14 +46,17 @@ def test_values_are_those_of_the_scores():
         scores = score_predictions(rows)
         for key, values in comparison["metrics"].items():
             assert values[side] == scores["metrics"][key]["value"]
-        for name, part in comparison["categories"].items():
-            assert part["metrics"]["chrf"][side] == scores["categories"][name]["metrics"]["chrf"]["value"]
+        for name, part in comparison["groups"]["category"].items():
+            assert part["metrics"]["chrf"][side] == scores["groups"]["category"][name]["metrics"]["chrf"]["value"]
 
 
 def test_equal_models_are_not_distinguishable():
     rows = make_rows(tuned=True)
     comparison, told = compared(rows, make_rows(tuned=True))
     assert told.kind == "not distinguishable"
+    comparison["metrics"].pop("embedding_cosine")  # nothing embedded these answers
+    ratio = comparison["metrics"].pop("length_ratio")  # neither side of it is better, so it is not tested
+    assert (ratio["difference"], ratio["p_value"], ratio["reading"]) == (0, None, None)
     for values in comparison["metrics"].values():
         assert (values["difference"], values["low"], values["high"], values["p_value"]) == (0, 0, 0, 1)
 
@@ -128,6 +135,15 @@ def test_the_verdict_tells_what_speaks_against_it():
     assert "Every answer is empty." in told.text
 
 
+def test_a_few_canned_answers_are_told():
+    tuned = make_rows(tuned=True)
+    for i, row in enumerate(tuned):
+        row["prediction"] = ("시공합니다.", "말립니다.")[i % 2]
+    _, told = compared(make_rows(tuned=False), tuned)
+    assert "Its 24 answers are only 2 different texts." in told.text
+    assert "different texts" not in compared(make_rows(tuned=False), make_rows(tuned=True))[1].text
+
+
 def test_better_bits_alone_are_not_called_better_answers():
     base, tuned = make_rows(tuned=False), make_rows(tuned=True)
     for before, after in zip(base, tuned, strict=True):
@@ -143,17 +159,53 @@ def test_without_base_nothing_is_claimed():
     assert "base was not evaluated" in told.text
 
 
-def test_samples_are_the_extremes_and_a_seeded_rest():
+def test_holm_by_hand():
+    """Three tests: .01 x 3, .02 x 2 and .04 x 1 -> .03, .04, .04; never falling and at most 1."""
+    assert holm([0.02, 0.01, 0.04]) == [0.04, 0.03, 0.04]
+    assert holm([0.5, 0.6]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+def test_the_randomisation_test_is_that_of_every_possible_swap():
+    base, tuned = make_rows(tuned=False)[:16], make_rows(tuned=True)[:16]  # 8 records: 256 swaps
+    tuned[0]["prediction"] = base[0]["prediction"] = ""
+    sums = record_sums(base), record_sums(tuned)
+    sampled = dict(zip(MEASURES, randomisation_p_values(*sums, seed=0), strict=True))
+    for key in ("character_f1", "bits_per_character", "repetition"):
+        column = list(MEASURES).index(key)
+        tops, lows = (np.stack([getattr(s, name)[:, column] for s in sums]) for name in ("numerators", "denominators"))
+        records = np.arange(tops.shape[1])
+
+        def difference(swap, tops=tops, lows=lows, records=records):
+            one, other = ((tops[side, records].sum() / lows[side, records].sum()) for side in (swap, 1 - swap))
+            return abs(other - one)
+
+        swaps = [np.array(bits) for bits in itertools.product((0, 1), repeat=len(records))]
+        observed = difference(np.zeros(len(records), dtype=int))
+        exact = np.mean([difference(swap) >= observed - 1e-9 for swap in swaps])
+        assert sampled[key] == pytest.approx(exact, abs=0.015), key
+
+
+def test_more_tests_on_a_page_make_each_less_sure():
     base, tuned = make_rows(tuned=False), make_rows(tuned=True)
-    base[3]["prediction"], tuned[3]["prediction"] = base[3]["references"][0], "결"
-    groups = choose_samples(base, tuned, count=4, seed=0)
-    assert list(groups) == ["Most improved", "Most worsened", "Drawn at random"]
-    gains = [sample.tuned_f1 - sample.base_f1 for sample in groups["Most improved"]]
-    assert gains == sorted(gains, reverse=True)
-    assert len(gains) == 4
-    assert [sample.tuned for sample in groups["Most worsened"]] == ["결"]
-    assert len({id(s) for group in groups.values() for s in group}) == 9
-    assert choose_samples(base, tuned[::-1], count=4, seed=0) == groups
-    assert choose_samples(base, tuned, count=4, seed=1)["Drawn at random"] != groups["Drawn at random"]
-    assert list(choose_samples(None, tuned, count=4, seed=0)) == ["Drawn at random"]
-    assert choose_samples(base, tuned, count=0, seed=0) == {}
+    alone = compare_predictions(base, tuned)
+    weak = {**alone, "metrics": {"character_f1": {**alone["metrics"]["character_f1"], "p_value": 0.02}}}
+    assert correct([weak])[0]["metrics"]["character_f1"]["reading"] == "better"
+    page = correct([weak, weak, weak])
+    assert [c["metrics"]["character_f1"]["p_holm"] for c in page] == pytest.approx([0.06] * 3)
+    assert [c["metrics"]["character_f1"]["reading"] for c in page] == ["not distinguishable"] * 3
+    assert page[0]["tests"] == 3
+    untested = correct([weak, alone], [("character_f1",), ()])[1]
+    assert untested["metrics"]["chrf"]["p_holm"] is None
+    assert untested["tests"] == 1
+
+
+def test_an_answers_cosine_counts_only_where_both_have_one():
+    base, tuned = make_rows(tuned=False), make_rows(tuned=True)
+    for row in tuned:
+        row["embedding_cosine"] = 0.9
+    assert compare_predictions(base, tuned)["metrics"]["embedding_cosine"]["difference"] is None
+    for row in base[:6]:
+        row["embedding_cosine"] = 0.4
+    cosine = compare_predictions(base, tuned)["metrics"]["embedding_cosine"]
+    assert (cosine["difference"], cosine["records"]) == (pytest.approx(0.5), 3)

@@ -8,7 +8,13 @@ from transformers import AutoModelForCausalLM
 
 from llm_qa.console import UserError
 from llm_qa.data.prompts import encode_documents, encode_prompts
-from llm_qa.evaluation.generation import ORIGINAL_SAMPLING, GenerationSettings, generate_answers, reference_bits
+from llm_qa.evaluation.generation import (
+    ORIGINAL_SAMPLING,
+    GenerationSettings,
+    generate_answers,
+    named_settings,
+    reference_bits,
+)
 
 ARCHITECTURES = ["neox_folder", "gpt2_folder"]
 
@@ -80,3 +86,11 @@ def test_sampling_numbers_are_passed_only_where_it_samples():
         "top_p": 0.9,
         "repetition_penalty": 1.2,
     }
+
+
+def test_a_length_that_is_given_overrides_either_sampling():
+    assert named_settings("greedy") == GenerationSettings()
+    assert named_settings("greedy", 7).max_new_tokens == named_settings("original", 7).max_new_tokens == 7
+    assert named_settings("original", 7, seed=3).temperature == 0.9
+    assert named_settings("original", seed=3).seed == 3
+    assert named_settings("original") == ORIGINAL_SAMPLING

@@ -53,6 +53,13 @@ def test_normalisation_is_korquads(text, normalized):
         ("가가가", "가나", 0, 2 * (1 / 3) * (1 / 2) / (1 / 3 + 1 / 2)),
         # 1, 5, m, 이, 상 against 1, 5, m: Hangul, Latin and digits are one character each
         ("1.5M 이상", "15m", 0, 2 * (3 / 5) * 1.0 / (3 / 5 + 1.0)),
+        # quotes and brackets become spaces, so what they divided stays divided for EM
+        ("‘LVT’(바닥재)", "lvt 바닥재", 1, 1.0),
+        ("《실크》벽지", "실크벽지", 0, 1.0),
+        ("A/S 2년", "as 2년", 1, 1.0),
+        ("70~80%", "70 80", 0, 1.0),
+        # 3000원부가세별도 against 3000원: five of ten, five of five
+        ("3,000원 (부가세 별도)", "3000원", 0, 2 * (5 / 10) * 1.0 / (5 / 10 + 1.0)),
         ("결로", "마루", 0, 0.0),
         ("", "벽지", 0, 0.0),
         ("   ", "벽지", 0, 0.0),
@@ -157,8 +164,8 @@ def test_the_local_evaluate_modules_load_offline_and_agree(monkeypatch):
 
 
 def test_an_unknown_module_is_refused():
-    with pytest.raises(ValueError, match="rouge"):
-        load_module("rouge")
+    with pytest.raises(ValueError, match="bleu"):
+        load_module("bleu")
     assert MODULES
 
 

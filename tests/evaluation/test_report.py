@@ -11,9 +11,10 @@ import pytest
 
 from llm_qa import files
 from llm_qa.console import UserError
-from llm_qa.evaluation import plots
+from llm_qa.evaluation import plots, plotting
 from llm_qa.evaluation.original import ORIGINAL_RUNS
-from llm_qa.evaluation.report import final_screen, load_report, write_report
+from llm_qa.evaluation.rendering import final_screen, write_report
+from llm_qa.evaluation.report import load_report
 from llm_qa.evaluation.templates.escaping import markdown_text, visible
 
 from .fixtures import make_evaluation, make_rows, make_run
@@ -68,8 +69,8 @@ class Page(html.parser.HTMLParser):
 
 
 def test_page_and_twin_hold_the_whole_story(run, tmp_path):
-    page, twin = written([run], tmp_path / "out")
-    report = load_report([run])
+    page, twin = written([run], tmp_path / "out", samples=4)
+    report = load_report([run], samples=4)
     row = report.runs[0].samples["Most improved"][0]
     for text in (page, twin):
         for expected in (
@@ -89,7 +90,7 @@ def test_page_and_twin_hold_the_whole_story(run, tmp_path):
             "Drawn at random",
             "KorQuAD 1.0",
             "sacrebleu chrF2++",
-            "not corrected",
+            "corrected by Holm",
             "ab" * 32,
             "2.13.0",
         ):
@@ -97,7 +98,10 @@ def test_page_and_twin_hold_the_whole_story(run, tmp_path):
     assert "max\\_new\\_tokens | 64" in twin
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "categories-1.svg",
+        "cost.svg",
+        "distribution.svg",
         "loss.svg",
+        "question-types-1.svg",
         "report.html",
         "report.md",
         "scores.svg",
@@ -144,12 +148,12 @@ def test_answers_are_only_text(tmp_path, hostile):
             row |= {"prediction": hostile, "question": hostile, "context": hostile, "category": hostile}
             row["references"] = [hostile, hostile]
             row["reference_characters"] = [len(hostile)] * 2
-        folder = files.evaluation_dir(run, "test", base=base)
+        folder = files.evaluation_dir(run, "test", label="base" if base else "tuned")
         scores = json.loads((folder / files.SCORES).read_text(encoding="utf-8"))
-        make_evaluation(run, make_rows(tuned=not base), base=base)
+        make_evaluation(run, make_rows(tuned=not base), label="base" if base else "tuned")
         # json.dumps keeps a lone surrogate as an escape, as a model's tokenizer may have left it
         (folder / files.PREDICTIONS).write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
-        scores["scores"]["categories"] = {hostile: scores["scores"]["categories"]["시공"]}
+        scores["scores"]["groups"]["category"] = {hostile: scores["scores"]["groups"]["category"]["시공"]}
         scores |= {"model": hostile, "data": hostile}
         (folder / files.SCORES).write_text(json.dumps(scores), encoding="utf-8")
     with warnings.catch_warnings():
@@ -160,11 +164,11 @@ def test_answers_are_only_text(tmp_path, hostile):
     assert visible(hostile).replace("\n", " ") in "".join(page.text).replace("\n", " ")
     assert not re.search(r"<(?!br>)", twin)
     answers = [line for line in twin.splitlines() if line.startswith("| tuned |")]
-    assert len(answers) == len([line for line in clean_twin.splitlines() if line.startswith("| tuned |")]) - 5
+    assert len(answers) == len([line for line in clean_twin.splitlines() if line.startswith("| tuned |")]) == 24
     for line in twin.splitlines():
         if line.startswith("| tuned |"):
             assert len(re.findall(r"(?<!\\)\|", line)) == 4
-    assert f"{plots.shorten(hostile)} (4)" in "".join(page.text)  # in the plot, as it is
+    assert f"{plotting.shorten(hostile)} (4)" in "".join(page.text)  # in the plot, as it is
     for svg in (tmp_path / "out").glob("*.svg"):
         ElementTree.fromstring(svg.read_text(encoding="utf-8"))
 
@@ -181,7 +185,7 @@ def test_unknown_figures_are_dashes_and_nothing_crashes(run, tmp_path):
         (run / name).unlink()
     page, twin = written([run], tmp_path / "out")
     assert "No loss was logged." in page
-    assert "| tiny | embedded | – | – | – | – | – | – | 6.0 |" in twin
+    assert "| tiny | embedded | – | – | – | – | – | – | – | 6.0 |" in twin
     assert not (tmp_path / "out" / "loss.svg").exists()
 
 
@@ -191,7 +195,7 @@ def test_odd_values_in_optional_files_are_dashes(run, tmp_path):
     with open(run / files.LOG, "a", encoding="utf-8") as log:
         log.write('{"step": 41, "epoch": 4.1, "loss": NaN}\n{"step": 42}\n{"epoch": 5}\n[]\n')
     page, twin = written([run], tmp_path / "out")
-    assert "| tiny | embedded | LoRA on nf4 | CPU | – | – | – | – | 6.0 |" in twin
+    assert "| tiny | embedded | LoRA on nf4 | CPU | – | – | – | – | – | 6.0 |" in twin
     assert "training had not finished" in page
 
 
@@ -215,9 +219,9 @@ def test_a_run_without_base_is_reported_without_comparison(tmp_path):
 def test_data_without_categories(run, tmp_path):
     for base in (True, False):
         rows = [row | {"category": ""} for row in make_rows(tuned=not base)]
-        make_evaluation(run, rows, base=base)
+        make_evaluation(run, rows, label="base" if base else "tuned")
     page, twin = written([run], tmp_path / "out")
-    assert "By category" not in page + twin
+    assert ">By category (" not in page + twin
     assert not (tmp_path / "out" / "categories-1.svg").exists()
 
 
@@ -258,7 +262,7 @@ def test_missing_runs_and_evaluations_are_refused(run, tmp_path):
     assert f"python scripts/evaluate.py --run {run} --base --split validation" in refused(
         [run], "no evaluation of the validation split", split="validation"
     )
-    (files.evaluation_dir(run, "test", base=True) / files.SCORES).unlink()
+    (files.evaluation_dir(run, "test", label="base") / files.SCORES).unlink()
     assert "scripts/evaluate.py" in refused([run], r"no scores\.json")
     shutil.rmtree(files.evaluation_dir(run, "test"))
     refused([run], "no evaluation of the test split")
@@ -276,7 +280,7 @@ def test_scores_of_other_predictions_are_refused(run):
 
 def test_different_data_is_refused(run, tmp_path):
     other = make_run(tmp_path / "runs", "other")
-    make_evaluation(other, make_rows(tuned=False), base=True, data_sha256="cd" * 32)
+    make_evaluation(other, make_rows(tuned=False), label="base", data_sha256="cd" * 32)
     refused([other], "cannot stand side by side")
     make_evaluation(other, make_rows(tuned=True), data_sha256="cd" * 32)
     assert f"--run {other} --base --data data/bundled --split test" in refused(
@@ -287,12 +291,12 @@ def test_different_data_is_refused(run, tmp_path):
 def test_different_questions_are_refused(run, tmp_path):
     other = make_run(tmp_path / "runs", "other")
     for base in (True, False):
-        make_evaluation(other, make_rows(tuned=not base)[:-2], base=base)
+        make_evaluation(other, make_rows(tuned=not base)[:-2], label="base" if base else "tuned")
     refused([run, other], "not asked the same questions")
 
 
 def test_different_generation_settings_are_refused(run):
-    path = files.evaluation_dir(run, "test", base=True) / files.SCORES
+    path = files.evaluation_dir(run, "test", label="base") / files.SCORES
     document = files.read_json(path)
     document["generation"] |= {"max_new_tokens": 128, "batch_size": 4}
     files.write_json(path, document)
@@ -309,7 +313,7 @@ def test_an_out_that_is_a_file_is_refused(run, tmp_path):
 
 
 def test_plain_colours_are_unique_so_that_each_has_its_variable():
-    light = [colour for colour, _ in plots.PALETTE.values()]
+    light = [colour for colour, _ in plotting.PALETTE.values()]
     assert len(set(light)) == len(light)
 
 
@@ -319,7 +323,7 @@ def test_inline_plots_carry_no_fixed_colour_and_korean_stays_text(run, tmp_path)
         written([run], tmp_path / "out")
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     drawings = re.findall(r"<svg.*?</svg>", page, flags=re.DOTALL)
-    assert len(drawings) == 3
+    assert len(drawings) == 6
     assert any("마감하자 (3)" in drawing for drawing in drawings)
     for drawing in drawings:
         assert not re.search(r"(fill|stroke): ?#", drawing)
@@ -350,4 +354,83 @@ def test_many_runs_and_long_names(tmp_path):
     runs = [make_run(tmp_path / "runs", f"아주긴이름의실험폴더그리고더-{i}" * 3, seed=i) for i in range(8)]
     page, _ = written(runs, tmp_path / "out")
     Page(page)
-    assert plots.shorten("가" * 40, 10) == "가가가가…"
+    assert plotting.shorten("가" * 40, 10) == "가가가가…"
+
+
+# --- what stands beside the runs ---
+
+
+def test_copied_training_answers_and_closeness_are_shown(run, tmp_path):
+    rows = make_rows(tuned=True)
+    for row in rows:
+        row["closest_training"] = {"question": 0.9 if row["id"] == "TRAIN_000" else 0.1, "answer": 0.2}
+    make_evaluation(run, rows)
+    path = files.evaluation_dir(run, "test") / files.SCORES
+    counts = {"similarity_from": 0.8, "close_questions": 2, "close_answers": 0, "close_records": 1}
+    files.write_json(path, files.read_json(path) | {"contamination": counts})
+    copied = [row | {"prediction": row["references"][0], "reference_bits": [None, None]} for row in rows]
+    make_evaluation(run, copied, label="nearest")
+    page, twin = written([run], tmp_path / "out")
+    assert "| 1 | nearest training answer | 1.000 (1.000 to 1.000) |" in twin
+    assert "| tiny | 2 of 24 | 0 of 24 | 1 of 12 |" in twin
+    assert "close to a training text" in page
+
+
+def test_kobest_stands_beside_what_is_published(run, tmp_path):
+    scores = {"f1": 0.75, "accuracy": 0.8}
+    tasks = {task: {"records": 10, "base": scores, "tuned": scores} for task in ("copa", "wic")}
+    kobest = {"model": "EleutherAI/polyglot-ko-1.3b", "num_fewshot": 5, "lm_eval": "0.4.13", "tasks": tasks}
+    files.write_json(files.evaluation_dir(run, files.KOBEST) / files.SCORES, kobest)
+    page, twin = written([run], tmp_path / "out")
+    assert "| copa | 10 | 0.7500 (accuracy 0.8000) | 0.7500 (accuracy 0.8000) | 0.7193 |" in twin
+    assert "| wic | 10 | 0.7500 (accuracy 0.8000) | 0.7500 (accuracy 0.8000) | – |" in twin
+    for text in (page, twin):
+        assert "Llama-2-Ko model card" in text
+
+
+def test_a_measure_that_nobody_took_is_named_and_not_a_row_of_dashes(run, tmp_path):
+    page, twin = written([run], tmp_path / "out")
+    assert "Not measured here: Embedding cosine." in page
+    assert "| Embedding cosine" not in twin
+    for label in ("tuned", "base"):
+        rows = [row | {"embedding_cosine": 0.5} for row in make_rows(tuned=label == "tuned")]
+        make_evaluation(run, rows, label=label)
+    assert "| Embedding cosine ↑ | 0.500" in written([run], tmp_path / "out")[1]
+
+
+def test_models_are_compared_with_each_other(run, tmp_path):
+    other = make_run(tmp_path / "runs", "둘째", seed=3)
+    page, twin = written([run, other], tmp_path / "out")
+    duel = next(line for line in twin.splitlines() if line.startswith(r"| \#1") and r"| \#2" in line)
+    assert re.search(r"\| 0\.\d{3} \|", duel), "a corrected p"
+    assert "Model against model" in page
+    assert "Model against model" not in written([run], tmp_path / "one")[0]
+
+
+def test_gpu_hours_are_of_all_processes(run, tmp_path):
+    training = files.read_json(run / files.TRAINING) | {"wall_seconds": 5400, "processes": 4}
+    files.write_json(run / files.TRAINING, training)
+    environment = files.read_json(run / files.ENVIRONMENT) | {"gpus": ["T4"] * 4}
+    files.write_json(run / files.ENVIRONMENT, environment)
+    assert "| 1h30m | 6.00 |" in written([run], tmp_path / "out")[1]
+
+
+def test_an_older_evaluation_without_a_measure_says_what_to_run(run):
+    path = files.evaluation_dir(run, "test") / files.SCORES
+    document = files.read_json(path)
+    del document["scores"]["metrics"]["rougeL"]
+    files.write_json(path, document)
+    refused([run], "an older version wrote it.*scripts/evaluate.py")
+
+
+def test_a_thousand_predictions_are_under_two_megabytes(run, tmp_path):
+    for label in ("tuned", "base"):
+        rows = [
+            row | {"id": f"{row['id']}-{i:02d}", "prediction": row["prediction"] + " 그리고 잘 말립니다." * 10}
+            for i in range(42)
+            for row in make_rows(tuned=label == "tuned")
+        ]
+        make_evaluation(run, rows, label=label)
+    page, _ = written([run], tmp_path / "out", resamples=50)
+    assert "504 records, 1,008 questions" in page
+    assert len(page.encode()) < 2_000_000

@@ -50,14 +50,15 @@ def test_values_by_hand():
 
 def test_every_number_has_its_records_and_an_interval_around_it():
     scores = score_predictions(make_rows(tuned=True))
-    assert set(scores["categories"]) == {"마감재", "시공", "마감하자"}
-    for part in (scores, *scores["categories"].values()):
+    assert set(scores["groups"]["category"]) == {"마감재", "시공", "마감하자"}
+    for part in (scores, *scores["groups"]["category"].values()):
         assert set(part["metrics"]) == set(MEASURES)
+        assert part["metrics"].pop("embedding_cosine")["value"] is None  # nothing embedded these answers
         for metric in part["metrics"].values():
             assert metric["low"] <= metric["value"] <= metric["high"]
             assert (metric["records"], metric["questions"]) == (part["records"], part["questions"])
-    assert sum(part["records"] for part in scores["categories"].values()) == scores["records"] == 12
-    assert list(scores["categories"]) == ["마감재", "시공", "마감하자"]  # most records first
+    assert sum(part["records"] for part in scores["groups"]["category"].values()) == scores["records"] == 12
+    assert list(scores["groups"]["category"]) == ["마감재", "시공", "마감하자"]  # most records first
 
 
 def test_same_digits_again_and_in_any_order():
@@ -114,8 +115,8 @@ def test_bits_that_are_not_known_or_not_finite_are_counted_out():
 
 
 def test_no_category_at_all_gives_no_category_scores():
-    assert score_predictions([row("a", category=""), row("b", category="")])["categories"] == {}
-    assert list(score_predictions([row("a", category=""), row("b")])["categories"]) == ["", "시공"]
+    assert score_predictions([row("a", category=""), row("b", category="")])["groups"].get("category") is None
+    assert list(score_predictions([row("a", category=""), row("b")])["groups"]["category"]) == ["", "시공"]
 
 
 @pytest.mark.parametrize(

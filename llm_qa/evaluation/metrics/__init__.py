@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-MODULES = ("korquad", "chrf", "bits_per_character")
+MODULES = ("korquad", "chrf", "rouge", "bits_per_character")
 
 
 def load_module(name: str):

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from llm_qa.evaluation.metrics.measures import chrf_signature
+from llm_qa.evaluation.metrics.morphemes import tokenizer_signature
 
 UNKNOWN = "–"
 MINUS = "−"
@@ -50,6 +51,7 @@ def is_number(value: object) -> bool:
 
 CHARACTER_F1 = "character_f1"
 BITS_PER_CHARACTER = "bits_per_character"
+EMBEDDING_COSINE = "embedding_cosine"
 
 MEASURES = {
     measure.key: measure
@@ -77,12 +79,29 @@ MEASURES = {
             "character n-grams to 6 and word bigrams, 0 to 100, the best over the references, mean of sentence scores",
         ),
         Measure(
+            "rouge1",
+            "ROUGE-1",
+            "higher",
+            3,
+            "F1 of the morphemes of answer and reference, 0 to 1, the best over the references, mean over questions",
+        ),
+        Measure("rouge2", "ROUGE-2", "higher", 3, "the same of pairs of neighbouring morphemes"),
+        Measure("rougeL", "ROUGE-L", "higher", 3, "the same of the longest common subsequence of morphemes"),
+        Measure(
             BITS_PER_CHARACTER,
             "Bits per character",
             "lower",
             3,
             "how surprised the model is by the reference answers: the sum of −log2 p over the sum of characters, end "
             "token not counted; comparable between tokenizers",
+        ),
+        Measure(
+            EMBEDDING_COSINE,
+            "Embedding cosine",
+            "higher",
+            3,
+            "cosine of the sentence embeddings of answer and reference, the mean over the references, then over "
+            "questions; the competition's score where the embedder is distiluse-base-multilingual-cased-v1",
         ),
         Measure(
             "stopped_share",
@@ -101,14 +120,25 @@ MEASURES = {
             "as long",
         ),
         Measure(
+            "repetition",
+            "Repetition",
+            "lower",
+            1,
+            "share of an answer's runs of four morphemes that stood in it before, mean over questions (seq-rep-4)",
+            percent=True,
+        ),
+        Measure(
             "empty_share", "Empty answers", "lower", 1, "share of answers with nothing but white space", percent=True
         ),
     )
 }
-HEADLINE = (CHARACTER_F1, "exact_match", "chrf", BITS_PER_CHARACTER)  # what is plotted
+HEADLINE = (CHARACTER_F1, "chrf", "rougeL", BITS_PER_CHARACTER)  # what is plotted
 
 
 def definitions() -> dict[str, str]:
     """Key -> exact definition, with the library's signature where there is one; for scores.json."""
     meanings = {key: measure.meaning for key, measure in MEASURES.items()}
-    return {**meanings, "chrf": f"{meanings['chrf']} (sacrebleu {chrf_signature()})"}
+    meanings["chrf"] += f" (sacrebleu {chrf_signature()})"
+    for key in ("rouge1", "rouge2", "rougeL", "repetition"):
+        meanings[key] += f" (morphemes: {tokenizer_signature()})"
+    return meanings

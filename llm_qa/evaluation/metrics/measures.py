@@ -1,7 +1,7 @@
 """The measures as plain functions of strings and numbers; a question's score is its best over the references.
 
-What each is, which way is better and how it is printed stands in `catalogue.py`. `rouge_score` is not here: it keeps
-`[a-z0-9]` only, so that identical Korean strings score 0.0 (huggingface/evaluate#256).
+What each is, which way is better and how it is printed stands in `catalogue.py`; what counts morphemes, in
+`morphemes.py`.
 """
 
 from __future__ import annotations

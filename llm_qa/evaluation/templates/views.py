@@ -19,6 +19,11 @@ def _span(measure, values: dict[str, Any] | None, format_one) -> str:
     return f"{format_one(measure, values['low'])} to {format_one(measure, values['high'])}"
 
 
+def format_p(p: float | None) -> str:
+    """'0.012', '< 0.001', or '–' for what was not tested."""
+    return UNKNOWN if not is_number(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
 def score_rows(base: dict | None, tuned: dict, comparison: dict | None, keys: Sequence[str] = tuple(MEASURES)) -> list:
     """Texts of a score table, one dict a measure; `base`, `tuned`, `comparison` each hold 'metrics'."""
 
@@ -33,7 +38,6 @@ def score_rows(base: dict | None, tuned: dict, comparison: dict | None, keys: Se
         measure, after = MEASURES[key], tuned["metrics"][key]
         before = base["metrics"][key] if base else None
         change = comparison["metrics"][key] if comparison else {}
-        p = change.get("p_value")
         rows.append(
             {
                 "measure": measure,
@@ -43,7 +47,7 @@ def score_rows(base: dict | None, tuned: dict, comparison: dict | None, keys: Se
                 "tuned_span": _span(measure, after, plain),
                 "difference": measure.format_difference(change.get("difference")),
                 "difference_span": _span(measure, change, signed),
-                "p": UNKNOWN if not is_number(p) else "< 0.001" if p < 0.001 else f"{p:.3f}",
+                "p": format_p(change.get("p_holm")),
                 "reading": change.get("reading") or "",
                 "records": after["records"],
             }
@@ -51,12 +55,12 @@ def score_rows(base: dict | None, tuned: dict, comparison: dict | None, keys: Se
     return rows
 
 
-def category_rows(run: RunReport) -> list[dict[str, Any]]:
-    """One row a category: its name, counts, and the score texts of character F1 and bits per character."""
+def group_rows(run: RunReport, grouping: str) -> list[dict[str, Any]]:
+    """One row a group: its name, counts, and the score texts of character F1 and bits per character."""
     rows = []
-    for name, part in run.tuned["scores"]["categories"].items():
-        before = (run.base["scores"]["categories"] if run.base else {}).get(name)
-        change = (run.comparison["categories"] if run.comparison else {}).get(name)
+    for name, part in run.tuned["scores"]["groups"].get(grouping, {}).items():
+        before = (run.base["scores"]["groups"].get(grouping, {}) if run.base else {}).get(name)
+        change = (run.comparison["groups"].get(grouping, {}) if run.comparison else {}).get(name)
         f1, bits = score_rows(before, part, change, (CHARACTER_F1, BITS_PER_CHARACTER))
         rows.append({"name": name or "(none)", "records": part["records"], "questions": part["questions"]})
         rows[-1] |= {"f1": f1, "bits": bits}
@@ -70,6 +74,7 @@ COST_HEADER = (
     "Device",
     "Epoch time",
     "Total time",
+    "GPU hours",
     "Tokens/s",
     "Peak memory",
     "Answers/s",
@@ -80,8 +85,8 @@ def cost_rows(report: Report) -> list[list[str]]:
     """Our runs by COST_HEADER; unknown is '–'."""
     rows = []
     for run in report.runs:
-        training, recipe = run.training, run.recipe
-        device = training.get("device") or run.environment.get("device")
+        training, recipe = run.folder.training, run.folder.recipe
+        device = training.get("device") or run.folder.environment.get("device")
         rows.append(
             [
                 run.name,
@@ -90,6 +95,7 @@ def cost_rows(report: Report) -> list[list[str]]:
                 str(device or UNKNOWN),
                 _seconds(training.get("seconds_per_epoch")),
                 _seconds(training.get("wall_seconds")),
+                _number(run.folder.hours if run.folder.environment.get("gpus") else None, "{:,.2f}"),
                 _number(training.get("tokens_per_second"), "{:,.0f}"),
                 _memory(training.get("peak_memory_bytes")),
                 _number(run.tuned.get("answers_per_second"), "{:,.1f}"),
@@ -107,6 +113,7 @@ def original_rows() -> list[list[str]]:
             row.method,
             ORIGINAL_DEVICE,
             row.time_per_epoch,
+            UNKNOWN,
             UNKNOWN,
             UNKNOWN,
             row.memory,
@@ -127,7 +134,7 @@ def _trained(recipe: dict, training: dict) -> str:
     if recipe.get("base_precision") and recipe["method"] != "full":
         what += f" on {recipe['base_precision']}"
     trainable, total = training.get("trainable_parameters"), training.get("total_parameters")
-    if is_number(trainable) and is_number(total) and total:
+    if recipe["method"] != "full" and is_number(trainable) and is_number(total) and total:
         what += f" ({100 * trainable / total:.2g}% of parameters)"
     return what
 
@@ -152,16 +159,16 @@ def settings(run: RunReport, report: Report) -> dict[str, dict[str, str]]:
     """Section -> setting -> text: all that is needed to get these numbers again."""
     scores = run.tuned["scores"]
     data = {"folder": report.data, "sha256": report.data_sha256, "split": report.split}
-    trained_on = run.environment.get("data_sha256")
+    trained_on = run.folder.environment.get("data_sha256")
     statistics = {key: scores[key] for key in ("seed", "resamples", "confidence", "resampled") if key in scores}
-    training = {key: value for key, value in run.training.items() if key != "finished"}
+    training = {key: value for key, value in run.folder.training.items() if key != "finished"}
     sections = {
-        "Recipe": run.recipe,
+        "Recipe": run.folder.recipe,
         "Generation": run.tuned.get("generation") or {},
         "Data": data | ({"sha256 trained on": trained_on} if trained_on else {}),
         "Intervals": statistics | {"seed of the comparison and the samples": report.seed},
         "Training": training,
-        "Environment": {key: value for key, value in run.environment.items() if key != "data_sha256"},
+        "Environment": {key: value for key, value in run.folder.environment.items() if key != "data_sha256"},
     }
     return {title: dict(_flat(values)) for title, values in sections.items() if values}
 

@@ -1,0 +1,156 @@
+"""KoBEST through lm-evaluation-harness (optional): five tasks, base and tuned in one run, from a local copy of data.
+
+The tasks are the harness's own, with two changes: the data is read from a folder, and macro F1 is computed here instead
+of by a script that the harness would fetch. Source of KoBEST: Kim et al. 2022, arXiv:2204.04541.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from llm_qa import files
+from llm_qa.console import UserError
+
+TASKS = ("boolq", "copa", "hellaswag", "sentineg", "wic")
+FIELDS = {
+    "boolq": {"paragraph", "question", "label"},
+    "copa": {"premise", "question", "alternative_1", "alternative_2", "label"},
+    "hellaswag": {"context", "ending_1", "ending_2", "ending_3", "ending_4", "label"},
+    "sentineg": {"sentence", "label"},
+    "wic": {"word", "context_1", "context_2", "label"},
+}
+SPLIT_FILES = {"train": "train.jsonl", "test": "test.jsonl"}  # examples in the prompt come from train
+
+_SHOTS = (0, 5, 10, 50)
+# F1 of the untuned models by number of examples; the 3.8B's 50-shot BoolQ and SentiNeg equal the 1.3B's there.
+_PUBLISHED = {
+    "EleutherAI/polyglot-ko-1.3b": {
+        "copa": (0.7196, 0.7193, 0.7204, 0.7206),
+        "hellaswag": (0.5247, 0.5260, 0.5278, 0.5427),
+        "boolq": (0.3552, 0.4751, 0.4109, 0.4038),
+        "sentineg": (0.6790, 0.6257, 0.5514, 0.7851),
+    },
+    "EleutherAI/polyglot-ko-3.8b": {
+        "copa": (0.7595, 0.7608, 0.7638, 0.7788),
+        "hellaswag": (0.5707, 0.5830, 0.5670, 0.5787),
+        "boolq": (0.4320, 0.5263, 0.4930, 0.4038),
+        "sentineg": (0.4858, 0.7950, 0.7320, 0.7851),
+    },
+    "EleutherAI/polyglot-ko-5.8b": {
+        "copa": (0.7745, 0.7676, 0.7775, 0.7887),
+        "hellaswag": (0.5976, 0.5998, 0.5979, 0.6208),
+        "boolq": (0.4356, 0.5698, 0.5187, 0.5236),
+        "sentineg": (0.3394, 0.8841, 0.8808, 0.9521),
+    },
+    "EleutherAI/polyglot-ko-12.8b": {
+        "copa": (0.7937, 0.8108, 0.8037, 0.8369),
+        "hellaswag": (0.5954, 0.6306, 0.6098, 0.6118),
+        "boolq": (0.4818, 0.6041, 0.6289, 0.6448),
+        "sentineg": (0.9117, 0.9015, 0.9345, 0.9723),
+    },
+}
+PUBLISHED_SOURCE = (
+    "Published: F1 as the Llama-2-Ko model card quotes it for 0, 5, 10 and 50 examples; its HellaSwag was probably "
+    "length-normalised (an independent 5-shot run of the 1.3B model gave 0.398, EleutherAI/polyglot#37). The base of "
+    "the same run is what the tuned model is to be compared with."
+)
+
+
+def published_scores(model: str, task: str, num_fewshot: int) -> float | None:
+    """The published F1 of an untuned model; None where there is none."""
+    scores = _PUBLISHED.get(model, {}).get(task)
+    return scores[_SHOTS.index(num_fewshot)] if scores and num_fewshot in _SHOTS else None
+
+
+def check_data(folder: Path, tasks: tuple[str, ...], num_fewshot: int) -> dict[str, int]:
+    """Task -> records of its test split; UserError for a missing file, an empty one, or rows of another form."""
+    counts = {}
+    for task in tasks:
+        for split, name in SPLIT_FILES.items():
+            if split == "train" and not num_fewshot:
+                continue
+            path = folder / task / name
+            if not path.is_file():
+                raise UserError(f"--kobest-dir {folder} has no {task}/{name}: copy skt/kobest_v1 there as JSON lines.")
+            rows = files.read_jsonl(path)
+            if not rows:
+                raise UserError(f"{path} is empty: copy skt/kobest_v1 there as JSON lines.")
+            for number, row in enumerate(rows, 1):
+                lacking = FIELDS[task] - (row.keys() if isinstance(row, dict) else set())
+                if lacking:
+                    raise UserError(f"{path}, line {number}, has no {', '.join(sorted(lacking))}.")
+            if split == "test":
+                counts[task] = len(rows)
+    return counts
+
+
+def load_harness():
+    """lm_eval; UserError where it is not installed."""
+    try:
+        import lm_eval
+    except ImportError:
+        raise UserError("KoBEST needs lm-evaluation-harness, which is optional: pip install -e '.[kobest]'.") from None
+    return lm_eval
+
+
+def task_configs(folder: Path, tasks: tuple[str, ...], num_fewshot: int) -> list[dict[str, Any]]:
+    """The harness's own task configurations, reading from `folder` and computing F1 without a network."""
+    import lm_eval.tasks
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    stock = Path(lm_eval.tasks.__file__).parent / "kobest"
+    configs = []
+    for task in tasks:
+        config = load_yaml(stock / f"kobest_{task}.yaml")
+        needed = SPLIT_FILES if num_fewshot else {"test": SPLIT_FILES["test"]}
+        config["dataset_path"], config["dataset_name"] = "json", None
+        config["dataset_kwargs"] = {
+            "data_files": {split: str(folder.resolve() / task / name) for split, name in needed.items()}
+        }
+        config["training_split"] = "train" if num_fewshot else None
+        config["validation_split"] = None
+        config["metric_list"] = [
+            {"metric": "f1", "aggregation": macro_f1, "higher_is_better": True} if metric["metric"] == "f1" else metric
+            for metric in config["metric_list"]
+        ]
+        configs.append(config)
+    return configs
+
+
+def macro_f1(items: list[tuple[Any, Any]]) -> float:
+    """The mean over classes of F1, from (right, predicted) pairs; a class that is never met or told counts 0."""
+    classes = sorted({value for pair in items for value in pair}, key=str)
+    scores = []
+    for wanted in classes:
+        same = sum(gold == told == wanted for gold, told in items)
+        met = sum((gold == wanted) + (told == wanted) for gold, told in items)
+        scores.append(2 * same / met if met else 0.0)
+    return sum(scores) / len(scores)
+
+
+def score_model(
+    model, tokenizer, folder: Path, tasks: tuple[str, ...], *, num_fewshot: int, batch_size: int, limit: int | None
+) -> dict[str, dict[str, float]]:
+    """Task -> {"f1", "accuracy"} (and "accuracy_normalised" where the task has it), each 0 to 1."""
+    lm_eval = load_harness()
+    from lm_eval.models.huggingface import HFLM
+
+    wrapped = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
+    results = lm_eval.simple_evaluate(
+        wrapped,
+        tasks=task_configs(folder, tasks, num_fewshot),
+        num_fewshot=num_fewshot,
+        limit=limit,
+        bootstrap_iters=0,
+        log_samples=False,
+    )["results"]
+    names = {"f1": "f1,none", "accuracy": "acc,none", "accuracy_normalised": "acc_norm,none"}
+    return {
+        task: {
+            name: float(results[f"kobest_{task}"][key])
+            for name, key in names.items()
+            if key in results[f"kobest_{task}"]
+        }
+        for task in tasks
+    }

@@ -1,0 +1,131 @@
+"""The top of the page as text: the ranking of all models, closeness to training texts, KoBEST. Nothing is computed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from llm_qa.console import format_seconds
+from llm_qa.evaluation.grouping import CLOSENESS, NEW
+from llm_qa.evaluation.kobest import TASKS, published_scores
+from llm_qa.evaluation.metrics.catalogue import (
+    BITS_PER_CHARACTER,
+    CHARACTER_F1,
+    EMBEDDING_COSINE,
+    MEASURES,
+    UNKNOWN,
+    is_number,
+)
+from llm_qa.evaluation.ranking import PAIR_MEASURES
+from llm_qa.evaluation.templates.views import format_p
+
+if TYPE_CHECKING:
+    from llm_qa.evaluation.report import Report
+
+RANKED_BY = (CHARACTER_F1, "chrf", "rougeL", BITS_PER_CHARACTER, EMBEDDING_COSINE, "stopped_share")
+
+
+def measured(report: Report) -> tuple[str, ...]:
+    """Keys of the measures that some model has a value of, in the report's order."""
+    return tuple(key for key in MEASURES if any(is_number(e.scores["metrics"][key]["value"]) for e in report.entries))
+
+
+def ranking_header(report: Report) -> list[str]:
+    """Titles of the columns of `ranking_rows`."""
+    keys = [key for key in RANKED_BY if key in measured(report)]
+    titles = [f"{MEASURES[key].title}\u00a0{MEASURES[key].arrow}" for key in keys]
+    return ["#", "Model", *titles, "Training time", "Clearly better than"]
+
+
+def ranking_rows(report: Report) -> list[dict[str, Any]]:
+    """One row a model: rank, name, kind, its cells of (text, interval), hours, and the ranks that it beats."""
+    keys = [key for key in RANKED_BY if key in measured(report)]
+    rows = []
+    for entry in report.entries:
+        cells = []
+        for key in keys:
+            measure, values = MEASURES[key], entry.scores["metrics"][key]
+            ends = [measure.format(values[end]) for end in ("low", "high") if is_number(values[end])]
+            cells.append((measure.format(values["value"]), " to ".join(ends) if len(ends) == 2 else ""))
+        hours = format_seconds(entry.hours * 3600) if entry.hours else UNKNOWN
+        rows.append(
+            {
+                "rank": entry.rank,
+                "name": entry.name,
+                "label": entry.label,
+                "cells": cells,
+                "hours": hours,
+                "beats": ", ".join(f"#{rank}" for rank in entry.beats) or UNKNOWN,
+            }
+        )
+    return rows
+
+
+def duel_rows(report: Report) -> list[dict[str, Any]]:
+    """One row a pair of tuned models or copied answers: who, and the texts of F1's and bits' differences."""
+    names = {entry.rank: f"#{entry.rank} {entry.name}" for entry in report.entries}
+    rows = []
+    for duel in report.duels:
+        row = {"first": names[duel.first], "second": names[duel.second], "cells": []}
+        for key in PAIR_MEASURES:
+            measure, values = MEASURES[key], duel.comparison["metrics"][key]
+            ends = [measure.format_difference(values[end]) for end in ("low", "high") if is_number(values[end])]
+            p = format_p(values["p_holm"])
+            row["cells"].append((measure.format_difference(values["difference"]), " to ".join(ends), p))
+        row["reading"] = duel.comparison["metrics"][CHARACTER_F1]["reading"] or UNKNOWN
+        rows.append(row)
+    return rows
+
+
+def closeness_rows(report: Report) -> list[dict[str, str]]:
+    """One row a run: how much of the test is close to its training texts, and character F1 with and without that."""
+    rows = []
+    for run in report.runs:
+        found, scores = run.tuned.get("contamination"), run.tuned["scores"]
+        row = {"name": run.name, "checked": bool(found)}
+        if found:
+            f1 = MEASURES[CHARACTER_F1]
+            new = scores["groups"].get(CLOSENESS, {}).get(NEW)
+            span = [f1.format(new["metrics"][CHARACTER_F1][end]) for end in ("low", "high")] if new else []
+            row |= {
+                "similarity": f"{found['similarity_from']:.0%}",
+                "questions": f"{found['close_questions']:,} of {scores['questions']:,}",
+                "answers": f"{found['close_answers']:,} of {scores['questions']:,}",
+                "records": f"{found['close_records']:,} of {scores['records']:,}",
+                "with": f1.format(scores["metrics"][CHARACTER_F1]["value"]),
+                "without": f1.format(new["metrics"][CHARACTER_F1]["value"]) if new else UNKNOWN,
+                "without_span": " to ".join(span),
+                "without_records": f"{new['records']:,}" if new else "0",
+            }
+        rows.append(row)
+    return rows
+
+
+def kobest_tables(report: Report) -> list[dict[str, Any]]:
+    """A table for each run with KoBEST results: task, records, base, tuned, and what is published of the base."""
+    tables = []
+    for run in report.runs:
+        if not (found := run.folder.kobest):
+            continue
+        rows = []
+        for task in TASKS:
+            if task not in found["tasks"]:
+                continue
+            of = found["tasks"][task]
+            published = published_scores(found["model"], task, found["num_fewshot"])
+            rows.append(
+                {
+                    "task": task,
+                    "records": f"{of['records']:,}",
+                    "base": _score(of.get("base")),
+                    "tuned": _score(of["tuned"]),
+                    "published": f"{published:.4f}" if published else UNKNOWN,
+                }
+            )
+        tables.append({"name": run.name, "shots": found["num_fewshot"], "lm_eval": found["lm_eval"], "rows": rows})
+    return tables
+
+
+def _score(values: dict[str, Any] | None) -> str:
+    if not values:
+        return UNKNOWN
+    return f"{values['f1']:.4f} (accuracy {values['accuracy']:.4f})"

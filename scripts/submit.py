@@ -1,0 +1,78 @@
+"""Write the competition's submission.csv: a run's answers to test.csv as sentence embeddings.
+
+    python scripts/submit.py --run runs/12.8b --file test.csv --out submission.csv
+    python scripts/submit.py --run runs/12.8b --file test.csv --out submission.csv --embedder models/distiluse
+
+Columns id, vec_0 .. vec_511, one row a question, in the order of test.csv. Needs the optional sentence-transformers
+(pip install -e '.[submission]'). --answers also keeps the answers themselves.
+"""
+
+import argparse
+from pathlib import Path
+
+from llm_qa.console import UserError, run_script, say
+from llm_qa.data.questions import read_questions, write_answers
+from llm_qa.evaluation.embedding import (
+    COMPETITION_DIMENSIONS,
+    COMPETITION_EMBEDDER,
+    embed,
+    load_embedder,
+    write_submission,
+)
+from llm_qa.evaluation.generation import generate_answers, named_settings
+from llm_qa.models.loading import load_run
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The flags; contradictions end here."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", type=Path, required=True, help="a run folder made by train.py")
+    parser.add_argument("--file", type=Path, required=True, help="CSV of questions (id, 질문)")
+    parser.add_argument("--out", type=Path, default=Path("submission.csv"), help="default: submission.csv")
+    parser.add_argument("--answers", type=Path, help="CSV to keep the answers in")
+    parser.add_argument(
+        "--embedder",
+        default=COMPETITION_EMBEDDER,
+        metavar="MODEL",
+        help=f"a sentence-transformers hub id or folder (default: {COMPETITION_EMBEDDER})",
+    )
+    parser.add_argument("--batch-size", type=int, default=16, help="questions answered at once")
+    parser.add_argument("--max-new-tokens", type=int, help="longest answer in tokens (default 128; original: 300)")
+    parser.add_argument(
+        "--sampling", default="greedy", choices=("greedy", "original"), help="original: as the original notebooks did"
+    )
+    options = parser.parse_args()
+    for flag in ("batch_size", "max_new_tokens"):
+        if (value := getattr(options, flag)) is not None and value < 1:
+            raise UserError(f"--{flag.replace('_', '-')} is {value} and must be at least 1.")
+    for flag in ("out", "answers"):
+        path = getattr(options, flag)
+        if path and path.resolve() == options.file.resolve():
+            raise UserError(f"--{flag} {path} would overwrite the questions: name another file.")
+    return options
+
+
+def main() -> int:
+    """Phases: questions, embedder, answers, vectors."""
+    options = parse_arguments()
+    questions = read_questions(options.file)
+    embedder = load_embedder(options.embedder)
+    model, tokenizer = load_run(options.run)
+    settings = named_settings(options.sampling, options.max_new_tokens)
+    asked = [(question, "") for _, question in questions]
+    answers = generate_answers(model, tokenizer, asked, settings, batch_size=options.batch_size)
+    texts = [answer.text for answer in answers]
+    if options.answers:
+        write_answers(options.answers, questions, texts)
+    if empty := sum(not text for text in texts):
+        say(f"warning: {empty:,} of {len(texts):,} answers are empty and are embedded as such")
+    vectors = embed(embedder, texts)
+    if vectors.shape[1] != COMPETITION_DIMENSIONS:
+        say(f"warning: --embedder has {vectors.shape[1]} dimensions, the competition's {COMPETITION_DIMENSIONS}")
+    write_submission(options.out, [identity for identity, _ in questions], vectors)
+    say(f"{len(texts):,} answers of {vectors.shape[1]} dimensions written to {options.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    run_script(main)
