@@ -111,6 +111,11 @@ def check_strategy(recipe: Recipe, strategy: Strategy, gpus: int | None) -> None
             f"{strategy.processes_here} processes were started on a machine with {gpus} GPU{'s'[: gpus > 1]}: "
             f"set --num_processes {gpus * strategy.machines} of accelerate launch (NUM_GPUS={gpus} for make)."
         )
+    if recipe.base_precision == "fp8" and strategy.deepspeed:
+        raise UserError(
+            f"base_precision fp8 with {strategy.name}: DeepSpeed casts every number of a model to 16 bits, the scales of "
+            "fp8 weights too: use accelerate_configs/ddp.yaml, or set --base-precision to nf4 or 16bit."
+        )
     if recipe.base_precision == "nf4" and strategy.offload_weights:
         raise UserError(
             f"base_precision nf4 with {strategy.name}: 4-bit weights cannot be kept in the machine's memory, as their "

@@ -52,6 +52,14 @@ def test_an_engine_that_this_project_does_not_run_is_refused(tmp_path):
         read_strategy(deepspeed(tmp_path / "x.json"))
 
 
+@pytest.mark.parametrize("stage", [2, 3])
+def test_fp8_weights_are_not_for_deepspeed(stage):
+    recipe = load_recipe("scripts/recipes/qlora_12.8b.yaml", {"base_precision": "fp8"})
+    with pytest.raises(UserError, match=f"fp8 with ZeRO-{stage}.*accelerate_configs/ddp.yaml, or set --base-precision"):
+        check_strategy(recipe, Strategy(2, 2, 1, zero_stage=stage), None)
+    check_strategy(recipe, Strategy(2, 2, 1), None)
+
+
 def test_4_bit_weights_cannot_be_offloaded():
     recipe = load_recipe("scripts/recipes/qlora_12.8b.yaml", {"optim": "adamw_torch"})
     with pytest.raises(UserError, match="base_precision nf4 with ZeRO-3 with CPU offload.*--base-precision to 16bit"):
