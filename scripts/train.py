@@ -191,6 +191,7 @@ def main() -> int:
         "peak_memory_bytes": gather_over_ranks(gpus.peak_memory_bytes(), arguments.device),
         "device": gpus.device_name(),
         "strategy": strategy.name,
+        "path": path.report,
         "processes": strategy.processes,
         "engine": engine_report(trainer),
         "total_parameters": total,

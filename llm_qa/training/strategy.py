@@ -113,8 +113,8 @@ def check_strategy(recipe: Recipe, strategy: Strategy, gpus: int | None) -> None
         )
     if recipe.base_precision == "fp8" and strategy.deepspeed:
         raise UserError(
-            f"base_precision fp8 with {strategy.name}: DeepSpeed casts every number of a model to 16 bits, the scales of "
-            "fp8 weights too: use accelerate_configs/ddp.yaml, or set --base-precision to nf4 or 16bit."
+            f"base_precision fp8 with {strategy.name}: DeepSpeed casts every number of a model to 16 bits, the scales "
+            "of fp8 weights too: use accelerate_configs/ddp.yaml, or set --base-precision to nf4 or 16bit."
         )
     if recipe.base_precision == "nf4" and strategy.offload_weights:
         raise UserError(

@@ -8,6 +8,7 @@ import torch
 from transformers import GPTNeoXForCausalLM
 
 from llm_qa.config import Recipe
+from llm_qa.console import say
 from llm_qa.models.fast.neox import FastNeoX
 from llm_qa.models.gpus import free_memory_bytes
 from llm_qa.models.linear_modules import linear_layers
@@ -72,6 +73,7 @@ def choose_fast_path(
     fast = FastNeoX(
         causal, precision.compute, tokens, flex=True, compiled=True, graphed=recipe.method == "lora" and not zero_stage
     )
+    say("fast path: comparing a layer with the plain one and compiling it, up to a minute the first time")
     if (difference := fast.difference()) > (MOST_DIFFERENT_FP8 if precision.fp8 else MOST_DIFFERENT):
         return plain_path(
             f"on this GPU the fast layer differs by {difference:.0%} from the plain one, please report it",
