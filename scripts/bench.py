@@ -28,7 +28,8 @@ from llm_qa.models.quantization import gpu_capability, resolve_precision
 from llm_qa.models.random_weights import random_base
 from llm_qa.models.shapes import model_config
 from llm_qa.planning import check_hardware
-from llm_qa.training.callbacks import RealTokens, StopOnNonFinite
+from llm_qa.training.callbacks import RealTokens
+from llm_qa.training.non_finite import StopOnNonFinite
 from llm_qa.training.strategy import (
     check_strategy,
     end_together,

@@ -116,12 +116,12 @@ def build_trainer(
     train_set: PackedDataset,
     validation_set: PackedDataset | None,
     callbacks: list[TrainerCallback],
-    made_of: dict,
+    made_of: dict | None = None,
     stop_when_unsaved: bool = False,
 ) -> PackTrainer:
     """Trainer on packs, with the project's own log line and bar in place of Trainer's.
 
-    `made_of` is the fingerprint that every checkpoint keeps.
+    `made_of` is the fingerprint that every checkpoint keeps; a measurement that saves none has none.
     """
     if validation_set is None:
         say("the data has no validation records: no validation loss during training")
@@ -138,7 +138,7 @@ def build_trainer(
     trainer.about = {"fingerprint": made_of}
     trainer.stop_when_unsaved = stop_when_unsaved
     run_dir = Path(arguments.output_dir).parent
-    if is_main_process():
+    if made_of and is_main_process():
         trainer.run_files = {
             run_dir / name: files.read_text(run_dir / name) for name in (files.RECIPE, files.ENVIRONMENT)
         }
