@@ -30,8 +30,9 @@ def fitted(recipe: Recipe, run_dir: str | Path) -> Recipe:
     """The recipe with the micro-batch that an earlier start of this run found to fit, said aloud."""
     if not fit_file(run_dir).is_file():
         return recipe
-    found = files.read_json(fit_file(run_dir))["micro_batch_size"]
-    if found >= recipe.micro_batch_size:
+    found = files.read_json(fit_file(run_dir))
+    found = found.get("micro_batch_size") if isinstance(found, dict) else None
+    if not isinstance(found, int) or not 0 < found < recipe.micro_batch_size:
         return recipe
     say(f"micro_batch_size {found} instead of {recipe.micro_batch_size}: what fits this GPU, from {fit_file(run_dir)}")
     return replace(recipe, micro_batch_size=found)

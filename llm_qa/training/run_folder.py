@@ -20,6 +20,7 @@ from llm_qa.console import UserError, say
 from llm_qa.data.prompts import render_prompt
 from llm_qa.models.gpus import device_name
 from llm_qa.models.loading import final_folder, save_tokenizer
+from llm_qa.models.safety import ADAPTER_CONFIG
 from llm_qa.training.fingerprints import check_same
 from llm_qa.training.manifest import read_manifest
 
@@ -129,6 +130,9 @@ def save_final(
     staged = final.with_name(f".{final.name}.part")
     shutil.rmtree(staged, ignore_errors=True)
     model.save_pretrained(staged, state_dict=weights)
+    if isinstance(model, PeftModel):  # peft writes a set, in another order each time
+        config = files.read_json(staged / ADAPTER_CONFIG)
+        files.write_json(staged / ADAPTER_CONFIG, {**config, "target_modules": sorted(config["target_modules"])})
     save_tokenizer(tokenizer, staged)
     check_saved(model, weights, staged)
     files.write_text(staged / "README.md", model_card(recipe, summary))
