@@ -159,8 +159,7 @@ def main() -> int:
     if checkpoint:
         say(f"going on from {checkpoint}")
     if reshape:
-        with arguments.main_process_first(local=False):
-            make_universal(checkpoint)
+        on_main(lambda: make_universal(checkpoint))
         arguments.deepspeed_plugin.hf_ds_config.config["checkpoint"] = {"load_universal": True}
     say(
         f"training: {recipe.global_batch_size} x {train_set.capacity} tokens an update; {strategy}, "
