@@ -1,63 +1,54 @@
-"""Measure a recipe's speed and memory: random weights at its model's true shapes, no download.
+"""Measure how fast recipes train, and in how much memory, beside what others do with the same documents.
 
+    python scripts/bench.py scripts/recipes/qlora_12.8b.yaml scripts/recipes/full_1.3b.yaml --steps 16
     accelerate launch --config_file accelerate_configs/zero3.yaml --num_processes 1 scripts/bench.py RECIPE.yaml
 
-Documents have the lengths of the original notebooks' data; only real tokens count, padding never. Every recipe key is
-also a flag. One line a measurement is added to --out and the table of all of them is printed.
+Random weights at the model's true shapes, no download; documents of the original notebooks' lengths; only real tokens
+count, padding never. Every recipe key is also a flag. Each contender runs in a process of its own: `ours` as train.py
+trains, `plain` is --fast off, `loop` an explicit loop in Trainer's place, `original` the original notebooks' recipe,
+`trl` TRL's SFTTrainer where it is installed. Under accelerate launch only `ours` is measured, on that strategy.
+Prints one table and adds a JSON line a measurement to --out.
 """
 
 import argparse
 import datetime
 import json
+import re
+import subprocess
+import sys
 import tempfile
-import time
-from itertools import pairwise
 from pathlib import Path
 
-import numpy as np
 import torch
 import transformers
-from transformers import TrainerCallback
 
 from llm_qa import files
-from llm_qa.config import EMBEDDED_MODEL, Recipe, load_recipe, recipe_flags
-from llm_qa.console import UserError, format_table, is_main_process, run_script, say
-from llm_qa.data.packing import PackedDataset, TokenizedPairs
-from llm_qa.models import gpus, tiny
-from llm_qa.models.fast.policy import choose_fast_path
-from llm_qa.models.lora import add_lora
-from llm_qa.models.quantization import gpu_capability, resolve_precision
-from llm_qa.models.random_weights import random_base
-from llm_qa.models.shapes import model_config
-from llm_qa.planning import check_hardware
-from llm_qa.training.callbacks import RealTokens
-from llm_qa.training.non_finite import StopOnNonFinite
-from llm_qa.training.strategy import (
-    check_strategy,
-    end_together,
-    engine_report,
-    fit_precision,
-    quiet_other_ranks,
-    read_strategy,
-    start_engine,
-)
-from llm_qa.training.trainer import build_trainer, training_arguments, use_fast_path
+from llm_qa.benchmark.ceiling import matrix_rate
+from llm_qa.benchmark.contenders import CONTENDERS, Trial
+from llm_qa.benchmark.trace import Trace
+from llm_qa.config import Recipe, load_recipe, recipe_flags
+from llm_qa.console import EXIT_FAILED, UserError, format_table, is_main_process, run_script, say
+from llm_qa.training.stopping import under_a_launcher
+from llm_qa.training.strategy import end_together
 
-PAIRS = 6440  # of the original notebooks' data
-MEDIAN_TOKENS, SPREAD, SHORTEST, LONGEST = 64, 0.55, 20, 400  # of a pair there, roughly log-normal
+DEFAULT_RECIPE = Path(__file__).parent / "recipes" / "tiny.yaml"
+CEILING = "ceiling"  # the child process that measures what the device can reach
 
 
-def parse_arguments() -> tuple[argparse.Namespace, Recipe]:
-    """The script's own flags and the recipe."""
+def parse_arguments() -> tuple[argparse.Namespace, list[Recipe]]:
+    """The script's own flags and the recipes."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("recipe", type=Path, help="a file of scripts/recipes/")
+    parser.add_argument("recipes", type=Path, nargs="*", metavar="RECIPE.yaml", help="files of scripts/recipes/")
+    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS), help="who is measured")
     parser.add_argument("--steps", type=int, default=8, help="updates that are measured")
     parser.add_argument("--warmup", type=int, default=3, help="updates before them")
     parser.add_argument("--out", type=Path, default=Path("reports/bench.jsonl"), help="one JSON line a measurement")
-    parser.add_argument("--trace", action="store_true", help="profile one more update by category of kernel")
-    parser.add_argument("--gpu-memory-limit", type=float, help="GiB, to play a smaller card")
+    parser.add_argument("--trace", action="store_true", help="profile one more update of ours by category of kernel")
+    parser.add_argument("--gpu-memory-limit", type=gibibytes, metavar="16GiB", help="play a smaller card")
+    parser.add_argument("--row", type=Path, help=argparse.SUPPRESS)  # a child writes what it measured there
+    parser.add_argument("--child", choices=(*CONTENDERS, CEILING), help=argparse.SUPPRESS)
     options, rest = parser.parse_known_args()
     if options.steps < 1 or options.warmup < 1:
         raise UserError(f"--steps {options.steps} and --warmup {options.warmup} must be at least 1.")
@@ -65,207 +56,106 @@ def parse_arguments() -> tuple[argparse.Namespace, Recipe]:
     overrides |= {
         "max_steps": options.warmup + options.steps + options.trace,
         "save_strategy": "no",
+        "eval_strategy": "no",
         "logging_steps": options.steps,
     }
-    return options, load_recipe(options.recipe, overrides)
+    options.recipes = options.recipes or [DEFAULT_RECIPE]
+    return options, [load_recipe(path, overrides) for path in options.recipes]
 
 
-def synthetic_pairs(vocabulary: int, max_length: int, seed: int) -> TokenizedPairs:
-    """PAIRS documents of random tokens with the original data's lengths; the first third of each is the question."""
-    random = np.random.default_rng(seed)
-    lengths = np.exp(random.normal(np.log(MEDIAN_TOKENS), SPREAD, PAIRS)).clip(SHORTEST, min(LONGEST, max_length))
-    lengths = lengths.astype(np.int64)
-    starts = np.concatenate([[0], np.cumsum(lengths)])
-    tokens = random.integers(0, vocabulary, starts[-1], dtype=np.int32)
-    return TokenizedPairs(tokens, starts, (lengths // 3).astype(np.int32), [""] * PAIRS)
+def gibibytes(text: str) -> float:
+    """'16GiB' or '16' -> 16.0."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)(?:GiB)?", text)
+    if not match or not float(match[1]):
+        raise argparse.ArgumentTypeError(f"{text!r} is not an amount of memory like 16GiB")
+    return float(match[1])
 
 
-class Stopwatch(TrainerCallback):
-    """Seconds and real tokens of the updates after the warm-up, the GPU waited for at both ends."""
-
-    def __init__(self, warmup: int, steps: int):
-        self.warmup, self.end = warmup, warmup + steps
-        self.started = self.seconds = 0.0
-        self.tokens_before = self.tokens = 0
-        self.losses: list[float] = []
-        self.ends: list[torch.cuda.Event] = []
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        """Keep every loss: a run that is not finite is no measurement."""
-        if "loss" in logs:
-            self.losses.append(logs["loss"])
-
-    def on_step_end(self, args, state, control, **kwargs):
-        """Start after the warm-up, stop after the last update."""
-        if torch.cuda.is_available() and self.warmup <= state.global_step <= self.end:
-            self.ends.append(torch.cuda.Event(enable_timing=True))
-            self.ends[-1].record()
-        if state.global_step not in (self.warmup, self.end):
-            return
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        now = time.perf_counter()
-        if state.global_step == self.warmup:
-            self.started, self.tokens_before = now, state.num_input_tokens_seen
-        else:
-            self.seconds, self.tokens = now - self.started, state.num_input_tokens_seen - self.tokens_before
-
-
-CATEGORIES = {  # of GPU kernels, by a part of their names; the first that fits counts
-    "attention": ("flex_attention", "flash", "fmha"),
-    "LoRA products": ("_down_kernel", "_up_add_kernel", "_outer_kernel"),
-    "4-bit weights to 16 bits": ("dequantize", "kDequantize"),
-    "rounding to fp8": ("_rows_to_fp8",),
-    "matrix products": ("gemm", "nvjet", "cutlass", "xmma", "cublas", "splitK"),
-    "optimizer": ("Optimizer", "multi_tensor", "foreach", "lpnorm"),
-    "compiled element-wise": ("triton_",),
-    "copies": ("Memcpy", "Memset"),
-}
-
-
-class Trace(TrainerCallback):
-    """GPU time of the last update, by category of kernel, and how long the GPU waited."""
-
-    def __init__(self):
-        self.profile = torch.profiler.profile(
-            activities=[torch.profiler.ProfilerActivity.CUDA, torch.profiler.ProfilerActivity.CPU]
-        )
-        self.rows: list[list[str]] = []
-
-    def on_step_end(self, args, state, control, **kwargs):
-        """Start before the last update; stop after it."""
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        if state.global_step == state.max_steps - 1:
-            self.began = time.perf_counter()
-            self.profile.start()
-        elif state.global_step == state.max_steps:
-            wall = (time.perf_counter() - self.began) * 1e3
-            self.profile.stop()
-            self.rows = self.categories(wall)
-
-    def categories(self, wall: float) -> list[list[str]]:
-        """(category, ms, share, largest kernels) of the update that took `wall` ms."""
-        kernels = [event for event in self.profile.key_averages() if event.self_device_time_total > 0]
-        kernels = [event for event in kernels if event.self_cpu_time_total == 0]
-        spent: dict[str, float] = dict.fromkeys([*CATEGORIES, "other"], 0.0)
-        largest: dict[str, list[tuple[float, int, str]]] = {name: [] for name in spent}
-        for event in kernels:
-            fits = (name for name, parts in CATEGORIES.items() if any(part in event.key for part in parts))
-            name, milliseconds = next(fits, "other"), event.self_device_time_total / 1e3
-            spent[name] += milliseconds
-            largest[name].append((milliseconds, event.count, event.key))
-        spent["the GPU waits"] = max(0.0, wall - sum(spent.values()))
-        return [
-            [
-                name,
-                f"{milliseconds:.1f}",
-                f"{milliseconds / wall:.1%}",
-                ", ".join(f"{key[:60]} {ms:.1f} ({n})" for ms, n, key in sorted(largest.get(name, []))[:-7:-1]),
-            ]
-            for name, milliseconds in sorted(spent.items(), key=lambda item: -item[1])
-        ]
-
-
-def measure(recipe: Recipe, warmup: int, steps: int, folder: str, trace: Trace | None = None) -> dict:
-    """Train for some updates under the launched strategy; returns one row of the table."""
-    strategy = read_strategy()
-    check_hardware(recipe, gpu_capability())
-    check_strategy(recipe, strategy, torch.cuda.device_count() if torch.cuda.is_available() else None)
-    precision = fit_precision(resolve_precision(recipe, gpu_capability()), strategy)
-    quiet_other_ranks()
-    arguments = training_arguments(recipe, precision, strategy, folder)
-    start_engine(strategy)
-    embedded = recipe.model == EMBEDDED_MODEL
-    config = tiny.model_config(tiny.VOCABULARY, 0) if embedded else model_config(recipe.model)
-    began = time.perf_counter()
-    model = random_base(config, precision, arguments.device)
-    if torch.cuda.is_available():  # what the building needed is no part of training
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-    if recipe.method == "lora":
-        model = add_lora(model, recipe, precision.trains_in)
-    built = time.perf_counter() - began
-    path = choose_fast_path(
-        model, recipe, precision, arguments.per_device_train_batch_size * recipe.pack_length, strategy.zero_stage,
-        gpu_capability(),
-    )  # fmt: skip
-    use_fast_path(arguments, path)
-    say(path.report)
-    pairs = synthetic_pairs(config.vocab_size, recipe.max_length, recipe.seed)
-    packs = PackedDataset(pairs, recipe.pack_length, recipe.loss_on, recipe.seed, recipe.global_batch_size)
-    watch = Stopwatch(warmup, steps)
-    trainer = build_trainer(
-        model,
-        tiny.build_tokenizer([""]),
-        arguments,
-        packs,
-        None,
-        [RealTokens(), StopOnNonFinite(), watch, *([trace] if trace else [])],
-    )
-    trainer.train()
-    allocated = [gpus.peak_memory_bytes()]
-    reserved = [torch.cuda.max_memory_reserved() if torch.cuda.is_available() else allocated[0]]
-    rate = watch.tokens / watch.seconds
+def measure(contender: str, recipe: Recipe, options: argparse.Namespace) -> dict:
+    """One row, measured in this process."""
+    if options.gpu_memory_limit and torch.cuda.is_available():
+        total = torch.cuda.get_device_properties(0).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, options.gpu_memory_limit * 2**30 / total))
+    trace = Trace() if options.trace and contender == "ours" else None
+    with tempfile.TemporaryDirectory() as folder:
+        row = CONTENDERS[contender](Trial(recipe, options.warmup, options.steps, folder, trace))
+    if trace:
+        say(format_table(["GPU time of one update", "ms", "share", "largest kernels (times)"], trace.rows))
     return {
-        "recipe": recipe.model + " " + recipe.method + " " + recipe.base_precision,
-        "strategy": str(strategy),
-        "engine": engine_report(trainer),
-        "tokens_per_second": round(rate, 1),
-        "peak_allocated_bytes": allocated[0],
-        "peak_reserved_bytes": reserved[0],
-        "seconds_per_epoch": round(len(pairs.tokens) / rate, 1),
-        "path": path.report,
-        "build_seconds": round(built, 1),
-        "updates_measured": steps,
-        "milliseconds_of_updates": [round(a.elapsed_time(b), 1) for a, b in pairwise(watch.ends)],
-        "tokens_measured": watch.tokens,
-        "last_loss": watch.losses[-1],
-        "packs_full": round(packs.efficiency, 4),
-        "device": gpus.device_name(),
+        "contender": contender,
+        "recipe": f"{recipe.model} {recipe.method} {row['settings']['base_precision']}",
+        **row,
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "date": datetime.date.today().isoformat(),
-        "settings": recipe.to_dict(),
     }
 
 
+def in_a_child(contender: str, recipe: Path, options: argparse.Namespace, folder: str) -> dict | None:
+    """The row that a process of its own measured; None, with the reason on the screen, when it could not."""
+    row = Path(folder) / f"{contender}.json"
+    flags = [word for word in sys.argv[1:] if Path(word) not in options.recipes]
+    child = [sys.executable, __file__, str(recipe), *flags, "--child", contender, "--row", str(row)]
+    return files.read_json(row) if subprocess.run(child).returncode == 0 else None
+
+
 def table(rows: list[dict]) -> str:
-    """The measurements as text."""
-    header = ["recipe", "strategy", "tok/s", "peak GiB", "reserved GiB", "s/epoch"]
+    """The measurements as text; HFU is the share of the ceiling, recomputed products counted."""
+    header = ["recipe", "contender", "strategy", "tok/s", "HFU", "GiB", "reserved", "s/epoch", "first update after"]
     lines = [
         [
             row["recipe"],
+            row["contender"],
             row["strategy"],
             f"{row['tokens_per_second']:,.0f}",
+            f"{row['tokens_per_second'] * row['flops_per_token'] / row['ceiling']:.0%}" if row.get("ceiling") else "",
             f"{row['peak_allocated_bytes'] / 2**30:.1f}",
             f"{row['peak_reserved_bytes'] / 2**30:.1f}",
             f"{row['seconds_per_epoch']:,.0f}",
+            f"{row['start_up_seconds']:.0f} s",
         ]
         for row in rows
     ]
     return format_table(header, lines)
 
 
+def keep(out: Path, rows: list[dict]) -> None:
+    """Add rows to --out."""
+    files.write_jsonl(out, [*(files.read_jsonl(out) if out.exists() else []), *rows])
+
+
 def main() -> int:
-    """Measure, add the row to --out, print the table."""
-    options, recipe = parse_arguments()
-    if options.gpu_memory_limit and torch.cuda.is_available():
-        total = torch.cuda.get_device_properties(0).total_memory
-        torch.cuda.set_per_process_memory_fraction(min(1.0, options.gpu_memory_limit * 2**30 / total))
-    with tempfile.TemporaryDirectory() as folder:
-        trace = Trace() if options.trace else None
-        row = measure(recipe, options.warmup, options.steps, folder, trace)
-        if trace:
-            say(format_table(["GPU time of one update", "ms", "share", "largest kernels (times)"], trace.rows))
-    if is_main_process():
-        rows = [*(files.read_jsonl(options.out) if options.out.exists() else []), row]
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        files.write_jsonl(options.out, rows)
+    """Measure each recipe with each contender, keep the rows, print the table."""
+    options, recipes = parse_arguments()
+    if options.child:
+        rate = {"rate": matrix_rate()} if options.child == CEILING else measure(options.child, recipes[0], options)
+        files.write_json(options.row, rate)
+        return 0
+    rows, missing = [], []
+    if under_a_launcher():
+        rows = [measure("ours", recipe, options) for recipe in recipes]
+        if is_main_process():
+            keep(options.out, rows)
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            ceiling = in_a_child(CEILING, options.recipes[0], options, folder)
+            for path in options.recipes:
+                for contender in options.contenders:
+                    say(f"== {contender}, {path.stem} ==")
+                    if found := in_a_child(contender, path, options, folder):
+                        rows.append({**found, "ceiling": ceiling and ceiling["rate"]})
+                        keep(options.out, rows[-1:])
+                    else:
+                        missing.append(f"{contender}, {path.stem}")
+        if ceiling:
+            say(f"one large matrix product reaches {ceiling['rate'] / 1e12:,.2f} TFLOP/s here: the ceiling of HFU")
+    if rows:
         say(table(rows))
-        say(json.dumps({key: row[key] for key in ("device", "torch", "transformers", "date", "last_loss")}))
+        say(json.dumps({key: rows[0][key] for key in ("device", "torch", "transformers", "date")}))
+    if missing:
+        say(f"not measured, see above: {'; '.join(missing)}")
     end_together()
-    return 0
+    return 0 if rows else EXIT_FAILED
 
 
 if __name__ == "__main__":

@@ -184,6 +184,7 @@ def main() -> int:
         "pairs": len(pairs),
         "tokens": state.num_input_tokens_seen,
         "wall_seconds": round(seconds, 3),
+        "start_up_seconds": step_log.start_up_seconds,
         "tokens_per_second": round(state.num_input_tokens_seen / seconds, 1),
         "mfu": step_log.mfu(state.num_input_tokens_seen / seconds / strategy.processes),
         "seconds_per_epoch": round(seconds / state.epoch, 3),

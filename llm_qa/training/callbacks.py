@@ -16,6 +16,7 @@ from llm_qa.data.packing import count_real_tokens
 from llm_qa.models.gpus import peak_memory_bytes
 from llm_qa.training.log_file import LogFile
 from llm_qa.training.ranks import sum_over_ranks
+from llm_qa.training.stopping import command_started
 
 
 class RealTokens(TrainerCallback):
@@ -62,6 +63,7 @@ class StepLog(TrainerCallback, ExportableState):
         self.seconds_before = 0.0
         self.started = self.last_time = time.perf_counter()
         self.last_tokens = 0
+        self.start_up_seconds: float | None = None
         self.bar = None
 
     def state(self) -> dict:
@@ -83,7 +85,10 @@ class StepLog(TrainerCallback, ExportableState):
         self.bar = progress(total=state.max_steps, what="training", unit="steps", resume_at=state.global_step)
 
     def on_step_end(self, args, state, control, **kwargs):
-        """Move the bar; the last step is always validated."""
+        """Move the bar; the last step is always validated. The first one tells how long the start took."""
+        if self.start_up_seconds is None:
+            self.start_up_seconds = round(time.time() - command_started(), 1)
+            say(f"first update {format_seconds(self.start_up_seconds)} after the start")
         self.bar.update(1)
         if state.global_step >= state.max_steps and args.eval_strategy != IntervalStrategy.NO:
             control.should_evaluate = True

@@ -132,7 +132,7 @@ def build_trainer(
 
     `made_of` is the fingerprint that every checkpoint keeps; None where nothing will be saved.
     """
-    if validation_set is None:
+    if validation_set is None and arguments.eval_strategy != IntervalStrategy.NO:
         say("the data has no validation records: no validation loss during training")
         arguments.eval_strategy = IntervalStrategy.NO
     trainer = PackTrainer(

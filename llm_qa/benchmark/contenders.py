@@ -1,0 +1,317 @@
+"""Who is measured: this project, its plain path, an explicit loop, the original notebooks' recipe, TRL's SFTTrainer.
+
+All train the same random weights on the same documents. Each is a function of a Trial that makes `warmup + steps`
+updates and returns what it measured; each runs in a process of its own, so that memory and start-up are its own.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import Trainer, default_data_collator
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+from llm_qa.benchmark.documents import synthetic_pairs
+from llm_qa.benchmark.stopwatch import Stopwatch
+from llm_qa.benchmark.trace import Trace
+from llm_qa.config import EMBEDDED_MODEL, Recipe
+from llm_qa.console import UserError, say
+from llm_qa.data.packing import IGNORED, PackedDataset, TokenizedPairs, collate_packs, count_real_tokens
+from llm_qa.models import gpus, tiny
+from llm_qa.models.fast.policy import FastPath, choose_fast_path
+from llm_qa.models.loading import align_special_tokens
+from llm_qa.models.lora import add_lora, linear_parameters
+from llm_qa.models.quantization import Precision, gpu_capability, resolve_precision
+from llm_qa.models.random_weights import random_base
+from llm_qa.models.shapes import model_config
+from llm_qa.planning import check_hardware
+from llm_qa.training.callbacks import RealTokens
+from llm_qa.training.non_finite import StopOnNonFinite
+from llm_qa.training.strategy import (
+    Strategy,
+    check_strategy,
+    engine_report,
+    fit_precision,
+    quiet_other_ranks,
+    read_strategy,
+    start_engine,
+)
+from llm_qa.training.trainer import build_trainer, training_arguments, use_fast_path
+
+ORIGINAL_LENGTH = 128  # tokens; every pair padded or cut to it
+ORIGINAL_RECIPE = {
+    "fast": "off",
+    "double_quant": True,
+    "lora_r": 8,
+    "lora_alpha": 32,
+    "lora_dropout": 0.05,
+    "max_length": 1024,
+    "pack_length": 0,
+    "loss_on": "everything",
+    "micro_batch_size": 8,
+    "global_batch_size": 32,
+}
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What every contender is given; `folder` is for what a trainer insists on writing."""
+
+    recipe: Recipe
+    warmup: int
+    steps: int
+    folder: str
+    trace: Trace | None = None
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A model on its device, ready to train, with the arguments and documents for it."""
+
+    recipe: Recipe
+    strategy: Strategy
+    precision: Precision
+    arguments: Any  # TrainingArguments
+    model: torch.nn.Module
+    linears: int  # weights of the base that take part in products on every token
+    tokenizer: Any  # of no text: its special tokens alone count
+    pairs: TokenizedPairs
+
+
+def set_up(trial: Trial) -> Setup:
+    """Check the recipe against the machine, then build its model from random weights."""
+    recipe, strategy = trial.recipe, read_strategy()
+    check_hardware(recipe, gpu_capability())
+    check_strategy(recipe, strategy, torch.cuda.device_count() if torch.cuda.is_available() else None)
+    precision = fit_precision(resolve_precision(recipe, gpu_capability()), strategy)
+    quiet_other_ranks()
+    arguments = training_arguments(recipe, precision, strategy, trial.folder)
+    start_engine(strategy)
+    embedded = recipe.model == EMBEDDED_MODEL
+    config = tiny.model_config(tiny.VOCABULARY, 0) if embedded else model_config(recipe.model)
+    model = random_base(config, precision, arguments.device)
+    if torch.cuda.is_available():  # what the building needed is no part of training
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    linears, tokenizer = linear_parameters(model), tiny.build_tokenizer([""])
+    align_special_tokens(model, tokenizer)
+    if recipe.method == "lora":
+        model = add_lora(model, recipe, precision.trains_in)
+    pairs = synthetic_pairs(config.vocab_size, recipe.max_length, recipe.seed)
+    return Setup(recipe, strategy, precision, arguments, model, linears, tokenizer, pairs)
+
+
+def fast_path(setup: Setup) -> FastPath:
+    """Let the policy choose, as train.py does."""
+    tokens = setup.arguments.per_device_train_batch_size * setup.recipe.pack_length
+    path = choose_fast_path(
+        setup.model, setup.recipe, setup.precision, tokens, setup.strategy.zero_stage, gpu_capability()
+    )
+    use_fast_path(setup.arguments, path)
+    say(path.report)
+    return path
+
+
+def packs_of(setup: Setup) -> PackedDataset:
+    """The documents as the recipe packs them."""
+    recipe = setup.recipe
+    return PackedDataset(setup.pairs, recipe.pack_length, recipe.loss_on, recipe.seed, recipe.global_batch_size)
+
+
+def measured(setup: Setup, watch: Stopwatch, path: FastPath, epoch_tokens: int, **more: Any) -> dict[str, Any]:
+    """The row of a contender: speed, memory, and the FLOPs a token that its products took, recomputed ones too."""
+    linears, layers = setup.linears, int(setup.model.config.num_hidden_layers)
+    recomputed = path.recomputed if path.active else layers * (setup.recipe.recompute != "none")
+    flops = gpus.flops_per_token(linears, setup.recipe.method == "full") + 2.0 * linears * recomputed / layers
+    allocated = gpus.peak_memory_bytes()
+    result = watch.result()
+    return {
+        **result,
+        "peak_allocated_bytes": allocated,
+        "peak_reserved_bytes": torch.cuda.max_memory_reserved() if torch.cuda.is_available() else allocated,
+        "seconds_per_epoch": round(epoch_tokens / result["tokens_per_second"], 1),
+        "flops_per_token": flops,
+        "strategy": str(setup.strategy),
+        "path": path.report,
+        "device": gpus.device_name(),
+        "settings": setup.recipe.to_dict(),
+        **more,
+    }
+
+
+def ours(trial: Trial) -> dict[str, Any]:
+    """The recipe as train.py trains it."""
+    setup = set_up(trial)
+    path, packs, watch = fast_path(setup), packs_of(setup), Stopwatch(trial.warmup, trial.steps)
+    callbacks = [RealTokens(), StopOnNonFinite(), watch, *([trial.trace] if trial.trace else [])]
+    trainer = build_trainer(setup.model, setup.tokenizer, setup.arguments, packs, None, callbacks)
+    trainer.train()
+    tokens = len(setup.pairs.tokens)
+    full = round(packs.efficiency, 4)
+    return measured(setup, watch, path, tokens, engine=engine_report(trainer), packs_full=full)
+
+
+def plain(trial: Trial) -> dict[str, Any]:
+    """The same with transformers and peft as they are: --fast off, and every layer recomputed unless none is."""
+    return ours(replace(trial, recipe=replace(trial.recipe, fast="off"), trace=None))
+
+
+def loop(trial: Trial) -> dict[str, Any]:
+    """The recipe in an explicit Accelerator loop: what Trainer costs."""
+    from accelerate import Accelerator
+
+    setup = set_up(trial)
+    path, packs, watch = fast_path(setup), packs_of(setup), Stopwatch(trial.warmup, trial.steps)
+    arguments = setup.arguments
+    if arguments.gradient_checkpointing:
+        setup.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    accelerator = Accelerator(mixed_precision=setup.precision.autocast or "no", cpu=not torch.cuda.is_available())
+    trained = [parameter for parameter in setup.model.parameters() if parameter.requires_grad]
+    kind, keywords = Trainer.get_optimizer_cls_and_kwargs(arguments, setup.model)
+    optimizer = kind(trained, **keywords)
+    loader = torch.utils.data.DataLoader(
+        packs,
+        batch_size=arguments.per_device_train_batch_size,
+        shuffle=True,
+        generator=torch.Generator().manual_seed(setup.recipe.seed),
+        collate_fn=partial(collate_packs, pad_token_id=0),
+        pin_memory=torch.cuda.is_available(),
+    )
+    model, optimizer, loader = accelerator.prepare(setup.model.train(), optimizer, loader)
+    batches, tokens = endless(loader), torch.zeros((), dtype=torch.int64, device=accelerator.device)
+    for step in range(1, trial.warmup + trial.steps + 1):
+        update = [next(batches) for _ in range(arguments.gradient_accumulation_steps)]
+        learned = sum((batch["labels"][:, 1:] != IGNORED).sum() for batch in update)
+        losses = []
+        for batch in update:
+            loss = model(**batch, use_cache=False, num_items_in_batch=learned).loss
+            accelerator.backward(loss)
+            losses.append(loss.detach())
+            tokens += count_real_tokens(batch["position_ids"])
+        accelerator.clip_grad_norm_(trained, arguments.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        watch.update(step, int(tokens) if watch.waits_for(step) else 0)
+    watch.losses.append(float(sum(losses)))
+    return measured(setup, watch, path, len(setup.pairs.tokens))
+
+
+def endless(loader):
+    """Batches, epoch after epoch."""
+    while True:
+        yield from loader
+
+
+def original_recipe(recipe: Recipe) -> Recipe:
+    """What the original notebooks did with a recipe's model: fp16 autocast, 8 x 4 pairs of 128 tokens, 8-bit Adam.
+
+    LoRA on nf4, or all weights in fp32; recomputation but for KoGPT2.
+    """
+    small = recipe.model.startswith("skt/kogpt2")
+    values = {
+        **ORIGINAL_RECIPE,
+        "base_precision": "nf4" if recipe.method == "lora" else "fp32",
+        "compute_dtype": "fp16" if torch.cuda.is_available() else "auto",
+        "recompute": "none" if small else "all",
+        "training": {**recipe.training, "optim": "adamw_8bit", "learning_rate": 5e-5},
+    }
+    return replace(recipe, **values)
+
+
+class PaddedPairs(torch.utils.data.Dataset):
+    """Item i is pair i, cut or padded to ORIGINAL_LENGTH tokens, every token learned, as the original notebooks did."""
+
+    def __init__(self, pairs: TokenizedPairs):
+        self.pairs = pairs
+        self.epoch_tokens = int(np.minimum(pairs.lengths, ORIGINAL_LENGTH).sum())
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        tokens = self.pairs.tokens[self.pairs.starts[index] : self.pairs.starts[index + 1]][:ORIGINAL_LENGTH]
+        padding = (0, ORIGINAL_LENGTH - len(tokens))
+        ids = torch.from_numpy(tokens.astype(np.int64))
+        return {
+            "input_ids": torch.nn.functional.pad(ids, padding),
+            "attention_mask": torch.nn.functional.pad(torch.ones_like(ids), padding),
+            "labels": torch.nn.functional.pad(ids, padding, value=IGNORED),
+        }
+
+
+def original(trial: Trial) -> dict[str, Any]:
+    """The original notebooks' recipe in today's transformers: padded pairs, reentrant checkpointing."""
+    setup = set_up(replace(trial, recipe=original_recipe(trial.recipe)))
+    arguments, watch, documents = setup.arguments, Stopwatch(trial.warmup, trial.steps), PaddedPairs(setup.pairs)
+    arguments.include_num_input_tokens_seen = "non_padding"
+    if setup.recipe.recompute == "all":
+        arguments.gradient_checkpointing_kwargs = {"use_reentrant": True}
+        setup.model.enable_input_require_grads()
+    trainer = Trainer(
+        setup.model,
+        arguments,
+        data_collator=default_data_collator,
+        train_dataset=documents,
+        callbacks=[watch],
+    )
+    run_quietly(trainer)
+    how = "the original notebooks': " + ("fp16 autocast, " if torch.cuda.is_available() else "")
+    path = FastPath(False, f"{how}8 x {ORIGINAL_LENGTH} padded tokens a pass, reentrant checkpointing")
+    return measured(setup, watch, path, documents.epoch_tokens)
+
+
+def trl(trial: Trial) -> dict[str, Any]:
+    """TRL's SFTTrainer at its best: packing, flex attention (sdpa on a CPU), nothing recomputed."""
+    if importlib.util.find_spec("trl") is None:
+        raise UserError("TRL is not installed, so it is not measured: `pip install trl==1.16.0`, or --contenders.")
+    from datasets import Dataset
+    from trl import SFTConfig, SFTTrainer
+
+    recipe = replace(trial.recipe, fast="off", recompute="none")
+    setup = set_up(replace(trial, recipe=recipe))
+    arguments, watch = setup.arguments, Stopwatch(trial.warmup, trial.steps)
+    attention = "flex_attention" if torch.cuda.is_available() else "sdpa"
+    setup.model.set_attn_implementation(attention)
+    rows = [setup.pairs.tokens[a:b].tolist() for a, b in zip(setup.pairs.starts, setup.pairs.starts[1:], strict=False)]
+    same = ("output_dir", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "bf16", "fp16")
+    same += ("learning_rate", "optim", "logging_steps", "save_strategy", "report_to", "use_cpu", "seed")
+    config = SFTConfig(
+        **{name: getattr(arguments, name) for name in same},
+        gradient_checkpointing=False,
+        logging_nan_inf_filter=False,
+        disable_tqdm=True,
+        packing=True,
+        max_length=recipe.pack_length,
+    )
+    trainer = SFTTrainer(
+        setup.model,
+        config,
+        train_dataset=Dataset.from_dict({"input_ids": rows}),
+        processing_class=setup.tokenizer,
+        callbacks=[RealTokens(), watch],
+    )
+    run_quietly(trainer)
+    path = FastPath(False, f"TRL's SFTTrainer: packing, {attention}, nothing recomputed")
+    return measured(setup, watch, path, len(setup.pairs.tokens))
+
+
+def run_quietly(trainer: Trainer) -> None:
+    """Train without Trainer's own bar and dictionaries."""
+    trainer.remove_callback(PrinterCallback)
+    trainer.remove_callback(ProgressCallback)
+    trainer.train()
+
+
+CONTENDERS: dict[str, Callable[[Trial], dict[str, Any]]] = {
+    "ours": ours,
+    "plain": plain,
+    "loop": loop,
+    "original": original,
+    "trl": trl,
+}

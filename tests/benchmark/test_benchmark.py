@@ -1,0 +1,51 @@
+"""What bench.py measures with: documents, the original's rows, the stopwatch."""
+
+import numpy as np
+import pytest
+import torch
+
+from llm_qa.benchmark.contenders import ORIGINAL_LENGTH, PaddedPairs, original_recipe
+from llm_qa.benchmark.documents import LONGEST, PAIRS, SHORTEST, synthetic_pairs
+from llm_qa.benchmark.stopwatch import Stopwatch
+from llm_qa.config import make_recipe
+
+
+def test_documents_have_the_original_datas_lengths():
+    pairs = synthetic_pairs(1000, 512, seed=0)
+    assert len(pairs) == PAIRS
+    assert pairs.lengths.min() >= SHORTEST
+    assert pairs.lengths.max() <= LONGEST
+    assert pairs.lengths.mean() == pytest.approx(74, abs=2)
+    assert np.mean(pairs.lengths > 128) == pytest.approx(0.10, abs=0.02)
+
+
+def test_the_original_pads_and_cuts_at_128_and_learns_every_token():
+    pairs = synthetic_pairs(1000, 512, seed=0)
+    rows = PaddedPairs(pairs)
+    for index in (int(pairs.lengths.argmin()), int(pairs.lengths.argmax())):
+        row, real = rows[index], min(int(pairs.lengths[index]), ORIGINAL_LENGTH)
+        assert {len(value) for value in row.values()} == {ORIGINAL_LENGTH}
+        assert int(row["attention_mask"].sum()) == real
+        assert torch.equal(row["labels"][:real], row["input_ids"][:real])
+        assert (row["labels"][real:] == -100).all()
+    assert rows.epoch_tokens == sum(int(rows[i]["attention_mask"].sum()) for i in range(len(rows)))
+
+
+def test_the_originals_recipe_for_each_model():
+    lora = original_recipe(make_recipe({"base_precision": "fp8", "lora_r": 64, "optim": "adamw_torch"}))
+    assert (lora.base_precision, lora.lora_r, lora.lora_alpha, lora.recompute) == ("nf4", 8, 32, "all")
+    assert (lora.micro_batch_size, lora.global_batch_size, lora.pack_length) == (8, 32, 0)
+    assert lora.training["optim"] == "adamw_8bit"
+    full = original_recipe(make_recipe({"method": "full", "base_precision": "fp32", "model": "skt/kogpt2-base-v2"}))
+    assert (full.base_precision, full.recompute, full.fast) == ("fp32", "none", "off")
+
+
+def test_a_loss_that_is_not_finite_is_no_measurement():
+    watch = Stopwatch(warmup=1, steps=1)
+    watch.update(1, 10)
+    watch.update(2, 30)
+    watch.losses.append(2.0)
+    assert watch.result()["tokens_measured"] == 20
+    watch.losses.append(float("nan"))
+    with pytest.raises(RuntimeError, match="not all finite"):
+        watch.result()
