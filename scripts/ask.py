@@ -15,9 +15,17 @@ from llm_qa.config import make_recipe
 from llm_qa.console import UserError, run_script, say
 from llm_qa.data.prompts import encode_prompts
 from llm_qa.data.questions import read_question, read_questions, write_answers
-from llm_qa.evaluation.generation import GenerationSettings, generate_answers, named_settings
-from llm_qa.models.loading import load_base, load_run, load_tokenizer
+from llm_qa.evaluation.generation import (
+    DECODERS,
+    GenerationSettings,
+    check_decoder,
+    generate_answers,
+    named_settings,
+    static_decoder,
+)
+from llm_qa.models.loading import base_of_run, load_base, load_run, load_tokenizer, run_recipe
 from llm_qa.models.quantization import gpu_capability, resolve_precision
+from llm_qa.models.shapes import model_config
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -36,9 +44,14 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--sampling", default="greedy", choices=("greedy", "original"), help="original: as the original notebooks did"
     )
+    parser.add_argument(
+        "--decoder", default="plain", choices=DECODERS, help="of --file; static: GPT-NeoX, greedy, fixed cache"
+    )
     options = parser.parse_args()
     if bool(options.file) != bool(options.out):
         raise UserError("--file and --out go together: a CSV of questions in, a CSV of answers out.")
+    if options.decoder != "plain" and not options.file:
+        raise UserError(f"--decoder {options.decoder} answers the questions of a --file: name one, or leave it out.")
     if options.file and options.question:
         raise UserError("Give a question or --file, not both.")
     if options.out and options.out.resolve() == options.file.resolve():
@@ -100,11 +113,16 @@ def main() -> int:
     questions = read_questions(options.file) if options.file else []
     context = read_question(options.context, "The --context", may_be_empty=True)
     question = read_question(options.question) if options.question is not None else None
+    if options.decoder != "plain":
+        source = base_of_run(options.run, run_recipe(options.run)) if options.run else options.model
+        check_decoder(options.decoder, settings, model_config(source))
 
     model, tokenizer = load(options)
     if options.file:
         asked = [(question, context) for _, question in questions]
-        answers = generate_answers(model, tokenizer, asked, settings, batch_size=options.batch_size)
+        size = options.batch_size
+        decoder = static_decoder(model, tokenizer, asked, settings, size) if options.decoder == "static" else None
+        answers = generate_answers(model, tokenizer, asked, settings, batch_size=size, decoder=decoder)
         write_answers(options.out, questions, [answer.text for answer in answers])
         say(f"{len(answers):,} answers written to {options.out}")
     elif question:

@@ -18,10 +18,11 @@ from llm_qa.data.records import QARecord, load_split
 from llm_qa.evaluation.answering import fingerprint, forget_parts, join_answers, predict, question_rows
 from llm_qa.evaluation.contamination import contamination, nearest_rows, with_closest
 from llm_qa.evaluation.embedding import COMPETITION_EMBEDDER, load_embedder, with_cosines
-from llm_qa.evaluation.generation import named_settings
+from llm_qa.evaluation.generation import DECODERS, check_decoder, named_settings
 from llm_qa.evaluation.processes import end_processes, rank, start_processes, world_size
 from llm_qa.evaluation.scoring import score_predictions
-from llm_qa.models.loading import load_run, run_recipe, weights_of
+from llm_qa.models.loading import base_of_run, load_run, run_recipe, weights_of
+from llm_qa.models.shapes import model_config
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -35,6 +36,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--max-new-tokens", type=int, help="longest answer in tokens (default 128; original: 300)")
     parser.add_argument(
         "--sampling", default="greedy", choices=("greedy", "original"), help="original: as the original notebooks did"
+    )
+    parser.add_argument(
+        "--decoder", default="plain", choices=DECODERS, help="static: GPT-NeoX, greedy; a fixed cache, CUDA graphs"
     )
     parser.add_argument("--seed", type=int, default=0, help="of sampling and of the bootstrap")
     parser.add_argument("--limit", type=int, help="only the first N records of the split")
@@ -104,6 +108,8 @@ def main() -> int:
     options = parse_arguments()
     recipe = run_recipe(options.run)
     settings = named_settings(options.sampling, options.max_new_tokens, seed=options.seed)
+    if options.decoder != "plain":
+        check_decoder(options.decoder, settings, model_config(base_of_run(options.run, recipe)))
     data_dir = options.data or Path(files.read_json(options.run / files.ENVIRONMENT)["data"])
     records = load_split(data_dir, options.split)[: options.limit]
     writes = rank() == 0
@@ -126,6 +132,7 @@ def main() -> int:
     for label in (files.TUNED, files.BASE) if options.base else (files.TUNED,):
         folder = files.evaluation_dir(options.run, options.split, label)
         generation = {**settings.to_dict(), "batch_size": options.batch_size}
+        generation |= {"decoder": options.decoder} if options.decoder != "plain" else {}
         key = fingerprint(records, weights_of(options.run, recipe, label), recipe.model, label, generation)
         if kept := None if options.again else answered_before(folder, key, questions):
             say(f"{label}: answered before (--again answers anew), scored again")
@@ -137,7 +144,9 @@ def main() -> int:
             say(f"{label} model, {len(records):,} records of {data_dir}/{options.split}")
             uncovered = label == files.BASE and recipe.method == "lora"
             with model.disable_adapter() if uncovered else contextlib.nullcontext():
-                answered = predict(model, tokenizer, questions, settings, options.batch_size, folder, key)
+                answered = predict(
+                    model, tokenizer, questions, settings, options.batch_size, folder, key, options.decoder
+                )
             rows, seconds = answered.rows, answered.answering_seconds
             say(f"{label}: {len(rows):,} questions answered in {format_seconds(seconds)}")
             timing = (round(seconds, 3), round(answered.references_seconds, 3), round(len(rows) / seconds, 3))

@@ -15,10 +15,11 @@ from typing import Any
 from llm_qa.data.records import QARecord
 from llm_qa.data.text import normalize
 from llm_qa.evaluation.batches import forget, in_batches
-from llm_qa.evaluation.generation import GenerationSettings, generate_answers, reference_bits
+from llm_qa.evaluation.generation import GenerationSettings, generate_answers, reference_bits, static_decoder
 from llm_qa.evaluation.processes import wait_for_all
 
 REFERENCES_AT_ONCE = 64
+REFILLS = 4  # batches that the static decoder is given at once: what finishes early makes room for the next question
 
 
 @dataclass(frozen=True)
@@ -66,17 +67,20 @@ def predict(
     batch_size: int,
     folder: Path,
     key: str,
+    decoder: str = "plain",
 ) -> Predictions:
     """Answer every question of `question_rows` and score every reference; the same rows in every process.
 
-    What is done is kept in .part files in `folder` under `key` until `forget_parts`.
+    What is done is kept in .part files in `folder` under `key` until `forget_parts`. `decoder` is one of DECODERS.
     """
     questions = [(row["question"], row.get("context", "")) for row in rows]
     triples = [(row["question"], text, row.get("context", "")) for row in rows for text in row["references"]]
 
+    static = static_decoder(model, tokenizer, questions, settings, batch_size) if decoder == "static" else None
+
     def answer(number: int, batch: list[tuple[str, str]]) -> list[Any]:
         seeded = replace(settings, seed=settings.seed + number)
-        answers = generate_answers(model, tokenizer, batch, seeded, batch_size=batch_size, quiet=True)
+        answers = generate_answers(model, tokenizer, batch, seeded, batch_size=batch_size, decoder=static, quiet=True)
         return [asdict(answer) for answer in answers]
 
     def score(number: int, batch: list[tuple[str, str, str]]) -> list[Any]:
@@ -87,11 +91,12 @@ def predict(
         questions,
         [sum(map(len, question)) for question in questions],
         answer,
-        batch_size=batch_size,
+        batch_size=REFILLS * batch_size if static else batch_size,
         part=answers_part,
         key=key,
         what="answering",
     )
+    static = None  # references are scored without its cache and folded weights in memory
     scored = in_batches(
         triples,
         [sum(map(len, triple)) for triple in triples],

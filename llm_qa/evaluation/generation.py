@@ -7,10 +7,15 @@ from dataclasses import asdict, dataclass, replace
 
 import torch
 
-from llm_qa.console import UserError, progress
+from llm_qa.console import Failed, UserError, progress, say
 from llm_qa.data.packing import collate_packs
 from llm_qa.data.prompts import encode_documents, encode_prompts
 from llm_qa.data.text import normalize
+from llm_qa.models.fast.decoding import StaticDecoder, reason_against
+from llm_qa.models.quantization import gpu_capability
+
+DECODERS = ("plain", "static")  # transformers' generate; the project's own for GPT-NeoX, greedy only
+MOST_DIFFERENT = 0.05  # of the static decoder's logits from the model's own, relative
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,54 @@ def model_context(model) -> int:
     return int(getattr(model.config, "max_position_embeddings", None) or 2048)
 
 
+def check_decoder(decoder: str, settings: GenerationSettings, config) -> None:
+    """Refuse the static decoder where it cannot answer: UserError from the settings and the model's config alone."""
+    if decoder == "plain":
+        return
+    greedy = not settings.do_sample and settings.repetition_penalty == 1.0
+    reason = reason_against(config, gpu_capability()) if greedy else "it is greedy, and these settings are not"
+    if reason:
+        raise UserError(f"--decoder static cannot answer here, because {reason}: set --decoder plain.")
+
+
+def static_decoder(
+    model, tokenizer, questions: list[tuple[str, str]], settings: GenerationSettings, rows: int
+) -> StaticDecoder:
+    """A static decoder that has room for `questions`, `rows` at once, with the model's adapter as it is switched now.
+
+    Compared with the model's own forward pass first. Raises UserError where it is not for this model or settings.
+    """
+    check_decoder("static", settings, model.config)
+    longest = max(map(len, fitting_prompts(model, tokenizer, questions, settings)), default=1)
+    decoder = StaticDecoder(
+        model,
+        max(1, min(rows, len(questions))),
+        longest + settings.max_new_tokens,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    say(decoder.report)
+    if not (difference := decoder.difference()) <= MOST_DIFFERENT:  # NaN too
+        raise Failed(
+            f"The static decoder's logits differ by {difference:.0%} from the model's own here: answer with --decoder "
+            "plain, and please report it."
+        )
+    return decoder
+
+
+def fitting_prompts(
+    model, tokenizer, questions: list[tuple[str, str]], settings: GenerationSettings
+) -> list[list[int]]:
+    """Token ids of the prompts, cut on the left where prompt and answer would not fit into the model's context."""
+    room = model_context(model) - settings.max_new_tokens
+    if room < 1:
+        raise UserError(
+            f"--max-new-tokens {settings.max_new_tokens} leaves no room for a question in the model's context of "
+            f"{model_context(model)} tokens."
+        )
+    return [prompt[-room:] for prompt in encode_prompts(tokenizer, questions)]
+
+
 def generate_answers(
     model,
     tokenizer,
@@ -72,25 +125,22 @@ def generate_answers(
     settings: GenerationSettings,
     *,
     batch_size: int = 16,
+    decoder: StaticDecoder | None = None,
     quiet: bool = False,
 ) -> list[Answer]:
-    """Answer (question, context) pairs, in their order.
+    """Answer (question, context) pairs, in their order, by transformers' generate or by `decoder`, in its own rows.
 
     Prompts are sorted by length, so that a batch carries little padding, and padded on the left. A prompt that leaves
     no room in the model's context keeps its end (the question); its context is cut.
     """
-    prompts = encode_prompts(tokenizer, questions)
-    room = model_context(model) - settings.max_new_tokens
-    if room < 1:
-        raise UserError(
-            f"--max-new-tokens {settings.max_new_tokens} leaves no room for a question in the model's context of "
-            f"{model_context(model)} tokens."
-        )
-    prompts = [prompt[-room:] for prompt in prompts]
+    prompts = fitting_prompts(model, tokenizer, questions, settings)
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]), reverse=True)
     answers: list[Answer | None] = [None] * len(prompts)
     torch.manual_seed(settings.seed)
     with progress(total=len(prompts), what="answering", unit="questions", quiet=quiet) as bar:
+        if decoder:
+            rows = decoder.generate(prompts, settings.max_new_tokens, answered=bar.update)
+            return [_to_answer(tokenizer, row) for row in rows]
         for begin in range(0, len(order), batch_size):
             part = order[begin : begin + batch_size]
             rows = _generate_batch(model, tokenizer, [prompts[i] for i in part], settings)

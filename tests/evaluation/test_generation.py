@@ -6,14 +6,16 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from llm_qa.console import UserError
+from llm_qa.console import Failed, UserError
 from llm_qa.data.prompts import encode_documents, encode_prompts
 from llm_qa.evaluation.generation import (
     ORIGINAL_SAMPLING,
     GenerationSettings,
+    check_decoder,
     generate_answers,
     named_settings,
     reference_bits,
+    static_decoder,
 )
 
 ARCHITECTURES = ["neox_folder", "gpt2_folder"]
@@ -94,3 +96,33 @@ def test_a_length_that_is_given_overrides_either_sampling():
     assert named_settings("original", 7, seed=3).temperature == 0.9
     assert named_settings("original", seed=3).seed == 3
     assert named_settings("original") == ORIGINAL_SAMPLING
+
+
+def test_the_static_decoder_gives_the_answers_of_the_plain_one(neox_folder, tokenizer, records):
+    model = AutoModelForCausalLM.from_pretrained(neox_folder, dtype=torch.float32).eval()
+    questions = [(question, "") for record in records[:6] for question in record.questions]
+    questions.append(("무엇인가요?", "맥락 " * 600))  # cut to the model's context
+    settings = GenerationSettings(max_new_tokens=12)
+    decoder = static_decoder(model, tokenizer, questions, settings, 5)
+    static = generate_answers(model, tokenizer, questions, settings, decoder=decoder)
+    assert static == generate_answers(model, tokenizer, questions, settings, batch_size=1)
+
+
+def test_a_static_decoder_that_differs_is_not_used(neox_folder, tokenizer, monkeypatch):
+    model = AutoModelForCausalLM.from_pretrained(neox_folder, dtype=torch.float32).eval()
+    monkeypatch.setattr("llm_qa.evaluation.generation.StaticDecoder.difference", lambda self: float("nan"))
+    with pytest.raises(Failed, match="differ by nan% from the model's own here: answer with --decoder plain"):
+        static_decoder(model, tokenizer, [("왜?", "")], GenerationSettings(4), 1)
+
+
+def test_what_the_static_decoder_cannot_do_is_refused(model):
+    check_decoder("plain", ORIGINAL_SAMPLING, model.config)
+    with pytest.raises(UserError, match="it is greedy, and these settings are not: set --decoder plain"):
+        check_decoder("static", ORIGINAL_SAMPLING, model.config)
+    with pytest.raises(UserError, match="it is greedy"):
+        check_decoder("static", GenerationSettings(repetition_penalty=1.2), model.config)
+    if model.config.model_type == "gpt2":
+        with pytest.raises(UserError, match="because the model is a gpt2, and it is written for gpt_neox"):
+            check_decoder("static", GenerationSettings(), model.config)
+    else:
+        check_decoder("static", GenerationSettings(), model.config)

@@ -133,6 +133,48 @@ def test_the_originals_sampling_keeps_the_users_length(run):
     assert scores(run)["generation"]["do_sample"] is False, "other settings are answered anew"
 
 
+def test_the_static_decoder_answers_the_same_and_is_named(run):
+    assert evaluate(run).returncode == 0
+    plain = predictions(run)
+    done = evaluate(run, "--decoder", "static", "--batch-size", "2")
+    assert done.returncode == 0, done.stderr
+    assert "static decoding: 2 rows of " in done.stdout
+    assert predictions(run) == plain
+    assert scores(run)["generation"]["decoder"] == "static"
+
+
+def test_the_static_decoder_is_refused_before_any_weight_is_read(run):
+    shutil.rmtree(run / files.MODEL)
+    done = evaluate(run, "--decoder", "static", "--sampling", "original")
+    assert done.returncode == 2
+    assert "--decoder static cannot answer here, because it is greedy" in done.stderr
+    recipe = {"model": "skt/kogpt2-base-v2", "method": "full", "base_precision": "fp32"}
+    files.write_text(run / files.RECIPE, yaml.safe_dump(recipe))
+    asked = run / "questions.csv"
+    files.write_text(asked, "id,질문\n1,왜 그런가요?\n")
+    for script in (["scripts/evaluate.py"], ["scripts/ask.py", "--file", asked, "--out", run / "answers.csv"]):
+        done = run_script(*script, "--run", run, "--decoder", "static")
+        assert done.returncode == 2, done.stderr
+        assert "because the model is a gpt2" in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_a_file_of_questions_is_answered_the_same_by_either_decoder(run):
+    asked = run / "questions.csv"
+    files.write_text(asked, "id,질문\n" + "".join(f"{i},{'왜 ' * (i + 1)}그런가요?\n" for i in range(5)))
+    answers = []
+    for decoder in ("plain", "static"):
+        out = run / f"{decoder}.csv"
+        flags = ("--decoder", decoder, "--batch-size", "2", "--max-new-tokens", "9")
+        done = run_script("scripts/ask.py", "--run", run, "--file", asked, "--out", out, *flags)
+        assert done.returncode == 0, done.stderr
+        answers.append(out.read_bytes())
+    assert answers[0] == answers[1]
+    done = run_script("scripts/ask.py", "--run", run, "--decoder", "static", "왜?")
+    assert done.returncode == 2
+    assert "--decoder static answers the questions of a --file" in done.stderr
+
+
 def test_training_data_that_is_gone_is_said_and_not_guessed(run):
     environment_file = run / files.ENVIRONMENT
     data = files.read_json(environment_file)["data"]
