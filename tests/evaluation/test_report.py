@@ -413,6 +413,8 @@ def test_gpu_hours_are_of_all_processes(run, tmp_path):
     environment = files.read_json(run / files.ENVIRONMENT) | {"gpus": ["T4"] * 4}
     files.write_json(run / files.ENVIRONMENT, environment)
     assert "| 1h30m | 6.00 |" in written([run], tmp_path / "out")[1]
+    files.write_json(run / files.TRAINING, training | {"energy_joules": 4.32e6})
+    assert "| 1h30m | 6.00, 1.20 kWh |" in written([run], tmp_path / "out")[1]
 
 
 def test_an_older_evaluation_without_a_measure_says_what_to_run(run):

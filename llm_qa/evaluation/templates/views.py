@@ -92,7 +92,8 @@ def cost_rows(report: Report) -> list[list[str]]:
                 str(device or UNKNOWN),
                 _seconds(training.get("seconds_per_epoch")),
                 _seconds(training.get("wall_seconds")),
-                _number(run.folder.hours if run.folder.environment.get("gpus") else None, "{:,.2f}"),
+                _number(run.folder.hours if run.folder.environment.get("gpus") else None, "{:,.2f}")
+                + _energy(training.get("energy_joules")),
                 _number(training.get("tokens_per_second"), "{:,.0f}"),
                 _memory(training.get("peak_memory_bytes")),
                 _number(run.tuned.get("answers_per_second"), "{:,.1f}"),
@@ -138,6 +139,10 @@ def _trained(recipe: dict, training: dict) -> str:
 
 def _number(value: Any, pattern: str) -> str:
     return pattern.format(value) if is_number(value) else UNKNOWN
+
+
+def _energy(joules: Any) -> str:
+    return f", {joules / 3.6e6:,.2f} kWh" if is_number(joules) else ""
 
 
 def _seconds(value: Any) -> str:
