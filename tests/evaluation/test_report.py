@@ -441,9 +441,9 @@ def test_a_thousand_predictions_are_under_two_megabytes(run, tmp_path):
 def test_the_page_begins_with_what_was_found(run, tmp_path):
     page, twin = written([run], tmp_path / "out")
     assert re.search(
-        r'<p class="headline">tiny reaches 0\.\d{3} character F1, clearly better than base of tiny\.</p>', page
+        r'<p class="headline">tiny reaches 0\.\d{3} character F1, clearly better than its base\.</p>', page
     )
-    assert "clearly better than base of tiny" in twin.splitlines()[2]
+    assert "clearly better than its base" in twin.splitlines()[2]
 
     rows = make_rows(tuned=True)
     copied = [row | {"prediction": row["references"][0], "reference_bits": [None, None]} for row in rows]

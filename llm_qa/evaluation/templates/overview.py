@@ -40,10 +40,13 @@ def headline(report: Report) -> str:
     def score(entry: Entry) -> str:
         return MEASURES[CHARACTER_F1].format(entry.scores["metrics"][CHARACTER_F1]["value"])
 
+    def name(entry: Entry) -> str:
+        return "its base" if entry.label == files.BASE and best.runs[0] in entry.runs else entry.name
+
     beaten = [by_rank[rank] for rank in best.beats]
     text = f"{best.name} {'is the best tuned model' if others else 'reaches'}"
     text += f" ({score(best)} character F1)" if others else f" {score(best)} character F1"
-    text += f", clearly better than {_listed([e.name for e in beaten])}" if beaten else ", not clearly better than any"
+    text += f", clearly better than {_listed([name(e) for e in beaten])}" if beaten else ", not clearly better than any"
     if undecided := [entry.name for entry in others if entry not in beaten and best.rank not in entry.beats]:
         text += f"; not distinguishable from {_listed(undecided)}"
     copies = [entry for entry in report.entries if entry.label == files.NEAREST]
