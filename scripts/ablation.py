@@ -4,37 +4,53 @@
     python scripts/ablation.py chatbot_qa.csv --name chatbot --stopwords stopwords.txt --max-steps 200
 
 Every cleaning (none, the original notebooks', theirs with their stopwords, particles dropped by morphemes) is trained
-with the loss on answers and with the loss on everything. INPUT and the split are the same for all; the test split stays
-raw. Flags that are not listed here go to train.py. Every step is kept: the same command goes on where it stopped.
+with the loss on answers and with the loss on everything, each compared with the first: raw texts, loss on answers. The
+base model and the split are the same for all; the test split stays raw. Flags that are not listed here go to train.py.
+Every step is kept: the same command goes on where it stopped. Writes reports/<name>/ and ablation.txt in it.
 """
 
 from __future__ import annotations
 
 import argparse
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 from llm_qa import files
+from llm_qa.config import EMBEDDED_MODEL, load_recipe, recipe_flags
 from llm_qa.console import EXIT_USER_ERROR, UserError, format_table, run_script, say
-from llm_qa.evaluation.metrics.catalogue import MEASURES
+from llm_qa.data.records import load_split
+from llm_qa.evaluation.comparison import compare_predictions, correct
+from llm_qa.evaluation.metrics.catalogue import BITS_PER_CHARACTER, CHARACTER_F1, MEASURES, UNKNOWN
+from llm_qa.evaluation.templates.views import format_p
 
 SCRIPTS = Path(__file__).parent
 LOSSES = ("answer", "everything")
-SHOWN = ("character_f1", "chrf", "rougeL", "bits_per_character", "stopped_share")
+SHOWN = (CHARACTER_F1, "chrf", "rougeL", BITS_PER_CHARACTER, "stopped_share")
+PREPARATION = ("question-column", "answer-column", "category-column", "id-column", "validation")
+COMPARED = (CHARACTER_F1, BITS_PER_CHARACTER)
+Runs = dict[tuple[str, str], Path]  # (cleaning, loss) -> run folder, the first is what the others are compared with
 
 
 def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
-    """The script's own flags, and those for train.py."""
+    """The script's own flags, and those for train.py. INPUT ends at the first flag: a later word is a flag's value."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        usage="ablation.py [INPUT ...] --name NAME [flags, of train.py too]",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
-    parser.add_argument("inputs", nargs="*", metavar="INPUT", help="raw files (default: the bundled data)")
     parser.add_argument("--name", required=True, help="of data/<name>-*, runs/<name>-* and reports/<name>")
     parser.add_argument("--recipe", default=str(SCRIPTS / "recipes" / "tiny.yaml"), help="default: tiny.yaml")
     parser.add_argument("--stopwords", help="a stopword file; without one that cleaning is left out")
     parser.add_argument("--test", default="0.2", help="share of the records to score on (default 0.2)")
-    options, rest = parser.parse_known_args()
+    for name in PREPARATION:
+        parser.add_argument(f"--{name}", action="append", default=[], help="as for prepare_data.py")
+    words = sys.argv[1:]
+    first_flag = next((i for i, word in enumerate(words) if word.startswith("-")), len(words))
+    options, rest = parser.parse_known_args(words[first_flag:])
+    options.inputs = words[:first_flag]
     if Path(options.name).name != options.name:
         raise UserError(f"--name {options.name} is a path: give a plain name.")
     return options, rest
@@ -56,35 +72,90 @@ def run(script: str, *arguments: str | Path) -> None:
         raise kind(f"scripts/{script} ended with code {done.returncode}; the same command goes on from there.")
 
 
+def same_base(recipe: str, flags: list[str], raw: Path, name: str) -> list[str]:
+    """Flags that give every variant one base: the embedded model, of raw texts, as a real base's are."""
+    if load_recipe(recipe, recipe_flags(flags)).model != EMBEDDED_MODEL:
+        return []
+    base = Path("runs") / f"{name}-base"
+    if not base.is_dir():
+        from llm_qa.models.tiny import embedded_model
+
+        staged = base.with_name(f".{base.name}.part")
+        shutil.copytree(embedded_model(load_split(raw, "train")), staged, dirs_exist_ok=True)
+        staged.rename(base)
+    return ["--model", str(base)]
+
+
+def score_table(runs: Runs) -> str:
+    """Scores and training steps of every variant."""
+    rows = []
+    for (cleaning, loss), folder in runs.items():
+        scores = files.read_json(files.evaluation_dir(folder, "test") / files.SCORES)["scores"]
+        steps = files.read_json(folder / files.TRAINING)["steps"]
+        values = [MEASURES[key].format(scores["metrics"][key]["value"]) for key in SHOWN]
+        different = f"{scores['different_answers']:,} of {scores['questions']:,}"
+        rows.append([cleaning, f"loss on {loss}", f"{steps:,}", *values, different])
+    titles = [f"{MEASURES[key].title} {MEASURES[key].arrow}" for key in SHOWN]
+    return format_table(["training texts", "", "steps", *titles, "different answers"], rows)
+
+
+def difference_table(runs: Runs) -> str:
+    """Every variant minus the first on the same records: difference, 95% interval, corrected p, what it says."""
+    first, *others = (files.read_jsonl(files.evaluation_dir(run, "test") / files.PREDICTIONS) for run in runs.values())
+    compared = [compare_predictions(first, rows, groups=False) for rows in others]
+    rows = []
+    for (cleaning, loss), comparison in zip(list(runs)[1:], correct(compared, [COMPARED] * len(compared)), strict=True):
+        cells = []
+        for key in COMPARED:
+            values, signed = comparison["metrics"][key], MEASURES[key].format_difference
+            span = f"{signed(values['low'])} to {signed(values['high'])}"
+            cells += [signed(values["difference"]), span, format_p(values["p_holm"]), values["reading"] or UNKNOWN]
+        rows.append([cleaning, f"loss on {loss}", *cells])
+    titles = [title for key in COMPARED for title in (MEASURES[key].title, "95% interval", "p (Holm)", "is")]
+    counts = f"{compared[0]['records']:,} records, {compared[0]['questions']:,} questions"
+    return (
+        f"{format_table(['minus raw, loss on answer', '', *titles], rows)}\n"
+        f"{counts}. Intervals and tests are over records: another seed of training may differ by more."
+    )
+
+
 def main() -> int:
     """Phases: data, training and scores of each variant, report."""
     options, training = parse_arguments()
     if options.stopwords and not Path(options.stopwords).is_file():
         raise UserError(f"--stopwords {options.stopwords} does not exist.")
+    load_recipe(options.recipe, recipe_flags(training))  # a bad flag ends here
     if not options.stopwords:
         say("note: without --stopwords FILE the original notebooks' stopwords are left out")
-    runs = {}
+    columns = [f"--{name}={value}" for name in PREPARATION for value in getattr(options, name.replace("-", "_"))]
+    data = {cleaning: Path("data") / f"{options.name}-{cleaning}" for cleaning in cleanings(options.stopwords)}
     for cleaning, flags in cleanings(options.stopwords).items():
-        data = Path("data") / f"{options.name}-{cleaning}"
         say(f"== {cleaning} ==")
-        run("prepare_data.py", *options.inputs, "--out", data, "--test", options.test, *flags)
+        run("prepare_data.py", *options.inputs, "--out", data[cleaning], "--test", options.test, *columns, *flags)
+    base = same_base(options.recipe, training, data["raw"], options.name)
+
+    runs: Runs = {}
+    for cleaning, folder in data.items():
         for loss in LOSSES:
-            folder = Path("runs") / f"{options.name}-{cleaning}-{loss}"
-            run("train.py", options.recipe, "--data", data, "--run", folder, "--loss-on", loss, *training)
-            run("evaluate.py", "--run", folder)
-            runs[cleaning, loss] = folder
+            say(f"== {cleaning}, loss on {loss} ==")
+            runs[cleaning, loss] = Path("runs") / f"{options.name}-{cleaning}-{loss}"
+            variant = ["--data", folder, "--run", runs[cleaning, loss], "--loss-on", loss]
+            run("train.py", options.recipe, *variant, *base, *training)
+            share_base_answers(runs)
+            run("evaluate.py", "--run", runs[cleaning, loss], "--base")
     out = Path("reports") / options.name
     run("report.py", *runs.values(), "--out", out)
-
-    rows = []
-    for (cleaning, loss), folder in runs.items():
-        scores = files.read_json(files.evaluation_dir(folder, "test") / files.SCORES)["scores"]["metrics"]
-        rows.append([cleaning, f"loss on {loss}", *(MEASURES[key].format(scores[key]["value"]) for key in SHOWN)])
-    titles = [f"{MEASURES[key].title} {MEASURES[key].arrow}" for key in SHOWN]
-    say()
-    say(format_table(["cleaning of the training texts", "", *titles], rows))
-    say(f"which differences are certain: {out / 'report.html'}")
+    tables = f"{score_table(runs)}\n\n{difference_table(runs)}"
+    files.write_text(out / "ablation.txt", tables + "\n")
+    say(f"\n{tables}\nwritten to {out}")
     return 0
+
+
+def share_base_answers(runs: Runs) -> None:
+    """Give the newest run the first one's answers of the base; evaluate.py takes them only if all of it is the same."""
+    first, newest = (files.evaluation_dir(list(runs.values())[i], "test", files.BASE) for i in (0, -1))
+    if first.is_dir() and not newest.is_dir():
+        shutil.copytree(first, newest)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from llm_qa.models.quantization import gpu_capability, resolve_precision
 from llm_qa.models.tiny import embedded_model
 from llm_qa.training.callbacks import RealTokens, StepLog
 from llm_qa.training.checkpoints import check_layout, make_universal, resume_point
+from llm_qa.training.energy import EnergyUsed
 from llm_qa.training.fingerprints import KINDS, fingerprint
 from llm_qa.training.fit import fitted, out_of_memory
 from llm_qa.training.lock import hold_lock
@@ -151,9 +152,9 @@ def main() -> int:
     step_log = StepLog(
         options.run, gpus.flops_per_token(linears, recipe.method == "full"), gpus.peak_flops(gpus.device_name())
     )
-    stop = StopInTime(recipe.max_hours)
+    stop, energy = StopInTime(recipe.max_hours), EnergyUsed()
     # Tokens are counted after the wish to stop and save.
-    callbacks = [stop, RealTokens(), step_log, StopOnNonFinite(train_set)]
+    callbacks = [stop, RealTokens(), step_log, energy, StopOnNonFinite(train_set)]
     sets, unsaved = (train_set, validation_set), options.unsaved == "stop"
     trainer = build_trainer(model, tokenizer, arguments, *sets, callbacks, made_of, unsaved)
     if checkpoint:
@@ -189,6 +190,7 @@ def main() -> int:
         "mfu": step_log.mfu(state.num_input_tokens_seen / seconds / strategy.processes),
         "seconds_per_epoch": round(seconds / state.epoch, 3),
         "peak_memory_bytes": gather_over_ranks(gpus.peak_memory_bytes(), arguments.device),
+        "energy_joules": energy.joules(),
         "device": gpus.device_name(),
         "strategy": strategy.name,
         "path": path.report,

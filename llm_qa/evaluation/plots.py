@@ -80,7 +80,8 @@ def cost_plot(entries: list[Entry]) -> Plot | None:
     figure, (panel,) = new_figure(1, height=3.3, label_width=6, legend_rows=0, x_label=True)
     edge, highest = min(hours) / 4, max(hours)
     panel.set_xscale("log")
-    panel.set_xlim(edge / 1.5, highest * (highest / edge) ** 0.45)
+    right = highest * (highest / edge) ** 0.45
+    panel.set_xlim(edge / 1.5, right)
     panel.set_ylim(0, 1.1 * largest_value([entry.scores for entry in entries], CHARACTER_F1))
     points = [(entry.hours or edge, entry.scores["metrics"][CHARACTER_F1]) for entry in entries]
     labels = [f"{entry.rank} {shorten(entry.name, 30)}" for entry in entries]
@@ -92,7 +93,7 @@ def cost_plot(entries: list[Entry]) -> Plot | None:
         face = colour if entry.label == files.TUNED else LIGHT["page"]
         panel.plot(x, values["value"], "o", color=colour, markerfacecolor=face)
         panel.annotate(label, (x, values["value"]), (8, rise), textcoords="offset points", va="center", fontsize=8)
-    ticks = [tick for tick in _TICKS if edge * 1.5 < tick <= highest * 3]
+    ticks = [tick for tick in _TICKS if edge * 1.5 < tick < right * (edge / right) ** 0.05]  # its label fits
     panel.set_xticks([edge, *ticks], ["not trained", *map(_hours, ticks)])
     panel.minorticks_off()
     panel.set_xlabel("training time × processes")

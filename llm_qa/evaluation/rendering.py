@@ -20,6 +20,7 @@ from llm_qa.evaluation.templates.escaping import TEMPLATES, html_environment, ma
 from llm_qa.evaluation.templates.overview import (
     closeness_rows,
     duel_rows,
+    headline,
     kobest_tables,
     measured,
     ranking_header,
@@ -70,6 +71,7 @@ def render(report: Report, drawn: dict[str, Plot]) -> tuple[str, str]:
         "css": Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
         "measures": {key: MEASURES[key] for key in measured(report)},
         "unmeasured": [measure.title for key, measure in MEASURES.items() if key not in measured(report)],
+        "headline": headline(report),
         "ranking_header": ranking_header(report),
         "ranking_rows": ranking_rows(report),
         "duels": duel_rows(report),

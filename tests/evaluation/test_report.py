@@ -413,6 +413,8 @@ def test_gpu_hours_are_of_all_processes(run, tmp_path):
     environment = files.read_json(run / files.ENVIRONMENT) | {"gpus": ["T4"] * 4}
     files.write_json(run / files.ENVIRONMENT, environment)
     assert "| 1h30m | 6.00 |" in written([run], tmp_path / "out")[1]
+    files.write_json(run / files.TRAINING, training | {"energy_joules": 4.32e6})
+    assert "| 1h30m | 6.00, 1.20 kWh |" in written([run], tmp_path / "out")[1]
 
 
 def test_an_older_evaluation_without_a_measure_says_what_to_run(run):
@@ -434,3 +436,51 @@ def test_a_thousand_predictions_are_under_two_megabytes(run, tmp_path):
     page, _ = written([run], tmp_path / "out", resamples=50)
     assert "504 records, 1,008 questions" in page
     assert len(page.encode()) < 2_000_000
+
+
+def test_the_page_begins_with_what_was_found(run, tmp_path):
+    page, twin = written([run], tmp_path / "out")
+    assert re.search(
+        r'<p class="headline">tiny reaches 0\.\d{3} character F1, clearly better than its base\.</p>', page
+    )
+    assert "clearly better than its base" in twin.splitlines()[2]
+
+    rows = make_rows(tuned=True)
+    copied = [row | {"prediction": row["references"][0], "reference_bits": [None, None]} for row in rows]
+    make_evaluation(run, copied, label="nearest")
+    assert "Copying the nearest training answer is clearly better still (1.000)." in written([run], tmp_path / "out")[1]
+
+    idle = make_run(tmp_path / "runs", "idle")
+    make_evaluation(idle, make_rows(tuned=False))
+    twin = written([idle], tmp_path / "out")[1].splitlines()[2]
+    assert "not clearly better than any" in twin
+    assert "tiny is the best tuned model" in written([idle, run], tmp_path / "out")[1].splitlines()[2]
+
+
+def test_a_score_over_fewer_records_says_so(run, tmp_path):
+    assert "of 12 records" not in written([run], tmp_path / "out")[1]
+    rows = make_rows(tuned=True)
+    for row in rows[:2]:
+        row["reference_bits"] = [None, None]  # the first record's, longer than the model's context
+    make_evaluation(run, rows)
+    twin = written([run], tmp_path / "out")[1]
+    ranking = next(line for line in twin.splitlines() if line.startswith("| 1 | tiny |"))
+    assert ranking.count(", 11 of 12 records)") == 1
+    scores = next(line for line in twin.splitlines() if line.startswith("| Bits per character"))
+    assert scores.count(", 11 of 12 records)") == 2, "tuned and the difference, not the base"
+    assert "4 of 5 records" in twin, "and in its category"
+
+
+def test_what_is_gained_without_close_records_is_shown(run, tmp_path):
+    for label in ("tuned", "base"):
+        rows = make_rows(tuned=label == "tuned")
+        for row in rows:
+            row["closest_training"] = {"question": 0.9 if row["id"] == "TRAIN_000" else 0.1, "answer": 0.2}
+        make_evaluation(run, rows, label=label)
+        path = files.evaluation_dir(run, "test", label=label) / files.SCORES
+        counts = {"similarity_from": 0.8, "close_questions": 2, "close_answers": 0, "close_records": 1}
+        files.write_json(path, files.read_json(path) | {"contamination": counts})
+    line = next(x for x in written([run], tmp_path / "out")[1].splitlines() if x.startswith("| tiny | 2 of 24"))
+    gain, without = re.findall(r"\| \+(0\.\d{3}) \(\+0\.\d{3} to \+0\.\d{3}\)", line)
+    assert gain != without
+    assert line.endswith("| 11 |")

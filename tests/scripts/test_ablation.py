@@ -25,6 +25,7 @@ def test_bad_input_is_refused_before_anything_is_prepared(workplace):
         (["--name", "a/b"], "--name a/b is a path"),
         (["--name", "a", "--stopwords", "none.txt"], "--stopwords none.txt does not exist"),
         (["none.csv", "--name", workplace.name], "none.csv"),
+        (["--name", "a", "--max-steps", "1", "--lora-rank", "2"], "yaml: lora_rank is not a known key"),
     ):
         done = run_script("scripts/ablation.py", *arguments)
         assert done.returncode == 2
@@ -49,4 +50,10 @@ def test_eight_models_on_one_test(workplace):
     }
     assert len(losses) == 8, "eight different trainings"
     assert "| 8 | " in (workplace / "reports" / "all" / "report.md").read_text(encoding="utf-8")
-    assert done.stdout.count("loss on everything") == 4
+    answers = [files.read_jsonl(path) for path in workplace.glob("runs/all-*/eval/test-base/predictions.jsonl")]
+    assert len(answers) == 8
+    assert len({str([(row["prediction"], row["reference_bits"]) for row in rows]) for rows in answers}) == 1, "one base"
+    table = (workplace / "reports" / "all" / "ablation.txt").read_text(encoding="utf-8")
+    assert table in done.stdout
+    assert table.count("loss on everything") == 4 + 4, "scores, and differences from the first"
+    assert table.count("  loss on answer ") == 4 + 3

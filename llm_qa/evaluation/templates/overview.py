@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from llm_qa import files
 from llm_qa.console import format_seconds
 from llm_qa.evaluation.grouping import CLOSENESS, NEW
 from llm_qa.evaluation.kobest import TASKS, published_scores
@@ -16,9 +17,10 @@ from llm_qa.evaluation.metrics.catalogue import (
     is_number,
 )
 from llm_qa.evaluation.ranking import PAIR_MEASURES
-from llm_qa.evaluation.templates.views import format_p
+from llm_qa.evaluation.templates.views import format_p, span
 
 if TYPE_CHECKING:
+    from llm_qa.evaluation.ranking import Entry
     from llm_qa.evaluation.report import Report
 
 RANKED_BY = (CHARACTER_F1, "chrf", "rougeL", BITS_PER_CHARACTER, EMBEDDING_COSINE, "stopped_share")
@@ -27,6 +29,37 @@ RANKED_BY = (CHARACTER_F1, "chrf", "rougeL", BITS_PER_CHARACTER, EMBEDDING_COSIN
 def measured(report: Report) -> tuple[str, ...]:
     """Keys of the measures that some model has a value of, in the report's order."""
     return tuple(key for key in MEASURES if any(is_number(e.scores["metrics"][key]["value"]) for e in report.entries))
+
+
+def headline(report: Report) -> str:
+    """The page in two sentences: the best tuned model, what it clearly beats, and what copying gives beside it."""
+    by_rank = {entry.rank: entry for entry in report.entries}
+    best = next(entry for entry in report.entries if entry.label == files.TUNED)
+    others = [entry for entry in report.entries if entry.label == files.TUNED and entry is not best]
+
+    def score(entry: Entry) -> str:
+        return MEASURES[CHARACTER_F1].format(entry.scores["metrics"][CHARACTER_F1]["value"])
+
+    def name(entry: Entry) -> str:
+        return "its base" if entry.label == files.BASE and best.runs[0] in entry.runs else entry.name
+
+    beaten = [by_rank[rank] for rank in best.beats]
+    text = f"{best.name} {'is the best tuned model' if others else 'reaches'}"
+    text += f" ({score(best)} character F1)" if others else f" {score(best)} character F1"
+    text += f", clearly better than {_listed([name(e) for e in beaten])}" if beaten else ", not clearly better than any"
+    if undecided := [entry.name for entry in others if entry not in beaten and best.rank not in entry.beats]:
+        text += f"; not distinguishable from {_listed(undecided)}"
+    copies = [entry for entry in report.entries if entry.label == files.NEAREST]
+    if stronger := [entry for entry in copies if best.rank in entry.beats]:
+        return f"{text}. Copying the nearest training answer is clearly better still ({score(stronger[0])})."
+    if copies and not any(entry in beaten for entry in copies):
+        return f"{text}. Copying the nearest training answer ({score(copies[0])}) is neither clearly better nor worse."
+    return f"{text}."
+
+
+def _listed(names: list[str], most: int = 4) -> str:
+    shown = names if len(names) <= most else [*names[: most - 1], f"{len(names) - most + 1} others"]
+    return " and ".join([*filter(None, [", ".join(shown[:-1])]), shown[-1]])
 
 
 def ranking_header(report: Report) -> list[str]:
@@ -44,8 +77,7 @@ def ranking_rows(report: Report) -> list[dict[str, Any]]:
         cells = []
         for key in keys:
             measure, values = MEASURES[key], entry.scores["metrics"][key]
-            ends = [measure.format(values[end]) for end in ("low", "high") if is_number(values[end])]
-            cells.append((measure.format(values["value"]), " to ".join(ends) if len(ends) == 2 else ""))
+            cells.append((measure.format(values["value"]), span(values, measure.format, entry.scores["records"])))
         hours = format_seconds(entry.hours * 3600) if entry.hours else UNKNOWN
         rows.append(
             {
@@ -65,19 +97,20 @@ def duel_rows(report: Report) -> list[dict[str, Any]]:
     names = {entry.rank: f"#{entry.rank} {entry.name}" for entry in report.entries}
     rows = []
     for duel in report.duels:
-        row = {"first": names[duel.first], "second": names[duel.second], "cells": []}
+        records = f"{duel.comparison['records']:,}"
+        row = {"first": names[duel.first], "second": names[duel.second], "records": records, "cells": []}
         for key in PAIR_MEASURES:
             measure, values = MEASURES[key], duel.comparison["metrics"][key]
-            ends = [measure.format_difference(values[end]) for end in ("low", "high") if is_number(values[end])]
+            interval = span(values, measure.format_difference, duel.comparison["records"])
             p = format_p(values["p_holm"])
-            row["cells"].append((measure.format_difference(values["difference"]), " to ".join(ends), p))
+            row["cells"].append((measure.format_difference(values["difference"]), interval, p))
         row["reading"] = duel.comparison["metrics"][CHARACTER_F1]["reading"] or UNKNOWN
         rows.append(row)
     return rows
 
 
 def closeness_rows(report: Report) -> list[dict[str, str]]:
-    """One row a run: how much of the test is close to its training texts, and character F1 with and without that."""
+    """One row a run: how much of the test is close to its training texts; F1 and its gain with and without that."""
     rows = []
     for run in report.runs:
         found, scores = run.tuned.get("contamination"), run.tuned["scores"]
@@ -85,7 +118,6 @@ def closeness_rows(report: Report) -> list[dict[str, str]]:
         if found:
             f1 = MEASURES[CHARACTER_F1]
             new = scores["groups"].get(CLOSENESS, {}).get(NEW)
-            span = [f1.format(new["metrics"][CHARACTER_F1][end]) for end in ("low", "high")] if new else []
             row |= {
                 "similarity": f"{found['similarity_from']:.0%}",
                 "questions": f"{found['close_questions']:,} of {scores['questions']:,}",
@@ -93,11 +125,21 @@ def closeness_rows(report: Report) -> list[dict[str, str]]:
                 "records": f"{found['close_records']:,} of {scores['records']:,}",
                 "with": f1.format(scores["metrics"][CHARACTER_F1]["value"]),
                 "without": f1.format(new["metrics"][CHARACTER_F1]["value"]) if new else UNKNOWN,
-                "without_span": " to ".join(span),
+                "without_span": span(new["metrics"][CHARACTER_F1], f1.format, new["records"]) if new else "",
                 "without_records": f"{new['records']:,}" if new else "0",
+                "gain": _gain(run.comparison),
+                "gain_without": _gain(((run.comparison or {}).get("groups") or {}).get(CLOSENESS, {}).get(NEW)),
             }
         rows.append(row)
     return rows
+
+
+def _gain(comparison: dict[str, Any] | None) -> tuple[str, str]:
+    """Character F1's difference from the base and its interval."""
+    if not comparison:
+        return UNKNOWN, ""
+    values, signed = comparison["metrics"][CHARACTER_F1], MEASURES[CHARACTER_F1].format_difference
+    return signed(values["difference"]), span(values, signed, comparison["records"])
 
 
 def kobest_tables(report: Report) -> list[dict[str, Any]]:

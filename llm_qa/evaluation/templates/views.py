@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from llm_qa.console import format_seconds
@@ -13,10 +13,14 @@ if TYPE_CHECKING:
     from llm_qa.evaluation.report import Report, RunReport
 
 
-def _span(measure, values: dict[str, Any] | None, format_one) -> str:
-    if not values or not is_number(values.get("low")) or not is_number(values.get("high")):
+def span(values: dict[str, Any] | None, format_one: Callable[[float], str], records: int) -> str:
+    """'0.120 to 0.140', and over how many records where that is fewer than `records`, those of the whole table."""
+    if not values:
         return ""
-    return f"{format_one(measure, values['low'])} to {format_one(measure, values['high'])}"
+    ends = [format_one(values[end]) for end in ("low", "high") if is_number(values.get(end))]
+    counted = values.get("records", records)
+    fewer = [f"{counted:,} of {records:,} records"] if 0 < counted < records else []
+    return ", ".join([" to ".join(ends), *fewer] if len(ends) == 2 else fewer)
 
 
 def format_p(p: float | None) -> str:
@@ -25,15 +29,8 @@ def format_p(p: float | None) -> str:
 
 
 def score_rows(base: dict | None, tuned: dict, comparison: dict | None, keys: Sequence[str] = tuple(MEASURES)) -> list:
-    """Texts of a score table, one dict a measure; `base`, `tuned`, `comparison` each hold 'metrics'."""
-
-    def plain(measure, value):
-        return measure.format(value)
-
-    def signed(measure, value):
-        return measure.format_difference(value)
-
-    rows = []
+    """Texts of a score table, one dict a measure; `base`, `tuned`, `comparison` hold 'metrics' and 'records'."""
+    rows, records = [], tuned["records"]
     for key in keys:
         measure, after = MEASURES[key], tuned["metrics"][key]
         before = base["metrics"][key] if base else None
@@ -42,11 +39,11 @@ def score_rows(base: dict | None, tuned: dict, comparison: dict | None, keys: Se
             {
                 "measure": measure,
                 "base": measure.format(before["value"]) if before else UNKNOWN,
-                "base_span": _span(measure, before, plain),
+                "base_span": span(before, measure.format, records),
                 "tuned": measure.format(after["value"]),
-                "tuned_span": _span(measure, after, plain),
+                "tuned_span": span(after, measure.format, records),
                 "difference": measure.format_difference(change.get("difference")),
-                "difference_span": _span(measure, change, signed),
+                "difference_span": span(change, measure.format_difference, records),
                 "p": format_p(change.get("p_holm")),
                 "reading": change.get("reading") or "",
                 "records": after["records"],
@@ -95,7 +92,8 @@ def cost_rows(report: Report) -> list[list[str]]:
                 str(device or UNKNOWN),
                 _seconds(training.get("seconds_per_epoch")),
                 _seconds(training.get("wall_seconds")),
-                _number(run.folder.hours if run.folder.environment.get("gpus") else None, "{:,.2f}"),
+                _number(run.folder.hours if run.folder.environment.get("gpus") else None, "{:,.2f}")
+                + _energy(training.get("energy_joules")),
                 _number(training.get("tokens_per_second"), "{:,.0f}"),
                 _memory(training.get("peak_memory_bytes")),
                 _number(run.tuned.get("answers_per_second"), "{:,.1f}"),
@@ -141,6 +139,10 @@ def _trained(recipe: dict, training: dict) -> str:
 
 def _number(value: Any, pattern: str) -> str:
     return pattern.format(value) if is_number(value) else UNKNOWN
+
+
+def _energy(joules: Any) -> str:
+    return f", {joules / 3.6e6:,.2f} kWh" if is_number(joules) else ""
 
 
 def _seconds(value: Any) -> str:
