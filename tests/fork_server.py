@@ -43,17 +43,21 @@ class ForkServer:
         self.process.stdin.flush()
         return int(self.process.stdout.readline())
 
-    def start(self, arguments, log: Path, **env: str) -> int:
-        """Start the script; returns the id of its process. What it prints is added to `log`."""
-        return self.ask(start=[str(argument) for argument in arguments], log=str(log), env=env)
+    def start(self, arguments, log: Path, *, die_at: tuple[int, Path] | None = None, **env: str) -> int:
+        """Start the script; returns the id of its process. What it prints is added to `log`.
+
+        `die_at` is (moment, folder): SIGKILL at that touch of the folder's files (dying.py).
+        """
+        dies = [die_at[0], str(die_at[1])] if die_at else None
+        return self.ask(start=[str(argument) for argument in arguments], log=str(log), env=env, die_at=dies)
 
     def wait(self, process: int) -> int:
         """The exit code of a start, negative after a signal."""
         return self.ask(wait=process)
 
-    def run(self, arguments, log: Path, **env: str) -> int:
+    def run(self, arguments, log: Path, **more) -> int:
         """Start and wait."""
-        return self.wait(self.start(arguments, log, **env))
+        return self.wait(self.start(arguments, log, **more))
 
 
 def child(script, request: dict) -> None:
@@ -64,8 +68,12 @@ def child(script, request: dict) -> None:
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.environ.update(request["env"])
     sys.argv = ["scripts/train.py", *request["start"]]
+    from dying import die_at
+
     from llm_qa.console import run_script
 
+    if request["die_at"]:
+        die_at(*request["die_at"])
     try:
         run_script(script.main)
     except SystemExit as end:

@@ -28,15 +28,19 @@ def server():
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory, records):
-    """Prepared data of twenty records."""
-    folder = tmp_path_factory.mktemp("data")
-    files.write_jsonl(
-        folder / "raw.jsonl",
-        [{"id": r.id, "category": r.category, "questions": r.questions, "answers": r.answers} for r in records],
-    )
-    prepare([folder / "raw.jsonl"], folder / "prepared", PreparationOptions())
-    return folder / "prepared"
+def raw(tmp_path_factory, records):
+    """A file of twenty records."""
+    path = tmp_path_factory.mktemp("data") / "raw.jsonl"
+    rows = [{"id": r.id, "category": r.category, "questions": r.questions, "answers": r.answers} for r in records]
+    files.write_jsonl(path, rows)
+    return path
+
+
+@pytest.fixture(scope="module")
+def data(raw):
+    """The same, prepared."""
+    prepare([raw], raw.with_name("prepared"), PreparationOptions())
+    return raw.with_name("prepared")
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +86,7 @@ class Ranks:
                 os.kill(process, signal.SIGKILL)
 
     def wait(self):
-        """The ranks' exit codes; a rank that outlives the death of another by 30 s fails the test."""
+        """The ranks' exit codes; pytest's own time limit ends a rank that outlives the others for ever."""
         return [self.server.wait(process) for process in self.started]
 
 
@@ -106,8 +110,10 @@ def soak(server, recipe, data, folder, *, processes, kills, seed):
             disturbed.start()
             time.sleep(rng.uniform(0, whole))
             disturbed.kill(rng.choice([disturbed.started, [rng.choice(disturbed.started)]]))
-            if set(disturbed.wait()) == {0}:
+            codes = disturbed.wait()
+            if set(codes) == {0}:
                 break  # it was faster than the kill
+            assert -signal.SIGKILL in codes, f"{codes}, seed {seed}\n{disturbed.log.read_text()[-3000:]}"
             done += 1
         disturbed.start()
         assert set(disturbed.wait()) == {0}, disturbed.log.read_text()[-3000:]
@@ -131,6 +137,47 @@ def test_25_kills_at_random_moments_lose_nothing(server, recipe, data, tmp_path,
 @pytest.mark.parametrize("processes", [1, 2])
 def test_200_kills_at_random_moments_lose_nothing(server, recipe, data, tmp_path, processes):
     soak(server, recipe, data, tmp_path, processes=processes, kills=200, seed=random.randrange(10**6))
+
+
+def kill_at_touches(server, recipe, raw, folder, *, share):
+    """Kill a short training from raw files just before every `share`-th touch of its files, finish it and compare.
+
+    The touches go from the lock and the preparation of the data over the checkpoints to the final weights.
+    """
+    here, finished = folder / "here", folder / "finished"
+    arguments = [recipe, "--data", raw, "--run", here / "run", "--max-steps", "4", "--save-steps", "2"]
+    log, data = folder / "log.txt", {"LLM_QA_DATA": str(here / "data")}
+    assert server.run(arguments, log, **data) == 0, log.read_text()[-3000:]
+
+    def everything():
+        return outcome(here / "run"), sorted(path.name for path in (here / "run").rglob("*"))
+
+    expected = everything()
+    here.rename(finished)
+    moment = killed = 0
+    while True:
+        moment += share
+        code = server.run(arguments, log, die_at=(moment, here), **data)
+        if code == 0:
+            break
+        assert code == -signal.SIGKILL, log.read_text()[-3000:]
+        killed += 1
+        where = f"killed at touch {moment}\n{log.read_text()[-3000:]}"
+        assert server.run(arguments, log, **data) == 0, where
+        assert everything() == expected, where
+        shutil.rmtree(here)
+    print(f"{moment:,} touches, {killed} of them died at, 0 lost")
+    return killed
+
+
+def test_a_kill_at_every_eighth_touch_of_files_loses_nothing(server, recipe, raw, tmp_path):
+    assert kill_at_touches(server, recipe, raw, tmp_path, share=8) > 20
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_a_kill_at_every_touch_of_files_loses_nothing(server, recipe, raw, tmp_path):
+    assert kill_at_touches(server, recipe, raw, tmp_path, share=1) > 160
 
 
 def test_the_server_trains_as_the_command_line_does(server, recipe, data, tmp_path):
