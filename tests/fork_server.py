@@ -15,9 +15,11 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+LIVES_ON = 1000  # no exit code
 
 
 class ForkServer:
@@ -51,9 +53,10 @@ class ForkServer:
         dies = [die_at[0], str(die_at[1])] if die_at else None
         return self.ask(start=[str(argument) for argument in arguments], log=str(log), env=env, die_at=dies)
 
-    def wait(self, process: int) -> int:
-        """The exit code of a start, negative after a signal."""
-        return self.ask(wait=process)
+    def wait(self, process: int, seconds: float | None = None) -> int | None:
+        """The exit code of a start, negative after a signal; None for one that lives on after `seconds`."""
+        code = self.ask(wait=process, seconds=seconds)
+        return None if code == LIVES_ON else code
 
     def run(self, arguments, log: Path, **more) -> int:
         """Start and wait."""
@@ -88,6 +91,19 @@ def child(script, request: dict) -> None:
     os._exit(code)
 
 
+def wait_for(process: int, seconds: float | None) -> int:
+    """The exit code of a child of this process, or LIVES_ON."""
+    if seconds is None:
+        return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        ended, status = os.waitpid(process, os.WNOHANG)
+        if ended:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.02)
+    return LIVES_ON
+
+
 def serve() -> None:
     """Import everything, then answer requests until the client goes."""
     import bitsandbytes  # noqa: F401
@@ -111,7 +127,7 @@ def serve() -> None:
     for line in sys.stdin:
         request = json.loads(line)
         if "wait" in request:
-            answer = os.waitstatus_to_exitcode(os.waitpid(request["wait"], 0)[1])
+            answer = wait_for(request["wait"], request["seconds"])
         else:
             answer = os.fork()
             if answer == 0:

@@ -17,6 +17,7 @@ from llm_qa import files
 from llm_qa.data.preparation import PreparationOptions, prepare
 
 CLOCK = ("tokens_per_second", "peak_memory_bytes", "elapsed_seconds", "mfu")
+LAUNCHER_SECONDS = 30  # torchrun's patience with the other ranks
 KILLS_A_RUN = 5  # then it may finish, and is compared
 
 
@@ -63,7 +64,7 @@ def outcome(run):
 
 
 class Ranks:
-    """The ranks of a training as a launcher would start them, without the launcher."""
+    """The ranks of a training as a launcher would start and end them, without the launcher."""
 
     def __init__(self, server, processes, arguments, log):
         self.server, self.arguments, self.log = server, arguments, log
@@ -78,6 +79,7 @@ class Ranks:
             shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(self.processes)}
             shared["LOCAL_WORLD_SIZE"] = shared["WORLD_SIZE"]
             environments = [{**shared, "RANK": str(r), "LOCAL_RANK": str(r)} for r in range(self.processes)]
+        self.printed_before = len(self.log.read_text(encoding="utf-8")) if self.log.exists() else 0
         self.started = [self.server.start(self.arguments, self.log, **env) for env in environments]
 
     def kill(self, which):
@@ -85,9 +87,18 @@ class Ranks:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process, signal.SIGKILL)
 
-    def wait(self):
-        """The ranks' exit codes; pytest's own time limit ends a rank that outlives the others for ever."""
-        return [self.server.wait(process) for process in self.started]
+    def wait(self, seconds=None):
+        """The ranks' exit codes. Who lives on after `seconds` is killed, as torchrun does once another rank is dead.
+
+        That may only be a rank that waits for one that was killed before they met.
+        """
+        codes = [self.server.wait(process, seconds) for process in self.started]
+        if None in codes:
+            printed = self.log.read_text(encoding="utf-8")[self.printed_before :]
+            assert "data: " not in printed, f"a rank outlived another by {seconds} s\n{printed[-3000:]}"
+            self.kill(self.started)
+            codes = [self.server.wait(p) if c is None else c for p, c in zip(self.started, codes, strict=True)]
+        return codes
 
 
 def soak(server, recipe, data, folder, *, processes, kills, seed):
@@ -110,7 +121,7 @@ def soak(server, recipe, data, folder, *, processes, kills, seed):
             disturbed.start()
             time.sleep(rng.uniform(0, whole))
             disturbed.kill(rng.choice([disturbed.started, [rng.choice(disturbed.started)]]))
-            codes = disturbed.wait()
+            codes = disturbed.wait(LAUNCHER_SECONDS)
             if set(codes) == {0}:
                 break  # it was faster than the kill
             assert -signal.SIGKILL in codes, f"{codes}, seed {seed}\n{disturbed.log.read_text()[-3000:]}"
