@@ -96,7 +96,7 @@ class Ranks:
         if None in codes:
             printed = self.log.read_text(encoding="utf-8")[self.printed_before :]
             assert "data: " not in printed, f"a rank outlived another by {seconds} s\n{printed[-3000:]}"
-            self.kill(self.started)
+            self.kill(p for p, c in zip(self.started, codes, strict=True) if c is None)
             codes = [self.server.wait(p) if c is None else c for p, c in zip(self.started, codes, strict=True)]
         return codes
 
