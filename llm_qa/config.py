@@ -224,7 +224,7 @@ def recipe_flags(arguments: list[str]) -> dict[str, str]:
         flag = rest.pop(0)
         if not flag.startswith("--") or len(flag) == 2:
             raise UserError(
-                f"{flag!r} is not a flag: write --key value, with a recipe key or a TrainingArguments name."
+                f"{shown(flag, repr)} is not a flag: write --key value, with a recipe key or a TrainingArguments name."
             )
         name, equals, value = flag[2:].partition("=")
         name = name.replace("-", "_")

@@ -15,9 +15,11 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+LIVES_ON = 1000  # no exit code
 
 
 class ForkServer:
@@ -43,17 +45,22 @@ class ForkServer:
         self.process.stdin.flush()
         return int(self.process.stdout.readline())
 
-    def start(self, arguments, log: Path, **env: str) -> int:
-        """Start the script; returns the id of its process. What it prints is added to `log`."""
-        return self.ask(start=[str(argument) for argument in arguments], log=str(log), env=env)
+    def start(self, arguments, log: Path, *, die_at: tuple[int, Path] | None = None, **env: str) -> int:
+        """Start the script; returns the id of its process. What it prints is added to `log`.
 
-    def wait(self, process: int) -> int:
-        """The exit code of a start, negative after a signal."""
-        return self.ask(wait=process)
+        `die_at` is (moment, folder): SIGKILL at that touch of the folder's files (dying.py).
+        """
+        dies = [die_at[0], str(die_at[1])] if die_at else None
+        return self.ask(start=[str(argument) for argument in arguments], log=str(log), env=env, die_at=dies)
 
-    def run(self, arguments, log: Path, **env: str) -> int:
+    def wait(self, process: int, seconds: float | None = None) -> int | None:
+        """The exit code of a start, negative after a signal; None for one that lives on after `seconds`."""
+        code = self.ask(wait=process, seconds=seconds)
+        return None if code == LIVES_ON else code
+
+    def run(self, arguments, log: Path, **more) -> int:
         """Start and wait."""
-        return self.wait(self.start(arguments, log, **env))
+        return self.wait(self.start(arguments, log, **more))
 
 
 def child(script, request: dict) -> None:
@@ -64,8 +71,12 @@ def child(script, request: dict) -> None:
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.environ.update(request["env"])
     sys.argv = ["scripts/train.py", *request["start"]]
+    from dying import die_at
+
     from llm_qa.console import run_script
 
+    if request["die_at"]:
+        die_at(*request["die_at"])
     try:
         run_script(script.main)
     except SystemExit as end:
@@ -78,6 +89,19 @@ def child(script, request: dict) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+def wait_for(process: int, seconds: float | None) -> int:
+    """The exit code of a child of this process, or LIVES_ON."""
+    if seconds is None:
+        return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        ended, status = os.waitpid(process, os.WNOHANG)
+        if ended:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.02)
+    return LIVES_ON
 
 
 def serve() -> None:
@@ -103,7 +127,7 @@ def serve() -> None:
     for line in sys.stdin:
         request = json.loads(line)
         if "wait" in request:
-            answer = os.waitstatus_to_exitcode(os.waitpid(request["wait"], 0)[1])
+            answer = wait_for(request["wait"], request["seconds"])
         else:
             answer = os.fork()
             if answer == 0:

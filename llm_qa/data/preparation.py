@@ -179,10 +179,15 @@ def _put_in_place(staged: Path, out: Path, manifest: dict[str, Any], overwrite: 
         staged.rename(out)
         shutil.rmtree(old)
         return
-    if out.is_dir():
-        out.rmdir()  # empty, as checked
-    out.parent.mkdir(parents=True, exist_ok=True)
-    staged.rename(out)
+    try:
+        if out.is_dir():
+            out.rmdir()  # empty, as checked
+        out.parent.mkdir(parents=True, exist_ok=True)
+        staged.rename(out)
+    except OSError:
+        if not files.is_prepared(out):
+            raise
+        _put_in_place(staged, out, manifest, overwrite)  # another process was faster
 
 
 def clean_split(records: list[QARecord], cleaning: Cleaning) -> tuple[list[QARecord], list[QARecord]]:

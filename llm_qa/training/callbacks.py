@@ -106,6 +106,11 @@ class StepLog(TrainerCallback, ExportableState):
             self.bar.clear()
             say(self.as_text(line, state.max_steps))
 
+    def on_save(self, args, state, control, **kwargs):
+        """A disk that took a checkpoint has room for the lines before it, which a kill must not lose."""
+        if is_main_process():
+            self.file.catch_up()
+
     def _training_line(self, args, state, logs: dict) -> dict:
         now = time.perf_counter()
         seconds, self.last_time = now - self.last_time, now

@@ -12,6 +12,7 @@ import torch
 
 from llm_qa import files
 from llm_qa.console import UserError, say
+from llm_qa.models.safety import PICKLES
 from llm_qa.training.manifest import UNIVERSAL, damage
 from llm_qa.training.staging import clear_leftovers
 from llm_qa.training.strategy import Strategy
@@ -89,7 +90,10 @@ def flaws(checkpoint: Path) -> list[str]:
     """
     found = damage(checkpoint)
     if not found:
-        pickles = [path for path in checkpoint.rglob("*") if path.suffix in (".pt", ".pth")]
+        latest = checkpoint / "latest"  # the folder that DeepSpeed reads
+        if latest.is_file() and latest.read_text(errors="replace") not in {p.name for p in checkpoint.iterdir()}:
+            found.append("latest names a folder that is not in it")
+        pickles = [path for path in checkpoint.rglob("*") if path.suffix in PICKLES]
         for path in sorted(pickles):
             try:
                 strangers = set(torch.serialization.get_unsafe_globals_in_checkpoint(path)) - HARMLESS
@@ -111,7 +115,7 @@ def newest_checkpoint(run_dir: str | Path) -> Path | None:
     for checkpoint in reversed(found):
         if not (problems := flaws(checkpoint)):
             return checkpoint
-        aside = set_aside(checkpoint)
+        aside = set_aside(checkpoint, "damaged")
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         say(f"{checkpoint} is damaged ({'; '.join(problems[:3])}{more}) and set aside as {aside.name}")
     if found:
@@ -119,10 +123,20 @@ def newest_checkpoint(run_dir: str | Path) -> Path | None:
     return None
 
 
-def set_aside(checkpoint: Path) -> Path:
-    """Rename a damaged checkpoint so that nothing takes it for one; returns the new path."""
+def set_later_aside(checkpoint: Path) -> None:
+    """Set aside the checkpoints after the one that a run goes on from, which it will make anew.
+
+    A kill before that, or their turn to be deleted, would mix the old ones with the new.
+    """
+    for later in all_checkpoints(checkpoint.parent):
+        if checkpoint_step(later) > checkpoint_step(checkpoint):
+            say(f"{later} is later than {checkpoint.name} and set aside as {set_aside(later, 'later').name}")
+
+
+def set_aside(checkpoint: Path, why: str) -> Path:
+    """Rename a checkpoint to `<why>-<its name>.<n>` so that nothing takes it for one; returns the new path."""
     number = 1
-    while (aside := checkpoint.with_name(f"damaged-{checkpoint.name}.{number}")).exists():
+    while (aside := checkpoint.with_name(f"{why}-{checkpoint.name}.{number}")).exists():
         number += 1
     checkpoint.rename(aside)
     return aside

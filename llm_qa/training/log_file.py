@@ -48,6 +48,11 @@ class LogFile:
         except OSError as error:
             self._fails(error.strerror)
 
+    def catch_up(self) -> None:
+        """Try again to write what the disk refused."""
+        if self.failing:
+            self._write_all()
+
     def _write_all(self) -> None:
         try:
             files.write_jsonl(self.path, self.lines)

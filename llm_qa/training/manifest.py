@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -90,11 +91,19 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise ValueError(f"its {files.MANIFEST} cannot be read") from None
     if _render(content) != text:
         raise ValueError(f"its {files.MANIFEST} is not as it was written")
+    entries = content.get("files")
+    if not isinstance(entries, dict) or not all(
+        isinstance(e, dict) and {*e} >= {"bytes", "sha256"} for e in entries.values()
+    ):
+        raise ValueError(f"its {files.MANIFEST} lists no files")
     return content
 
 
 def damage(folder: Path) -> list[str]:
-    """What is wrong with a checkpoint, in words, file by file; empty when every byte is as it was written."""
+    """What is wrong with a checkpoint, in words, file by file; empty when every byte is as it was written.
+
+    Links are damage too: what they lead to may change, or be no file of this folder at all.
+    """
     try:
         expected = read_manifest(folder)["files"]
     except ValueError as error:
@@ -103,14 +112,18 @@ def damage(folder: Path) -> list[str]:
     def problem(name: str) -> str | None:
         path, entry = folder / name, expected[name]
         try:
+            if not stat.S_ISREG(path.stat().st_mode) or ".." in Path(name).parts or Path(name).is_absolute():
+                return f"{name} is not a file of this folder"
             if path.stat().st_size != entry["bytes"]:
                 return f"{name} has {path.stat().st_size:,} bytes instead of {entry['bytes']:,}"
             return None if sha256_from_disk(path) == entry["sha256"] else f"{name} has other bytes than were written"
         except FileNotFoundError:
             return f"{name} is missing"
-        except OSError as error:
-            return f"{name} cannot be read ({error.strerror})"
+        except (OSError, ValueError) as error:  # ValueError: a name with a NUL
+            return f"{name} cannot be read ({getattr(error, 'strerror', None) or error})"
 
+    if links := [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_symlink()]:
+        return [f"{name} is a link" for name in links]
     with ThreadPoolExecutor(max(FEWEST_THREADS, os.cpu_count() or 1)) as threads:
         problems = [found for found in threads.map(problem, expected) if found]
     strangers = [name.as_posix() for name in listed_files(folder) if name.as_posix() not in expected]

@@ -21,9 +21,12 @@ from llm_qa.data.prompts import render_prompt
 from llm_qa.models.gpus import device_name
 from llm_qa.models.loading import final_folder, save_tokenizer
 from llm_qa.models.safety import ADAPTER_CONFIG
+from llm_qa.training.checkpoints import set_later_aside
 from llm_qa.training.fingerprints import check_same
-from llm_qa.training.manifest import read_manifest
+from llm_qa.training.manifest import flush, read_manifest
+from llm_qa.training.staging import disk_problem
 
+LEFTOVERS = ".*.part"  # what a killed process was about to rename
 LIBRARIES = (
     "torch",
     "transformers",
@@ -80,6 +83,8 @@ def open_run(
         raise UserError(f"--run {run_dir} is a file: name a folder.")
     if checkpoint is not None:
         check_same(read_manifest(checkpoint)["about"]["fingerprint"], made_of, allowed or [], checkpoint)
+        if not is_finished(run_dir, recipe):
+            set_later_aside(checkpoint)
     elif (run_dir / files.RECIPE).exists():
         if resume == "never":
             set_aside(run_dir)
@@ -87,12 +92,19 @@ def open_run(
             known = files.read_json(run_dir / files.ENVIRONMENT).get("data_sha256")
             before = {**made_of, "recipe": load_recipe(run_dir / files.RECIPE).to_dict(), "data_sha256": known}
             check_same(before, made_of, allowed or [], run_dir)
-    elif run_dir.is_dir() and any(run_dir.iterdir()):
+    elif run_dir.is_dir() and not is_beginning(run_dir):
         raise UserError(f"--run {run_dir} is not empty and is not a run: name another folder.")
     run_dir.mkdir(parents=True, exist_ok=True)
+    for half_written in run_dir.glob(LEFTOVERS):
+        shutil.rmtree(half_written) if half_written.is_dir() else half_written.unlink()
     about = {"data": str(data_dir), "data_sha256": made_of["data_sha256"], **environment()}
     files.write_json(run_dir / files.ENVIRONMENT, about)
     files.write_text(run_dir / files.RECIPE, yaml.safe_dump(recipe.to_dict(), allow_unicode=True, sort_keys=False))
+
+
+def is_beginning(run_dir: Path) -> bool:
+    """True for a folder that is empty, or holds only what a run writes before recipe.yaml and was killed at."""
+    return all(path.name == files.ENVIRONMENT or path.match(LEFTOVERS) for path in run_dir.iterdir())
 
 
 def is_finished(run_dir: str | Path, recipe: Recipe) -> bool:
@@ -124,11 +136,39 @@ def save_final(
 ) -> Path:
     """Save the adapter or the model with its tokenizer and card, staged then renamed; returns the folder.
 
-    `weights` are whole tensors by their names in `model`, whose own may be shares (ZeRO-3).
+    `weights` are whole tensors by their names in `model`, whose own may be shares (ZeRO-3). UserError where the disk
+    has no room or may not be written to: the checkpoints are still there.
     """
     final = final_folder(run_dir, recipe)
     staged = final.with_name(f".{final.name}.part")
     shutil.rmtree(staged, ignore_errors=True)
+    try:
+        write_final(model, weights, tokenizer, staged, recipe, summary)
+        shutil.rmtree(final, ignore_errors=True)
+        os.replace(staged, final)
+        flush(final.parent)
+    except Exception as error:
+        shutil.rmtree(staged, ignore_errors=True)
+        if not (problem := disk_problem(error)):
+            raise
+        needed = sum(tensor.nbytes for tensor in weights.values())
+        raise UserError(
+            f"{final} cannot be written ({problem}). It needs {needed:,} bytes: make "
+            "room, or correct the folder, and run the same command again, which goes on from the newest checkpoint."
+        ) from error
+    return final
+
+
+def write_final(
+    model: PreTrainedModel | PeftModel,
+    weights: dict[str, torch.Tensor],
+    tokenizer,
+    staged: Path,
+    recipe: Recipe,
+    summary: dict,
+) -> None:
+    """Fill `staged` with what `save_final` renames, on the disk and read back. Errors pass."""
+    staged.mkdir()
     model.save_pretrained(staged, state_dict=weights)
     if isinstance(model, PeftModel):  # peft writes a set, in another order each time
         config = files.read_json(staged / ADAPTER_CONFIG)
@@ -136,9 +176,8 @@ def save_final(
     save_tokenizer(tokenizer, staged)
     check_saved(model, weights, staged)
     files.write_text(staged / "README.md", model_card(recipe, summary))
-    shutil.rmtree(final, ignore_errors=True)
-    os.replace(staged, final)
-    return final
+    for path in (*staged.iterdir(), staged):
+        flush(path)
 
 
 def check_saved(model: PreTrainedModel | PeftModel, weights: dict[str, torch.Tensor], folder: Path) -> None:

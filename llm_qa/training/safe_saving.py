@@ -18,7 +18,7 @@ from transformers.trainer_callback import ExportableState
 from llm_qa.console import UserError, is_main_process, say
 from llm_qa.training.checkpoints import all_checkpoints
 from llm_qa.training.ranks import on_main, sum_over_ranks, tell_all
-from llm_qa.training.staging import STAGING, SaveError, commit, remove, reserve
+from llm_qa.training.staging import STAGING, commit, disk_problem, remove, reserve
 
 WRITING_BYTES_PER_SECOND = 100e6  # a slow disk, until the first save has been timed
 
@@ -116,13 +116,10 @@ class SafeSaving(Trainer):
         problem = ""
         try:
             work()
-        except (OSError, SaveError) as error:
-            problem = getattr(error, "strerror", None) or str(error)
         except Exception as error:
-            # torch and safetensors report a full disk as errors of their own
-            if "PytorchStreamWriter" not in str(error) and type(error).__name__ != "SafetensorError":
+            problem = disk_problem(error)
+            if not problem:
                 raise
-            problem = " ".join(str(error).split())[:200]
         return next((told for told in tell_all(problem) if told), "")
 
     def _prepare(self, checkpoints: Path) -> None:
@@ -161,7 +158,8 @@ class SafeSaving(Trainer):
         early = self.control.should_training_stop and step < self.state.max_steps
         if early or self.stop_when_unsaved:
             raise UserError(f"{sentence}. Make room, or correct the folder, and run the same command again.")
-        say(f"{sentence}, and the next save tries again.")
+        over = step >= self.state.max_steps
+        say(f"{sentence}, and {'what was trained is saved now' if over else 'the next save tries again'}.")
 
 
 def free_bytes(folder: Path) -> str:

@@ -23,6 +23,16 @@ class SaveError(Exception):
     """A checkpoint could not be written, or is not what was written; the older ones are untouched."""
 
 
+def disk_problem(error: Exception) -> str:
+    """What a disk refused, in words; '' for an error of another kind. Libraries have errors of their own for it."""
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    told = " ".join(str(error).split())[:200]
+    rust = "(os error " in told  # tokenizers raises a plain Exception
+    known = isinstance(error, SaveError) or type(error).__name__ == "SafetensorError"
+    return told if known or rust or "PytorchStreamWriter" in told else ""
+
+
 def clear_leftovers(checkpoints: Path) -> None:
     """Remove what a save that never finished left behind."""
     for path in [checkpoints / STAGING, *checkpoints.glob(f"{REMOVING}*")]:

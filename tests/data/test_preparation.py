@@ -182,3 +182,24 @@ def test_a_strangers_file_is_read_whole_in_either_encoding(tmp_path):
     copy.write_bytes(SHARED_CHATBOT.read_text(encoding="utf-8").encode("cp949"))
     prepare([copy], tmp_path / "cp949", PreparationOptions())
     assert load_split(tmp_path / "utf8", "train") == load_split(tmp_path / "cp949", "train")
+
+
+def test_two_that_prepare_the_same_data_at_once_both_have_it(tmp_path, monkeypatch):
+    """The other is faster just after this one saw that nothing is there."""
+    raw, out = tmp_path / "raw.csv", tmp_path / "out"
+    raw.write_text("질문,답변\n" + "".join(f"{i}?,{i}\n" for i in range(20)), encoding="utf-8")
+    real, asked = files.is_prepared, []
+
+    def is_prepared(path):
+        asked.append(path)
+        if len(asked) == 1:
+            with monkeypatch.context() as patched:
+                patched.setattr(files, "is_prepared", real)
+                prepare([raw], out, PreparationOptions())
+            return False
+        return real(path)
+
+    monkeypatch.setattr(files, "is_prepared", is_prepared)
+    manifest = prepare([raw], out, PreparationOptions())
+    assert manifest == files.read_json(out / files.MANIFEST)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "raw.csv"]

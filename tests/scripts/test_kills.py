@@ -17,6 +17,7 @@ from llm_qa import files
 from llm_qa.data.preparation import PreparationOptions, prepare
 
 CLOCK = ("tokens_per_second", "peak_memory_bytes", "elapsed_seconds", "mfu")
+LAUNCHER_SECONDS = 30  # torchrun's patience with the other ranks
 KILLS_A_RUN = 5  # then it may finish, and is compared
 
 
@@ -28,15 +29,19 @@ def server():
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory, records):
-    """Prepared data of twenty records."""
-    folder = tmp_path_factory.mktemp("data")
-    files.write_jsonl(
-        folder / "raw.jsonl",
-        [{"id": r.id, "category": r.category, "questions": r.questions, "answers": r.answers} for r in records],
-    )
-    prepare([folder / "raw.jsonl"], folder / "prepared", PreparationOptions())
-    return folder / "prepared"
+def raw(tmp_path_factory, records):
+    """A file of twenty records."""
+    path = tmp_path_factory.mktemp("data") / "raw.jsonl"
+    rows = [{"id": r.id, "category": r.category, "questions": r.questions, "answers": r.answers} for r in records]
+    files.write_jsonl(path, rows)
+    return path
+
+
+@pytest.fixture(scope="module")
+def data(raw):
+    """The same, prepared."""
+    prepare([raw], raw.with_name("prepared"), PreparationOptions())
+    return raw.with_name("prepared")
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +64,7 @@ def outcome(run):
 
 
 class Ranks:
-    """The ranks of a training as a launcher would start them, without the launcher."""
+    """The ranks of a training as a launcher would start and end them, without the launcher."""
 
     def __init__(self, server, processes, arguments, log):
         self.server, self.arguments, self.log = server, arguments, log
@@ -74,6 +79,7 @@ class Ranks:
             shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(self.processes)}
             shared["LOCAL_WORLD_SIZE"] = shared["WORLD_SIZE"]
             environments = [{**shared, "RANK": str(r), "LOCAL_RANK": str(r)} for r in range(self.processes)]
+        self.printed_before = len(self.log.read_text(encoding="utf-8")) if self.log.exists() else 0
         self.started = [self.server.start(self.arguments, self.log, **env) for env in environments]
 
     def kill(self, which):
@@ -81,9 +87,18 @@ class Ranks:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process, signal.SIGKILL)
 
-    def wait(self):
-        """The ranks' exit codes; a rank that outlives the death of another by 30 s fails the test."""
-        return [self.server.wait(process) for process in self.started]
+    def wait(self, seconds=None):
+        """The ranks' exit codes. Who lives on after `seconds` is killed, as torchrun does once another rank is dead.
+
+        That may only be a rank that waits for one that was killed before they met.
+        """
+        codes = [self.server.wait(process, seconds) for process in self.started]
+        if None in codes:
+            printed = self.log.read_text(encoding="utf-8")[self.printed_before :]
+            assert "data: " not in printed, f"a rank outlived another by {seconds} s\n{printed[-3000:]}"
+            self.kill(p for p, c in zip(self.started, codes, strict=True) if c is None)
+            codes = [self.server.wait(p) if c is None else c for p, c in zip(self.started, codes, strict=True)]
+        return codes
 
 
 def soak(server, recipe, data, folder, *, processes, kills, seed):
@@ -106,8 +121,10 @@ def soak(server, recipe, data, folder, *, processes, kills, seed):
             disturbed.start()
             time.sleep(rng.uniform(0, whole))
             disturbed.kill(rng.choice([disturbed.started, [rng.choice(disturbed.started)]]))
-            if set(disturbed.wait()) == {0}:
+            codes = disturbed.wait(LAUNCHER_SECONDS)
+            if set(codes) == {0}:
                 break  # it was faster than the kill
+            assert -signal.SIGKILL in codes, f"{codes}, seed {seed}\n{disturbed.log.read_text()[-3000:]}"
             done += 1
         disturbed.start()
         assert set(disturbed.wait()) == {0}, disturbed.log.read_text()[-3000:]
@@ -131,6 +148,47 @@ def test_25_kills_at_random_moments_lose_nothing(server, recipe, data, tmp_path,
 @pytest.mark.parametrize("processes", [1, 2])
 def test_200_kills_at_random_moments_lose_nothing(server, recipe, data, tmp_path, processes):
     soak(server, recipe, data, tmp_path, processes=processes, kills=200, seed=random.randrange(10**6))
+
+
+def kill_at_touches(server, recipe, raw, folder, *, share):
+    """Kill a short training from raw files just before every `share`-th touch of its files, finish it and compare.
+
+    The touches go from the lock and the preparation of the data over the checkpoints to the final weights.
+    """
+    here, finished = folder / "here", folder / "finished"
+    arguments = [recipe, "--data", raw, "--run", here / "run", "--max-steps", "4", "--save-steps", "2"]
+    log, data = folder / "log.txt", {"LLM_QA_DATA": str(here / "data")}
+    assert server.run(arguments, log, **data) == 0, log.read_text()[-3000:]
+
+    def everything():
+        return outcome(here / "run"), sorted(path.name for path in (here / "run").rglob("*"))
+
+    expected = everything()
+    here.rename(finished)
+    moment = killed = 0
+    while True:
+        moment += share
+        code = server.run(arguments, log, die_at=(moment, here), **data)
+        if code == 0:
+            break
+        assert code == -signal.SIGKILL, log.read_text()[-3000:]
+        killed += 1
+        where = f"killed at touch {moment}\n{log.read_text()[-3000:]}"
+        assert server.run(arguments, log, **data) == 0, where
+        assert everything() == expected, where
+        shutil.rmtree(here)
+    print(f"{moment:,} touches, {killed} of them died at, 0 lost")
+    return killed
+
+
+def test_a_kill_at_every_eighth_touch_of_files_loses_nothing(server, recipe, raw, tmp_path):
+    assert kill_at_touches(server, recipe, raw, tmp_path, share=8) > 20
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_a_kill_at_every_touch_of_files_loses_nothing(server, recipe, raw, tmp_path):
+    assert kill_at_touches(server, recipe, raw, tmp_path, share=1) > 160
 
 
 def test_the_server_trains_as_the_command_line_does(server, recipe, data, tmp_path):

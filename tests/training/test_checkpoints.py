@@ -1,10 +1,22 @@
 """Which checkpoint a run goes on from."""
 
+import json
+import os
+
 import pytest
+import torch
 
 from llm_qa.console import UserError
-from llm_qa.training.checkpoints import check_layout, layout, newest_checkpoint, resume_point
-from llm_qa.training.manifest import write_manifest
+from llm_qa.training.checkpoints import (
+    all_checkpoints,
+    check_layout,
+    flaws,
+    layout,
+    newest_checkpoint,
+    resume_point,
+    set_later_aside,
+)
+from llm_qa.training.manifest import _render, write_manifest
 from llm_qa.training.strategy import Strategy
 
 FILES = ("trainer_state.json", "README.md", "rng_state.json", "adapter_model.safetensors")
@@ -49,6 +61,69 @@ def test_resume_never_auto_and_path(tmp_path):
     torn = checkpoint(tmp_path, 20, without="README.md")
     with pytest.raises(UserError, match=r"damaged \(README\.md is missing\)"):
         resume_point(tmp_path, str(torn))
+
+
+def test_later_checkpoints_than_the_one_named_are_set_aside(tmp_path, capsys):
+    first, second, third = (checkpoint(tmp_path, step) for step in (10, 20, 30))
+    set_later_aside(third)
+    assert not capsys.readouterr().out
+    set_later_aside(first)
+    assert all_checkpoints(tmp_path / "checkpoints") == [first]
+    assert (tmp_path / "checkpoints" / "later-checkpoint-30.1" / "README.md").is_file()
+    assert f"{second} is later than checkpoint-10 and set aside as later-checkpoint-20.1" in capsys.readouterr().out
+    assert newest_checkpoint(tmp_path) == first
+
+
+def signed(folder, change):
+    """A manifest that someone else has made: its hash of itself is right."""
+    content = json.loads((folder / "manifest.json").read_text())
+    del content["sha256"]
+    change(content)
+    (folder / "manifest.json").write_text(_render(content))
+
+
+HELD_BY = {"bytes": 0, "sha256": "x"}
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda content: content["files"].update({"/dev/zero": HELD_BY}),
+        lambda content: content["files"].update({"../../../dev/zero": HELD_BY}),
+        lambda content: content["files"].update({"\0": HELD_BY, "pipe": HELD_BY}),
+        lambda content: content["files"].update({"README.md": None}),
+        lambda content: content.pop("files"),
+    ],
+)
+def test_a_manifest_cannot_lead_out_of_its_checkpoint_nor_hang(tmp_path, change):
+    folder = checkpoint(tmp_path, 10)
+    os.mkfifo(folder / "pipe")
+    signed(folder, change)
+    assert flaws(folder)
+    assert newest_checkpoint(tmp_path) is None
+
+
+def test_links_in_a_checkpoint_are_not_followed(tmp_path):
+    folder, elsewhere = checkpoint(tmp_path, 10), tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "mp_rank_00_model_states.pt").write_text("x")
+    (folder / "global_step10").symlink_to(elsewhere)
+    (folder / "manifest.json").unlink()
+    write_manifest(folder, {"step": 10})
+    assert flaws(folder) == ["global_step10 is a link"]
+
+
+@pytest.mark.parametrize("name", ["../elsewhere", "global_step9", "", "/tmp"])
+def test_deepspeed_cannot_be_led_to_another_folder(tmp_path, name):
+    folder = zero_checkpoint(tmp_path, 10, 2, 1)
+    for share in folder.rglob("*.pt"):
+        torch.save({}, share)
+    write_manifest(folder, {"step": 10})
+    assert not flaws(folder)
+    (folder / "latest").write_text(name)
+    write_manifest(folder, {"step": 10})
+    assert flaws(folder) == ["latest names a folder that is not in it"]
 
 
 def zero_checkpoint(run, step, stage, processes):

@@ -9,7 +9,8 @@ import shutil
 import pytest
 import torch
 import toy_training
-from toy_training import STEPS, die_at, in_a_child, make_trainer, train
+from dying import die_at
+from toy_training import STEPS, in_a_child, make_trainer, train
 
 from llm_qa.console import UserError
 from llm_qa.training import staging
@@ -52,7 +53,7 @@ def test_a_kill_between_any_two_steps_of_a_save_loses_nothing(undisturbed, tmp_p
         run = tmp_path / f"run-{moment}"
 
         def killed(run=run, moment=moment):
-            die_at(moment, run)
+            die_at(moment, run, after="checkpoint-4")
             train(run)
 
         if in_a_child(killed) == 0:

@@ -2,7 +2,6 @@
 
 import gc
 import os
-import signal
 import sys
 from pathlib import Path
 
@@ -72,20 +71,3 @@ def in_a_child(work) -> int:
             os._exit(code)
     status = os.waitpid(child, 0)[1]
     return os.waitstatus_to_exitcode(status) % 256 if not os.WIFSIGNALED(status) else 128 + os.WTERMSIG(status)
-
-
-WATCHED = ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.scandir", "os.listdir", "shutil.rmtree")
-
-
-def die_at(moment: int, run: Path, after: str = "checkpoint-4") -> None:
-    """From the first touch of `after` on, SIGKILL this process at its `moment`-th touch of the run's files."""
-    seen = {"count": 0, "armed": False}
-
-    def hook(event, arguments):
-        if event in WATCHED and arguments and str(run) in str(arguments[0]):
-            seen["armed"] = seen["armed"] or after in str(arguments[0])
-            seen["count"] += seen["armed"]
-            if seen["count"] == moment:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-    sys.addaudithook(hook)
