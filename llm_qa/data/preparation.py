@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import uuid
 from collections import Counter
 from dataclasses import asdict, dataclass, field, replace
 from importlib import resources
@@ -114,7 +115,7 @@ def prepare(
     if not splits["train"]:
         raise UserError("Cleaning left no training record: choose another --cleaning or --stopwords.")
 
-    staged = out.with_name(f".{out.name}.{os.getpid()}.part")
+    staged = out.with_name(f".{out.name}.{uuid.uuid4().hex}.part")  # processes of other machines share our ids
     shutil.rmtree(staged, ignore_errors=True)
     try:
         staged.mkdir(parents=True)
@@ -182,7 +183,12 @@ def _put_in_place(staged: Path, out: Path, manifest: dict[str, Any], overwrite: 
     if out.is_dir():
         out.rmdir()  # empty, as checked
     out.parent.mkdir(parents=True, exist_ok=True)
-    staged.rename(out)
+    try:
+        staged.rename(out)
+    except OSError:
+        if not files.is_prepared(out):
+            raise
+        _put_in_place(staged, out, manifest, overwrite)  # another process was faster
 
 
 def clean_split(records: list[QARecord], cleaning: Cleaning) -> tuple[list[QARecord], list[QARecord]]:
