@@ -19,9 +19,10 @@ from llm_qa.evaluation.answering import fingerprint, forget_parts, join_answers,
 from llm_qa.evaluation.contamination import contamination, nearest_rows, with_closest
 from llm_qa.evaluation.embedding import COMPETITION_EMBEDDER, load_embedder, with_cosines
 from llm_qa.evaluation.generation import named_settings
-from llm_qa.evaluation.processes import end_processes, rank, start_processes, world_size
+from llm_qa.evaluation.processes import end_processes, rank, start_processes, wait_for_all, world_size
 from llm_qa.evaluation.scoring import score_predictions
 from llm_qa.models.loading import load_run, run_recipe, weights_of
+from llm_qa.training.ranks import first_to_say
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -127,7 +128,9 @@ def main() -> int:
         folder = files.evaluation_dir(options.run, options.split, label)
         generation = {**settings.to_dict(), "batch_size": options.batch_size}
         key = fingerprint(records, weights_of(options.run, recipe, label), recipe.model, label, generation)
-        if kept := None if options.again else answered_before(folder, key, questions):
+        kept = None if options.again else answered_before(folder, key, questions)
+        wait_for_all()  # the first process writes anew what all have to read before
+        if kept:
             say(f"{label}: answered before (--again answers anew), scored again")
             rows, whose = kept
         else:
@@ -151,4 +154,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(main, speaks=first_to_say)
