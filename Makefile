@@ -20,6 +20,8 @@ MACHINE_RANK ?= 0
 MAIN_IP ?= 127.0.0.1
 MAIN_PORT ?= 29500
 MACHINES = --num_processes $$(($(NUM_GPUS) * $(NUM_MACHINES))) --num_machines $(NUM_MACHINES) --machine_rank $(MACHINE_RANK) --main_process_ip $(MAIN_IP) --main_process_port $(MAIN_PORT)
+# Seconds that the launcher gives its processes to save when it is told to stop; torchrun's own are 30.
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT ?= 300
 DATA_FLAG = $(if $(DATA),--data $(DATA))
 LAUNCH := $(BIN)/accelerate launch --quiet --config_file
 

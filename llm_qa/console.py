@@ -90,8 +90,13 @@ def format_seconds(seconds: float) -> str:
     return f"{seconds // 60}m{seconds % 60:02d}s" if seconds >= 60 else f"{seconds}s"
 
 
-def run_script(main: Callable[[], int | None]) -> None:
+def run_script(
+    main: Callable[[], int | None], speaks: Callable[[str], bool] = lambda message: is_main_process()
+) -> None:
     """Run a script's `main` and exit with the documented code.
+
+    `speaks` says whether this process tells the user of an error; a script whose ranks can fail alone gives
+    `ranks.first_to_say`.
 
     A UserError becomes one line on stderr and exit code 2, a Failed one line and 1. Any other exception keeps its
     traceback and ends with 1.
@@ -102,11 +107,11 @@ def run_script(main: Callable[[], int | None]) -> None:
     try:
         sys.exit(main() or EXIT_DONE)
     except UserError as error:
-        if is_main_process():
+        if speaks(str(error)):
             print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(EXIT_USER_ERROR)
     except Failed as error:
-        if is_main_process():
+        if speaks(str(error)):
             print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(EXIT_FAILED)
     except StoppedEarly as stop:

@@ -19,10 +19,11 @@ from llm_qa.evaluation.answering import fingerprint, forget_parts, join_answers,
 from llm_qa.evaluation.contamination import contamination, nearest_rows, with_closest
 from llm_qa.evaluation.embedding import COMPETITION_EMBEDDER, load_embedder, with_cosines
 from llm_qa.evaluation.generation import DECODERS, check_decoder, named_settings
-from llm_qa.evaluation.processes import end_processes, rank, start_processes, world_size
+from llm_qa.evaluation.processes import end_processes, rank, start_processes, wait_for_all, world_size
 from llm_qa.evaluation.scoring import score_predictions
 from llm_qa.models.loading import base_of_run, load_run, run_recipe, weights_of
 from llm_qa.models.shapes import model_config
+from llm_qa.training.ranks import first_to_say
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -134,7 +135,9 @@ def main() -> int:
         generation = {**settings.to_dict(), "batch_size": options.batch_size}
         generation |= {"decoder": options.decoder} if options.decoder != "plain" else {}
         key = fingerprint(records, weights_of(options.run, recipe, label), recipe.model, label, generation)
-        if kept := None if options.again else answered_before(folder, key, questions):
+        kept = None if options.again else answered_before(folder, key, questions)
+        wait_for_all()  # the first process writes anew what all have to read before
+        if kept:
             say(f"{label}: answered before (--again answers anew), scored again")
             rows, whose = kept
         else:
@@ -160,4 +163,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(main, speaks=first_to_say)

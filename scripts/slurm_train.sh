@@ -10,9 +10,11 @@ config=${1:?accelerate config, such as accelerate_configs/zero3.yaml}
 shift
 gpus=${SLURM_GPUS_ON_NODE:?SLURM gave no GPUs: add --gpus-per-node}
 main=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-export main gpus config
+port=$((20000 + SLURM_JOB_ID % 10000)) # two jobs may share a node
+export main gpus config port
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=240 # seconds to save after SLURM's signal; torchrun's own are 30
 # shellcheck disable=SC2016 # SLURM_NODEID is each node's own
 exec srun --kill-on-bad-exit=1 bash -c '
   exec .venv/bin/accelerate launch --quiet --config_file "$config" \
     --num_machines "$SLURM_NNODES" --machine_rank "$SLURM_NODEID" --num_processes $((SLURM_NNODES * gpus)) \
-    --main_process_ip "$main" --main_process_port 29500 scripts/train.py "$@"' _ "$@"
+    --main_process_ip "$main" --main_process_port "$port" scripts/train.py "$@"' _ "$@"

@@ -34,8 +34,8 @@ from llm_qa.training.fingerprints import KINDS, fingerprint
 from llm_qa.training.fit import fitted, out_of_memory
 from llm_qa.training.lock import hold_lock
 from llm_qa.training.non_finite import StopOnNonFinite
-from llm_qa.training.ranks import on_main, sum_over_ranks
-from llm_qa.training.run_folder import is_finished, open_run, save_final
+from llm_qa.training.ranks import first_to_say, on_main, sum_over_ranks
+from llm_qa.training.run_folder import check_ranks_agree, is_finished, open_run, save_final
 from llm_qa.training.safe_saving import WRITING_BYTES_PER_SECOND
 from llm_qa.training.stopping import StopInTime
 from llm_qa.training.strategy import (
@@ -89,7 +89,8 @@ def main() -> int:
     options, recipe = parse_arguments()
     strategy = read_strategy()
     if options.dry_run:
-        say(planning.dry_run(recipe, options.data, strategy))
+        if is_main_process():
+            say(planning.dry_run(recipe, options.data, strategy))
         return 0
     planning.check_hardware(recipe, gpu_capability())
     check_strategy(recipe, strategy, torch.cuda.device_count() if torch.cuda.is_available() else None)
@@ -102,7 +103,7 @@ def main() -> int:
     watchdog.start()
     on_main(lambda: hold_lock(options.run))
     checkpoint = on_main(lambda: resume_point(options.run, options.resume))
-    reshape = checkpoint is not None and check_layout(checkpoint, strategy)
+    reshape = checkpoint is not None and on_main(lambda: check_layout(checkpoint, strategy))
 
     # --- data ----------------------------------------------------------------------------------------------------
     with arguments.main_process_first(local=False):
@@ -113,8 +114,10 @@ def main() -> int:
     made_of = fingerprint(asked, files.sha256_file(data_dir / files.MANIFEST), strategy.processes)
     opened = {"resume": options.resume, "checkpoint": checkpoint, "allowed": options.allow_change}
     on_main(lambda: open_run(options.run, asked, data_dir, made_of, **opened))
-    if is_finished(options.run, recipe):
+    check_ranks_agree(options.run, made_of)
+    if on_main(lambda: is_finished(options.run, recipe)):
         say(f"{options.run} is already finished; name another --run, or set it aside with --resume never")
+        end_together(watchdog.stop)
         return 0
     tokenizer = load_tokenizer(model_source)
     pairs, too_long = tokenize_records(tokenizer, train_records, recipe.max_length)
@@ -202,8 +205,7 @@ def main() -> int:
     if is_main_process():
         files.write_json(options.run / files.TRAINING, summary)
     if stop.reason is not None:
-        watchdog.stop()
-        end_together()
+        end_together(watchdog.stop)
         raise StoppedEarly(
             f"stopped early at step {state.global_step} of {state.max_steps} ({stop.reason}); everything is saved in "
             f"{options.run}, and the same command goes on"
@@ -218,8 +220,7 @@ def main() -> int:
             f"done: {state.global_step} steps in {format_seconds(seconds)}, {summary['tokens_per_second']:,.0f} tok/s; "
             f"{final} is saved and read back equal"
         )
-    watchdog.stop()
-    end_together()
+    end_together(watchdog.stop)
     return 0
 
 
@@ -232,4 +233,4 @@ def gather_over_ranks(value: float, device) -> list[float]:
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(main, speaks=first_to_say)

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import shutil
+import uuid
 from pathlib import Path
 
 import torch
@@ -59,14 +60,23 @@ def embedded_model(records: list[QARecord]) -> Path:
         say(f"embedded model: from the cache, {folder}")
         return folder
     say(f"embedded model: building a small GPT-NeoX from {len(texts):,} training texts")
-    staged = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+    staged = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.part")
     try:
         build(texts, staged)
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(staged, folder)
+        put_in_place(staged, folder)
     finally:
         shutil.rmtree(staged, ignore_errors=True)
     return folder
+
+
+def put_in_place(staged: Path, folder: Path) -> None:
+    """Rename a built model to its folder. One that another process has put there meanwhile stays: it is in use."""
+    try:
+        os.replace(staged, folder)
+    except OSError:
+        if not (folder / "config.json").is_file():
+            shutil.rmtree(folder)
+            os.replace(staged, folder)
 
 
 def build(texts: list[str], folder: Path) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
 import sys
+import uuid
 from pathlib import Path
 
 import torch
@@ -66,13 +68,19 @@ def make_universal(checkpoint: Path) -> None:
     """
     (shares,) = [p for p in checkpoint.glob("global_step*") if not p.name.endswith(UNIVERSAL)]
     whole = shares.with_name(f"{shares.name}{UNIVERSAL}")
-    shutil.rmtree(whole, ignore_errors=True)  # one from before is in no manifest
+    for old in (whole, *checkpoint.glob(f".{whole.name}.*")):  # from before, in no manifest
+        shutil.rmtree(old, ignore_errors=True)
     say(f"making {whole}, which any number of processes can load")
+    # A name of its own: the converter of a start that was killed may still be writing.
+    staged = whole.with_name(f".{whole.name}.{uuid.uuid4().hex}")
+    cores = os.cpu_count() or 1
     command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state"]
-    command += ["--input_folder", str(shares), "--output_folder", str(whole)]
+    command += ["--num_extract_workers", str(min(4, cores)), "--num_merge_workers", str(min(2, cores))]
+    command += ["--input_folder", str(shares), "--output_folder", str(staged)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"DeepSpeed could not convert {shares}:\n{done.stderr[-2000:]}")
+    os.replace(staged, whole)
     files.write_text(checkpoint / "latest_universal", whole.name)
 
 

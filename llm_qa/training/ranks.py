@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -15,6 +17,29 @@ T = TypeVar("T")
 def together() -> bool:
     """True when this process is one of several that have found each other."""
     return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def shared_store():
+    """The process group's key-value store, the same for every rank: prefixes, which differ between ranks, are off."""
+    store = torch.distributed.distributed_c10d._get_default_store()
+    while hasattr(store, "underlying_store"):
+        store = store.underlying_store
+    return store
+
+
+def first_to_say(message: str) -> bool:
+    """True in the process that tells the user of an error: of ranks that fail alike, the first one.
+
+    A rank that fails alone (its GPU is full, its machine lacks a file) is heard like that. Before the ranks have found
+    each other the first process of each machine speaks.
+    """
+    if not together():
+        return os.environ.get("LOCAL_RANK", "0") == "0"
+    start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # the launcher's store outlives its workers
+    try:
+        return shared_store().add(f"llm_qa/said/{start}/{hashlib.sha256(message.encode()).hexdigest()}", 1) == 1
+    except RuntimeError:  # it went with its host, and so did who could have spoken
+        return True
 
 
 def sum_over_ranks(values: list[float], device: torch.device) -> list[float]:

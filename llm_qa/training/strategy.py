@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -190,9 +190,15 @@ def engine_report(trainer) -> dict:
     return {"class": type(engine).__name__, "zero_stage": stage, "processes": processes}
 
 
-def end_together() -> None:
-    """Wait until every rank is done and close the process group: one that leaves early can bring down the others."""
+def end_together(stop_watching: Callable[[], None] = lambda: None) -> None:
+    """Wait until every rank is done and close the process group: one that leaves early can bring down the others.
+
+    The watchdog watches over the wait, in which the main process may be saving for minutes, and stops on every rank
+    (`stop_watching`) before the first one leaves and would be missed.
+    """
     if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        stop_watching()
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
 

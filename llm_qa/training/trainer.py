@@ -42,6 +42,9 @@ def training_arguments(
         "eval_strategy": "steps",
         "eval_steps": recipe.training.get("save_steps", 100),
         "report_to": "none",
+        # All wait while the main process hashes a checkpoint, turns it into a universal one or saves the model: with
+        # 12.8B that can take longer than Trainer's half an hour. A rank that dies is the watchdog's to notice.
+        "ddp_timeout": 3 * 3600,
         "lr_scheduler_type": "cosine",
         **recipe.training,
         "output_dir": str(Path(run_dir) / files.CHECKPOINTS),

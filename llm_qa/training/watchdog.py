@@ -15,7 +15,7 @@ import time
 import torch
 
 from llm_qa.console import EXIT_FAILED
-from llm_qa.training.ranks import together
+from llm_qa.training.ranks import shared_store, together
 
 SILENCE_SECONDS = 120.0
 BEATS_A_SILENCE = 12
@@ -35,9 +35,7 @@ class Watchdog:
         if not together():
             return
         self.rank, self.world = torch.distributed.get_rank(), torch.distributed.get_world_size()
-        store = torch.distributed.distributed_c10d._get_default_store()
-        while hasattr(store, "underlying_store"):  # prefixes differ between ranks, keys must not
-            store = store.underlying_store
+        store = shared_store()
         self.store = store.clone() if hasattr(store, "clone") else store  # a connection that no collective blocks
         self.store.set(self._key(self.rank), f"0 {os.getpid()} on {socket.gethostname()}")
         threading.Thread(target=self._watch, daemon=True).start()

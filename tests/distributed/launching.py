@@ -1,10 +1,12 @@
 """Start real training runs on several CPU processes and read what they leave behind."""
 
+import contextlib
 import json
 import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import yaml
 from command_line import ROOT, environment
 
@@ -40,11 +42,17 @@ def write_recipe(folder: Path, kind: str, **changes) -> Path:
     return path
 
 
-def command(strategy: str, recipe: Path, run: Path, *flags: str, launch: tuple[str, ...] = ()) -> list[str]:
-    """`accelerate launch` of a recipe with a strategy, as in the README."""
+TRAIN = "scripts/train.py"
+
+
+def command(
+    strategy: str, recipe: Path, run: Path, *flags: str, launch: tuple[str, ...] = (), script: str = TRAIN
+) -> list[str]:
+    """`accelerate launch` of a recipe with a strategy, as in the README, on a port that is free."""
     start = [sys.executable, "-m", "accelerate.commands.launch", "--quiet"]
-    config = ["--config_file", f"accelerate_configs/{strategy}.yaml", *launch]
-    return [*start, *config, "scripts/train.py", str(recipe), "--run", str(run), *flags]
+    port = () if strategy == "single_gpu" else ("--main_process_port", "0")
+    config = ["--config_file", f"accelerate_configs/{strategy}.yaml", *port, *launch]
+    return [*start, *config, script, str(recipe), "--run", str(run), *flags]
 
 
 def start(arguments: list[str], log: Path, **more: str) -> subprocess.Popen:
@@ -61,10 +69,26 @@ def start(arguments: list[str], log: Path, **more: str) -> subprocess.Popen:
         )
 
 
-def train(strategy: str, recipe: Path, run: Path, *flags: str, launch: tuple[str, ...] = ()) -> str:
+def kill(launch: subprocess.Popen) -> None:
+    """SIGKILL a launch with all its workers, which torchrun puts into sessions of their own."""
+    if launch.poll() is None:
+        family = [psutil.Process(launch.pid), *psutil.Process(launch.pid).children(recursive=True)]
+        for process in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        launch.wait()
+
+
+def train(
+    strategy: str, recipe: Path, run: Path, *flags: str, launch: tuple[str, ...] = (), script: str = TRAIN
+) -> str:
     """Train to the end and return what was printed; the test fails with that text if the run does."""
     log = run.with_suffix(".txt")
-    code = start(command(strategy, recipe, run, *flags, launch=launch), log).wait(timeout=300)
+    launched = start(command(strategy, recipe, run, *flags, launch=launch, script=script), log)
+    try:
+        code = launched.wait(timeout=300)
+    finally:
+        kill(launched)  # one that hangs must not slow down the tests after it
     printed = log.read_text(encoding="utf-8")
     assert code == 0, printed[-4000:]
     return printed

@@ -30,6 +30,11 @@ def load(recipe_path):
     return recipe, model, tokenizer, packs
 
 
+def order_of(packs, recipe) -> list[int]:
+    """Numbers of the packs in the order of training."""
+    return torch.randperm(len(packs), generator=torch.Generator().manual_seed(recipe.seed)).tolist()
+
+
 def train(recipe_path) -> tuple[list[float], dict[str, torch.Tensor]]:
     """(loss of every update in nats a learned token, final trainable weights by name).
 
@@ -47,7 +52,7 @@ def train(recipe_path) -> tuple[list[float], dict[str, torch.Tensor]]:
     ]
     optimizer = torch.optim.AdamW(groups, lr=recipe.training["learning_rate"])
     model, optimizer = accelerator.prepare(model.train(), optimizer)
-    order = torch.randperm(len(packs), generator=torch.Generator().manual_seed(recipe.seed)).tolist()
+    order = order_of(packs, recipe)
     losses = []
     for step in range(recipe.training["max_steps"]):
         update = [packs[i] for i in order[step * recipe.global_batch_size : (step + 1) * recipe.global_batch_size]]

@@ -6,8 +6,7 @@ import time
 
 import psutil
 import pytest
-from launching import command, losses, start, train, training, write_recipe
-from test_nodes import kill
+from launching import command, kill, losses, start, train, training, write_recipe
 
 pytestmark = pytest.mark.distributed
 SILENCE_SECONDS = 10

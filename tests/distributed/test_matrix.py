@@ -7,9 +7,10 @@ import pytest
 import torch
 from launching import KINDS, PROCESSES, command, losses, start, train, training, validation_loss, write_recipe
 from safetensors.torch import load_file
+from train_keeping_logits import probe
 
 from llm_qa.config import load_recipe
-from llm_qa.data.packing import PackedDataset, collate_packs, tokenize_records
+from llm_qa.data.packing import IGNORED, PackedDataset, collate_packs, tokenize_records
 from llm_qa.data.preparation import prepared_folder
 from llm_qa.data.records import load_split
 from llm_qa.evaluation.generation import GenerationSettings, generate_answers
@@ -38,7 +39,7 @@ def runs(tmp_path_factory):
     def run(kind, strategy, name="", **changes):
         recipe = write_recipe(folder, kind, **changes)
         path = folder / f"{kind}-{strategy}{name}"
-        train(strategy, recipe, path)
+        train(strategy, recipe, path, script="tests/distributed/train_keeping_logits.py")
         return path
 
     run.folder = folder
@@ -59,15 +60,30 @@ def saved_weights(run):
 
 
 def difference(run, weights):
-    """Largest difference between saved weights and the oracle's, and the names that only one of them has."""
+    """Largest difference between saved weights and the oracle's, and the names that are not in both in one shape."""
     saved = {
         name.replace("lora_A.weight", "lora_A.default.weight").replace("lora_B.weight", "lora_B.default.weight"): tensor
         for name, tensor in saved_weights(run).items()
     }
     saved = {name.replace("embed_out", "lm_head"): tensor for name, tensor in saved.items()}  # GPT-NeoX's head on disk
-    return max((saved[name].float() - weights[name].float()).abs().max().item() for name in weights), (
-        set(saved) ^ set(weights)
-    )
+    unmatched = {name for name in {*saved, *weights} if name not in saved or name not in weights}
+    unmatched |= {name for name in {*saved} & {*weights} if saved[name].shape != weights[name].shape}
+    both = {*saved, *weights} - unmatched
+    return max((saved[name].float() - weights[name].float()).abs().max().item() for name in both), unmatched
+
+
+def test_the_packs_are_uneven_enough_to_tell_a_mean_of_means(runs):
+    """An engine that averages its ranks' or passes' means would be far from the oracle on this data."""
+    recipe, model, tokenizer, packs = oracle.load(write_recipe(runs.folder, "lora_fp32"))
+    losses, tokens = [], []
+    for i in oracle.order_of(packs, recipe)[: recipe.global_batch_size]:
+        batch = collate_packs([packs[i]], tokenizer.pad_token_id)
+        tokens.append(int((batch["labels"] != IGNORED).sum()))
+        with torch.no_grad():
+            losses.append(model(**batch, use_cache=False).loss.item())
+    right = sum(loss * n for loss, n in zip(losses, tokens, strict=True)) / sum(tokens)
+    assert max(tokens) > 1.1 * min(tokens)
+    assert abs(sum(losses) / len(losses) / right - 1) > 10 * EXACT
 
 
 @pytest.mark.parametrize(("kind", "strategy"), CELLS)
@@ -83,6 +99,7 @@ def test_every_strategy_is_the_same_mathematics(kind, strategy, runs, expected):
     assert losses(run) == pytest.approx(reference, rel=tolerance)
     largest, unmatched = difference(run, weights)
     assert not unmatched
+    assert sum(tensor.numel() for tensor in saved_weights(run).values()) == training(run)["trainable_parameters"]
     assert largest < (5e-5 if kind not in ROUNDING else 5e-3)
 
 
@@ -90,6 +107,10 @@ def test_every_strategy_is_the_same_mathematics(kind, strategy, runs, expected):
 def test_what_is_saved_is_whole_and_answers(kind, strategy, runs):
     run = runs(kind, strategy)
     model, tokenizer = load_run(run)
+    live = torch.load(run / "live_logits.pt")
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=kind == "lora_bf16"):
+        reloaded = model(**probe(), use_cache=False).logits.float()
+    assert (reloaded - live).abs().max() < ROUNDING.get(kind, EXACT) * live.abs().max()
     recipe = load_recipe(run / "recipe.yaml")
     records = load_split(prepared_folder(None), "validation")
     pairs, _ = tokenize_records(tokenizer, records, recipe.max_length)

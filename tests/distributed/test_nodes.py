@@ -1,15 +1,15 @@
 """Two machines, another number of processes: launches of their own that train together, die and go on."""
 
-import contextlib
 import shutil
 import socket
 import time
 
-import psutil
 import pytest
-from launching import command, losses, start, train, training, write_recipe
+from launching import command, kill, losses, start, train, training, write_recipe
 
 pytestmark = pytest.mark.distributed
+SILENCE_SECONDS = 10
+LAUNCHER_SECONDS = 35  # torchrun gives a worker that does not end 30 s before SIGKILL
 
 
 def free_port() -> str:
@@ -26,18 +26,8 @@ def start_machines(strategy, recipe, run, *flags):
         nodes = ("--num_machines", "2", "--num_processes", "2", "--machine_rank", rank)
         nodes += ("--main_process_ip", "127.0.0.1", "--main_process_port", port)
         log = run.with_name(f"{run.name}-machine-{rank}.txt")
-        launched.append(start(command(strategy, recipe, run, *flags, launch=nodes), log, LOCAL_WORLD_SIZE="1"))
+        launched.append(start(command(strategy, recipe, run, *flags, launch=nodes), log))
     return launched
-
-
-def kill(launch) -> None:
-    """SIGKILL a launch with all its workers, which torchrun puts into sessions of their own."""
-    if launch.poll() is None:
-        family = [psutil.Process(launch.pid), *psutil.Process(launch.pid).children(recursive=True)]
-        for process in family:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
-        launch.wait()
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "zero3"])
@@ -46,13 +36,14 @@ def test_two_machines_train_one_dies_both_start_again(strategy, tmp_path):
     undisturbed, run = tmp_path / "undisturbed", tmp_path / "run"
     train(strategy, recipe, undisturbed)
 
-    launched = start_machines(strategy, recipe, run)
+    launched = start_machines(strategy, recipe, run, "--max-silence", str(SILENCE_SECONDS))
     try:
         deadline = time.monotonic() + 180
         while not any((run / "checkpoints").glob("checkpoint-*/trainer_state.json")):
             assert time.monotonic() < deadline, (tmp_path / "run-machine-0.txt").read_text()[-3000:]
             time.sleep(0.05)
         kill(launched[1])  # the second machine is gone, with all its processes
+        assert launched[0].wait(timeout=SILENCE_SECONDS + LAUNCHER_SECONDS + 60) != 0, "the first ends by itself"
     finally:
         for launch in launched:
             kill(launch)
