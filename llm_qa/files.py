@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -107,17 +107,21 @@ def read_json(path: str | Path) -> Any:
 
 def read_jsonl(path: str | Path) -> list[Any]:
     """Read one JSON value a line; a missing file or a broken line is a UserError that names it."""
-    rows = []
+    return list(stream_jsonl(path))
+
+
+def stream_jsonl(path: str | Path) -> Iterator[Any]:
+    """The values of read_jsonl one after another, in the memory of one."""
     try:
         with open(path, encoding="utf-8") as file:
             for number, line in enumerate(file, 1):
                 if line.strip():
                     try:
-                        rows.append(json.loads(line))
+                        value = json.loads(line)
                     except ValueError as error:
                         raise UserError(f"{path}, line {number}, is not JSON: {error}.") from None
+                    yield value
     except FileNotFoundError:
         raise UserError(f"{path} does not exist.") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read: {error}.") from None
-    return rows

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import torch
 from transformers import AutoModelForCausalLM
@@ -11,7 +12,7 @@ from llm_qa.config import EMBEDDED_MODEL, Recipe
 from llm_qa.console import UserError, format_table
 from llm_qa.data.packing import PackedDataset, tokenize_records
 from llm_qa.data.preparation import prepared_folder
-from llm_qa.data.records import QARecord, load_split
+from llm_qa.data.records import QARecord, open_split
 from llm_qa.models import tiny
 from llm_qa.models.linear_modules import linear_layers
 from llm_qa.models.loading import load_tokenizer
@@ -37,7 +38,7 @@ def check_hardware(recipe: Recipe, capability: tuple[int, int] | None) -> None:
         )
 
 
-def meta_model(recipe: Recipe, records: list[QARecord]) -> torch.nn.Module:
+def meta_model(recipe: Recipe, records: Iterable[QARecord]) -> torch.nn.Module:
     """The recipe's model at its true shapes on the meta device (no memory, no weights), LoRA on it if asked."""
     if recipe.model == EMBEDDED_MODEL:
         tokenizer = tiny.build_tokenizer(tiny.documents(records))
@@ -49,7 +50,7 @@ def meta_model(recipe: Recipe, records: list[QARecord]) -> torch.nn.Module:
         return add_lora(model, recipe) if recipe.method == "lora" else model
 
 
-def count_packs(recipe: Recipe, records: list[QARecord]) -> tuple[int, int, str]:
+def count_packs(recipe: Recipe, records: Iterable[QARecord]) -> tuple[int, int, str]:
     """(packs, real tokens, how they were counted) of one epoch."""
     try:
         if recipe.model == EMBEDDED_MODEL:
@@ -57,9 +58,9 @@ def count_packs(recipe: Recipe, records: list[QARecord]) -> tuple[int, int, str]
         else:
             tokenizer = load_tokenizer(recipe.model, only_local=True)
     except UserError:
-        pairs = [pair for record in records for pair in record.pairs()]
-        tokens = math.ceil(sum(len(q) + len(a) + 20 for q, a in pairs) * TOKENS_PER_CHARACTER)
-        packs = math.ceil(tokens / recipe.pack_length) if recipe.pack_length else len(pairs)
+        characters = [len(q) + len(a) + 20 for record in records for q, a in record.pairs()]
+        tokens = math.ceil(sum(characters) * TOKENS_PER_CHARACTER)
+        packs = math.ceil(tokens / recipe.pack_length) if recipe.pack_length else len(characters)
         return packs, tokens, f"estimated at {TOKENS_PER_CHARACTER} tokens a character, as the tokenizer is not at hand"
     pairs, _ = tokenize_records(tokenizer, records, recipe.max_length)
     return len(PackedDataset(pairs, recipe.pack_length, recipe.loss_on, recipe.seed)), len(pairs.tokens), "counted"
@@ -67,7 +68,7 @@ def count_packs(recipe: Recipe, records: list[QARecord]) -> tuple[int, int, str]
 
 def dry_run(recipe: Recipe, data: list[str] | None, strategy: Strategy) -> str:
     """The text that `--dry-run` prints: parameters by module, tokens an update, updates an epoch."""
-    records = load_split(prepared_folder(data), "train")
+    records = open_split(prepared_folder(data), "train")
     model = meta_model(recipe, records)
     by_module: dict[str, int] = {}
     for name, parameter in model.named_parameters():

@@ -20,7 +20,7 @@ from llm_qa.console import StoppedEarly, format_seconds, is_main_process, run_sc
 from llm_qa.data.packing import PackedDataset, TooLong, tokenize_records
 from llm_qa.data.preparation import prepared_folder
 from llm_qa.data.prompts import encode_documents, show_document
-from llm_qa.data.records import load_split
+from llm_qa.data.records import open_split
 from llm_qa.models import gpus
 from llm_qa.models.fast.policy import choose_fast_path
 from llm_qa.models.loading import EMBEDDED_BASE, align_special_tokens, check_tokenizer_fits, load_base, load_tokenizer
@@ -108,9 +108,9 @@ def main() -> int:
     # --- data ----------------------------------------------------------------------------------------------------
     with arguments.main_process_first(local=False):
         data_dir = prepared_folder(options.data)
-        train_records = load_split(data_dir, "train")
+        train_records = open_split(data_dir, "train")
         model_source = str(embedded_model(train_records)) if recipe.model == EMBEDDED_MODEL else recipe.model
-    validation_records = load_split(data_dir, "validation", may_be_empty=True)
+    validation_records = open_split(data_dir, "validation", may_be_empty=True)
     made_of = fingerprint(asked, files.sha256_file(data_dir / files.MANIFEST), strategy.processes)
     opened = {"resume": options.resume, "checkpoint": checkpoint, "allowed": options.allow_change}
     on_main(lambda: open_run(options.run, asked, data_dir, made_of, **opened))
@@ -132,7 +132,7 @@ def main() -> int:
         f"data: {data_dir}, {len(train_records):,} records, {len(pairs):,} pairs, {len(pairs.tokens):,} tokens in "
         f"{len(train_set.packs):,} packs, {train_set.efficiency:.1%} full"
     )
-    record = train_records[0]
+    record = next(iter(train_records))
     example = encode_documents(tokenizer, [(record.questions[0], record.answers[0], record.context)])[0]
     say(f"one example, what is trained between ⟦ and ⟧:\n{show_document(tokenizer, example, recipe.loss_on)}")
 

@@ -8,7 +8,12 @@ mask (an all-ones mask or a live cache would let documents leak into each other 
 
 from __future__ import annotations
 
+import os
+import tempfile
+from array import array
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 
 import numpy as np
 import torch
@@ -19,6 +24,7 @@ from llm_qa.data.records import QARecord
 
 IGNORED = -100  # cross entropy's ignore_index
 TOKENIZE_AT_ONCE = 2048  # pairs
+PACK_AT_ONCE = 65536  # pairs
 
 
 @dataclass(frozen=True)
@@ -37,7 +43,7 @@ class TokenizedPairs:
     tokens: np.ndarray  # int32, (total tokens,)
     starts: np.ndarray  # int64, (documents + 1,)
     prompt_lengths: np.ndarray  # int32, (documents,)
-    record_ids: list[str]
+    record_ids: Sequence[str]  # of tokenize_records a StringDType array: 16 bytes a document
 
     def __len__(self) -> int:
         return len(self.prompt_lengths)
@@ -48,72 +54,119 @@ class TokenizedPairs:
         return np.diff(self.starts)
 
 
+def scratch_folder() -> str:
+    """Where tokens lie while a process runs: $TMPDIR, else /var/tmp, which is on a disk where /tmp may be memory."""
+    return os.environ.get("TMPDIR") or ("/var/tmp" if os.access("/var/tmp", os.W_OK) else tempfile.gettempdir())
+
+
 def tokenize_records(
-    tokenizer, records: list[QARecord], max_length: int, *, what: str = "tokenising"
+    tokenizer, records: Collection[QARecord], max_length: int, *, what: str = "tokenising"
 ) -> tuple[TokenizedPairs, list[TooLong]]:
     """Every question of every record with every answer, tokenised; pairs over `max_length` tokens are set aside.
 
-    Raises UserError when no pair is left.
+    Records are gone through once, and tokens are not kept in memory but in a file without a name in scratch_folder(),
+    mapped read-only: the system reads what a pack needs, and frees the disk when the process ends, however it ends.
+    Every process has its own, so none waits for another or reads what another has half written.
+
+    Raises UserError when no pair is left, or when the file cannot be written.
     """
-    triples = [
-        (record.id, question, answer, record.context) for record in records for question, answer in record.pairs()
-    ]
-    chunks, lengths, prompt_lengths, record_ids, too_long = [], [], [], [], []
-    with progress(total=len(triples), what=what, unit="pairs") as bar:
-        for begin in range(0, len(triples), TOKENIZE_AT_ONCE):
-            part = triples[begin : begin + TOKENIZE_AT_ONCE]
-            documents = encode_documents(
-                tokenizer, [(question, answer, context) for _, question, answer, context in part]
-            )
-            for (record_id, question, _, _), document in zip(part, documents, strict=True):
-                if len(document.input_ids) > max_length:
-                    too_long.append(TooLong(record_id, question, len(document.input_ids)))
-                    continue
-                chunks.append(np.asarray(document.input_ids, dtype=np.int32))
-                lengths.append(len(document.input_ids))
-                prompt_lengths.append(document.prompt_length)
-                record_ids.append(record_id)
-            bar.update(len(part))
-    if not chunks:
+    try:
+        with tempfile.TemporaryFile(dir=scratch_folder()) as file:
+            return _tokenize_into(file, tokenizer, records, max_length, what)
+    except OSError as error:
         raise UserError(
-            f"None of the {len(triples)} question-answer pairs fits max_length {max_length} tokens: raise --max-length "
+            f"The tokens of the data cannot be written to {scratch_folder()} ({error.strerror}): set TMPDIR to a "
+            "folder with room for them."
+        ) from error
+
+
+def _tokenize_into(file, tokenizer, records, max_length: int, what: str) -> tuple[TokenizedPairs, list[TooLong]]:
+    lengths, prompt_lengths, record_ids, too_long = [], [], [], []  # the first three: an array every TOKENIZE_AT_ONCE
+    triples = (
+        (record, question, answer)
+        for record in progress(records, total=len(records), what=what, unit="records")
+        for question, answer in record.pairs()
+    )
+    tried = 0
+    while part := list(islice(triples, TOKENIZE_AT_ONCE)):
+        tried += len(part)
+        documents = encode_documents(
+            tokenizer, [(question, answer, record.context) for record, question, answer in part]
+        )
+        kept = []
+        for (record, question, _), document in zip(part, documents, strict=True):
+            if len(document.input_ids) > max_length:
+                too_long.append(TooLong(record.id, question, len(document.input_ids)))
+            else:
+                kept.append((record.id, document))
+        lengths.append(np.array([len(document.input_ids) for _, document in kept], np.int32))
+        prompt_lengths.append(np.array([document.prompt_length for _, document in kept], np.int32))
+        record_ids.append(np.array([record_id for record_id, _ in kept], np.dtypes.StringDType()))
+        tokens = chain.from_iterable(document.input_ids for _, document in kept)
+        file.write(np.fromiter(tokens, np.int32, lengths[-1].sum()))
+    if tried == len(too_long):
+        raise UserError(
+            f"None of the {tried} question-answer pairs fits max_length {max_length} tokens: raise --max-length "
             "(and --pack-length with it)."
         )
-    starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
-    return TokenizedPairs(np.concatenate(chunks), starts, np.asarray(prompt_lengths, np.int32), record_ids), too_long
+    file.flush()
+    starts = np.concatenate([[0], np.cumsum(np.concatenate(lengths), dtype=np.int64)])
+    tokens = np.asarray(np.memmap(file, np.int32, "r"))
+    return TokenizedPairs(tokens, starts, np.concatenate(prompt_lengths), np.concatenate(record_ids)), too_long
 
 
-def pack_documents(lengths: np.ndarray, pack_length: int, seed: int) -> list[list[int]]:
+@dataclass(frozen=True, eq=False)
+class Packs:
+    """Packs end to end: packs[i], documents[starts[i] : starts[i + 1]], are the indices of the documents in pack i."""
+
+    documents: np.ndarray  # int32, (documents,)
+    starts: np.ndarray  # int64, (packs + 1,)
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return self.documents[self.starts[index] : self.starts[index + 1]]
+
+
+def pack_documents(lengths: np.ndarray, pack_length: int, seed: int) -> Packs:
     """Lay documents into packs of at most `pack_length` tokens: best fit in a seeded random order.
 
     Linear in the number of documents: open packs are kept by the room left in them, and one big integer, of which bit
     r is set when a pack with r tokens of room is open, finds the fullest pack that still fits in one operation.
     `lengths` are tokens a document, each at most `pack_length`. With pack_length 0 every document is its own pack.
-    Returns document indices a pack, in random order.
+    Packs and the documents of a pack are in random order.
     """
-    order = np.random.default_rng(seed).permutation(len(lengths))
+    order = np.random.default_rng(seed).permutation(len(lengths)).astype(np.int32)
     if pack_length == 0:
-        return [[int(i)] for i in order]
+        return Packs(order, np.arange(len(order) + 1))
     assert lengths.max(initial=0) <= pack_length, "documents are never split"
-    packs: list[list[int]] = []
-    open_by_room: list[list[int]] = [[] for _ in range(pack_length + 1)]
+    pack_of = np.empty(len(order), np.int32)  # the pack of document order[i]
+    packs = 0
+    open_by_room = [array("i") for _ in range(pack_length + 1)]
     rooms = 0  # bit r: some open pack has exactly r tokens of room
-    for index, length in zip(order.tolist(), lengths[order].tolist(), strict=True):
-        fitting = rooms >> length
-        if fitting:
-            room = length + (fitting & -fitting).bit_length() - 1
-            pack = open_by_room[room].pop()
-            if not open_by_room[room]:
-                rooms &= ~(1 << room)
-        else:
-            room, pack = pack_length, len(packs)
-            packs.append([])
-        packs[pack].append(index)
-        room -= length
-        if room:
-            open_by_room[room].append(pack)
-            rooms |= 1 << room
-    return packs
+    with progress(total=len(order), what="packing", unit="pairs") as bar:
+        for begin in range(0, len(order), PACK_AT_ONCE):  # Python's own integers of so many documents at a time
+            chosen = []
+            for length in lengths[order[begin : begin + PACK_AT_ONCE]].tolist():
+                fitting = rooms >> length
+                if fitting:
+                    room = length + (fitting & -fitting).bit_length() - 1
+                    pack = open_by_room[room].pop()
+                    if not open_by_room[room]:
+                        rooms &= ~(1 << room)
+                else:
+                    room, pack = pack_length, packs
+                    packs += 1
+                chosen.append(pack)
+                room -= length
+                if room:
+                    open_by_room[room].append(pack)
+                    rooms |= 1 << room
+            pack_of[begin : begin + len(chosen)] = chosen
+            bar.update(len(chosen))
+    starts = np.concatenate([[0], np.cumsum(np.bincount(pack_of, minlength=packs))])
+    return Packs(order[np.argsort(pack_of, kind="stable")], starts)
 
 
 class PackedDataset(torch.utils.data.Dataset):
@@ -143,7 +196,7 @@ class PackedDataset(torch.utils.data.Dataset):
         if index >= len(self.packs):
             pad = torch.zeros(1, dtype=torch.int64)
             return {"input_ids": pad, "position_ids": pad, "labels": torch.full_like(pad, IGNORED)}
-        documents = np.asarray(self.packs[index])
+        documents = self.packs[index]
         begins, lengths = self.pairs.starts[documents], self.pairs.starts[documents + 1] - self.pairs.starts[documents]
         positions = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
         tokens = self.pairs.tokens[np.repeat(begins, lengths) + positions].astype(np.int64)

@@ -40,25 +40,32 @@ def render_answer(answer: str) -> str:
 
 def encode_prompts(tokenizer, questions: list[tuple[str, str]]) -> list[list[int]]:
     """Token ids of the prompts of (question, context) pairs, as generation is given them."""
-    if not questions:
-        return []
-    return tokenizer([render_prompt(*question) for question in questions], add_special_tokens=False)["input_ids"]
+    return _encode(tokenizer, [render_prompt(*question) for question in questions])
 
 
 def encode_answers(tokenizer, answers: list[str]) -> list[list[int]]:
     """Token ids of the answers without eos."""
-    if not answers:
-        return []
-    return tokenizer([render_answer(answer) for answer in answers], add_special_tokens=False)["input_ids"]
+    return _encode(tokenizer, [render_answer(answer) for answer in answers])
+
+
+def _encode(tokenizer, texts: list[str]) -> list[list[int]]:
+    ids_alone = {"add_special_tokens": False, "return_attention_mask": False, "return_token_type_ids": False}
+    return tokenizer(texts, **ids_alone)["input_ids"] if texts else []
 
 
 def encode_documents(tokenizer, pairs: list[tuple[str, str, str]]) -> list[Document]:
-    """Tokenise (question, answer, context) triples; every document ends with the tokenizer's eos."""
-    prompts = encode_prompts(tokenizer, [(question, context) for question, _, context in pairs])
-    answers = encode_answers(tokenizer, [answer for _, answer, _ in pairs])
+    """Tokenise (question, answer, context) triples; every document ends with the tokenizer's eos.
+
+    The pairs of a record share their questions and answers: a text is tokenised once.
+    """
+    questions = list(dict.fromkeys((question, context) for question, _, context in pairs))
+    answers = list(dict.fromkeys(answer for _, answer, _ in pairs))
+    prompt_ids = dict(zip(questions, encode_prompts(tokenizer, questions), strict=True))
+    answer_ids = dict(zip(answers, encode_answers(tokenizer, answers), strict=True))
+    eos = tokenizer.eos_token_id
     return [
-        Document([*prompt, *answer, tokenizer.eos_token_id], len(prompt))
-        for prompt, answer in zip(prompts, answers, strict=True)
+        Document([*prompt_ids[question, context], *answer_ids[answer], eos], len(prompt_ids[question, context]))
+        for question, answer, context in pairs
     ]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter, defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -149,10 +150,32 @@ def crossing_texts(splits: dict[str, list[QARecord]]) -> dict[str, int]:
     return counts
 
 
-def load_split(data_dir: str | Path, split: str, *, may_be_empty: bool = False) -> list[QARecord]:
-    """Read one split of prepared data, and check it against the manifest's sha256.
+@dataclass(frozen=True)
+class Split:
+    """The records of a file, read anew each time they are gone through: one is in memory, however many there are.
 
-    Raises UserError for a folder that is not prepared data, a changed file, a broken line or an empty split.
+    Raises UserError where a line is not a record.
+    """
+
+    path: Path
+    count: int
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[QARecord]:
+        for number, value in enumerate(files.stream_jsonl(self.path), 1):
+            try:
+                record = QARecord.from_json(value)
+            except ValueError as error:
+                raise UserError(f"{self.path}, record {number}: {error}.") from None
+            yield record
+
+
+def open_split(data_dir: str | Path, split: str, *, may_be_empty: bool = False) -> Split:
+    """One split of prepared data, checked against the manifest's sha256.
+
+    Raises UserError for a folder that is not prepared data, a changed file or an empty split.
     """
     data_dir, path = Path(data_dir), files.split_file(data_dir, split)
     if not files.is_prepared(data_dir):
@@ -160,12 +183,13 @@ def load_split(data_dir: str | Path, split: str, *, may_be_empty: bool = False) 
     expected = files.read_json(data_dir / files.MANIFEST).get("sha256", {}).get(path.name)
     if not path.is_file() or files.sha256_file(path) != expected:
         raise UserError(f"{path} is not what prepare_data.py wrote (see {files.MANIFEST}): prepare the data again.")
-    records = []
-    for number, value in enumerate(files.read_jsonl(path), 1):
-        try:
-            records.append(QARecord.from_json(value))
-        except ValueError as error:
-            raise UserError(f"{path}, record {number}: {error}.") from None
-    if not records and not may_be_empty:
+    with open(path, "rb") as file:
+        count = sum(not line.isspace() for line in file)
+    if not count and not may_be_empty:
         raise UserError(f"{path} has no records: prepare the data with --{split} above 0.")
-    return records
+    return Split(path, count)
+
+
+def load_split(data_dir: str | Path, split: str, *, may_be_empty: bool = False) -> list[QARecord]:
+    """All records of open_split, in memory."""
+    return list(open_split(data_dir, split, may_be_empty=may_be_empty))

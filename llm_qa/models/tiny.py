@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 import uuid
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -38,7 +39,7 @@ def cache_folder() -> Path:
     return Path(os.environ.get("LLM_QA_CACHE") or Path.home() / ".cache" / "llm_qa")
 
 
-def documents(records: list[QARecord]) -> list[str]:
+def documents(records: Iterable[QARecord]) -> list[str]:
     """Texts of the plain language model: contexts and answers as prose, RECORDS_A_DOCUMENT records a document.
 
     No question, no tag and no question-answer pair is in them: what a prompt looks like, what it asks for and where an
@@ -50,7 +51,7 @@ def documents(records: list[QARecord]) -> list[str]:
     ]
 
 
-def embedded_model(records: list[QARecord]) -> Path:
+def embedded_model(records: Iterable[QARecord]) -> Path:
     """Folder of the embedded model for these records: from the cache, else built (under 90 s on 2 cores)."""
     texts = documents(records)
     settings = [VERSION, VOCABULARY, SHAPE, CONTEXT, STEPS, ROWS, ROW_LENGTH, LEARNING_RATE, DROPOUT]

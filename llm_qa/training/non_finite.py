@@ -114,13 +114,19 @@ class StopOnNonFinite(TrainerCallback):
         if not self.passes or self.train_set is None:
             return ""
         bad = [i for i, (_, _, loss) in enumerate(self.passes) if not torch.isfinite(loss).all()]
-        packs = {self.train_set[i]["input_ids"].numpy().tobytes(): i for i in range(len(self.train_set.packs))}
+        packs: dict[bytes, int | None] = {
+            tokens[: int(count_real_tokens(positions))].cpu().numpy().tobytes(): None
+            for i in bad or range(len(self.passes))
+            for tokens, positions in zip(*self.passes[i][:2], strict=True)
+        }
+        for i in range(len(self.train_set.packs)):
+            tokens = self.train_set[i]["input_ids"].numpy().tobytes()
+            if tokens in packs:
+                packs[tokens] = i
         ids: dict[str, None] = {}
-        for i in bad or range(len(self.passes)):
-            for tokens, positions in zip(*self.passes[i][:2], strict=True):
-                pack = packs.get(tokens[: int(count_real_tokens(positions))].cpu().numpy().tobytes())
-                for document in self.train_set.packs[pack] if pack is not None else ():
-                    ids[self.train_set.pairs.record_ids[document]] = None
+        for pack in packs.values():
+            for document in self.train_set.packs[pack] if pack is not None else ():
+                ids[self.train_set.pairs.record_ids[document]] = None
         named = list(ids)[:MOST_RECORDS] + ([f"and {len(ids) - MOST_RECORDS} more"] if len(ids) > MOST_RECORDS else [])
         passes = f"pass {', '.join(str(i + 1) for i in bad)} of {len(self.passes)}" if bad else "every pass"
         return f"rank {rank}, {passes}, records {', '.join(named) or 'unknown'}"

@@ -1,11 +1,17 @@
 """Packing: what is learned, how full packs are, and that packed documents never see each other."""
 
+import time
+import tracemalloc
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from llm_qa.config import load_recipe
 from llm_qa.console import UserError
+from llm_qa.data import packing
 from llm_qa.data.packing import (
     IGNORED,
     PackedDataset,
@@ -14,11 +20,19 @@ from llm_qa.data.packing import (
     pack_documents,
     tokenize_records,
 )
+from llm_qa.data.prompts import encode_documents
+from llm_qa.models.quantization import resolve_precision
+from llm_qa.training.strategy import Strategy
+from llm_qa.training.trainer import build_trainer, training_arguments
 
 
 def original_lengths(count: int) -> np.ndarray:
     """Document lengths like the original data's: exp(N(ln 64, .55)) clipped to 20..400 tokens."""
     return np.clip(np.exp(np.random.default_rng(0).normal(np.log(64), 0.55, count)), 20, 400).astype(np.int64)
+
+
+def as_lists(packs) -> list[list[int]]:
+    return [pack.tolist() for pack in packs]
 
 
 def one_by_one(pairs, loss_on="answer"):
@@ -28,21 +42,174 @@ def one_by_one(pairs, loss_on="answer"):
 def test_every_document_is_in_exactly_one_pack_and_none_is_split():
     lengths = original_lengths(6440)
     packs = pack_documents(lengths, 2048, seed=1)
-    assert sorted(i for pack in packs for i in pack) == list(range(6440))
+    assert sorted(packs.documents.tolist()) == list(range(6440))
     assert max(int(lengths[pack].sum()) for pack in packs) <= 2048
 
 
 def test_packs_are_at_least_98_percent_full_on_the_original_length_distribution():
     lengths = original_lengths(6440)
-    for pack_length in (1024, 2048, 8192):
+    for pack_length in (512, 2048, 8192):
         packs = pack_documents(lengths, pack_length, seed=1)
         assert lengths.sum() / (len(packs) * pack_length) >= 0.98
 
 
 def test_packing_is_seeded():
     lengths = original_lengths(500)
-    assert pack_documents(lengths, 512, seed=1) == pack_documents(lengths, 512, seed=1)
-    assert pack_documents(lengths, 512, seed=1) != pack_documents(lengths, 512, seed=2)
+    assert as_lists(pack_documents(lengths, 512, seed=1)) == as_lists(pack_documents(lengths, 512, seed=1))
+    assert as_lists(pack_documents(lengths, 512, seed=1)) != as_lists(pack_documents(lengths, 512, seed=2))
+
+
+def best_fit(lengths, pack_length, seed):
+    """The slow reference: look at every open pack, take the fullest that fits, the newest of equals."""
+    packs, rooms, opened = [], [], []
+    for moment, index in enumerate(np.random.default_rng(seed).permutation(len(lengths)).tolist()):
+        fitting = [pack for pack, room in enumerate(rooms) if room >= lengths[index]]
+        pack = min(fitting, key=lambda pack: (rooms[pack], -opened[pack]), default=len(packs))
+        if pack == len(packs):
+            packs.append([]), rooms.append(pack_length), opened.append(0)
+        packs[pack].append(index)
+        rooms[pack] -= int(lengths[index])
+        opened[pack] = moment
+    return packs
+
+
+@pytest.mark.parametrize("pack_length", [400, 512, 2048])
+def test_packing_is_best_fit(pack_length, monkeypatch):
+    monkeypatch.setattr(packing, "PACK_AT_ONCE", 64)
+    lengths = original_lengths(700)
+    assert as_lists(pack_documents(lengths, pack_length, seed=3)) == best_fit(lengths, pack_length, seed=3)
+
+
+def test_packing_is_linear_in_time():
+    """A document costs the same among ten times as many; it would cost ten times as much were packing quadratic.
+
+    Seconds of this thread's processor, the least of five: what else the machine does can only add.
+    """
+    few, many, seconds = original_lengths(10_000), original_lengths(100_000), []
+    for _ in range(5):
+        clocks = [time.thread_time()]
+        for work in ([few] * 10, [many]):
+            for lengths in work:
+                pack_documents(lengths, 512, seed=1)
+            clocks.append(time.thread_time())
+        seconds.append(np.diff(clocks))
+    of_few, of_many = np.min(seconds, axis=0)
+    assert of_many < 3 * of_few
+
+
+def test_packing_is_bounded_in_memory(monkeypatch):
+    """No Python object a document or a pack: arrays of 4 to 8 bytes, a few at a time."""
+    monkeypatch.setattr(packing, "PACK_AT_ONCE", 4096)
+    peaks = []
+    for lengths in (original_lengths(10_000), original_lengths(50_000), np.full(50_000, 300)):
+        tracemalloc.start()
+        packs = pack_documents(lengths, 512, seed=1)
+        kept, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert kept < 4 * len(lengths) + 8 * len(packs) + 20_000
+        peaks.append(peak)
+    assert (peaks[1] - peaks[0]) / 40_000 < 40
+    assert (peaks[2] - peaks[0]) / 40_000 < 40, "every pack stays open: none fits a second document"
+
+
+class Many:
+    """The same records again and again with ids of their own, one in memory at a time."""
+
+    def __init__(self, records, count: int):
+        self.records, self.count = records, count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self):
+        for number in range(self.count):
+            yield replace(self.records[number % len(self.records)], id=f"TRAIN_{number}")
+
+
+def test_tokens_are_on_the_disk_and_memory_is_bounded(tokenizer, records):
+    tokenize_records(tokenizer, records, 256)
+    peaks, documents = [], []
+    for count in (2_500, 7_500):
+        tracemalloc.start()
+        pairs, _ = tokenize_records(tokenizer, Many(records, count), 256)
+        kept, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert len(pairs) == 4 * count
+        assert pairs.record_ids[len(pairs) - 1] == f"TRAIN_{count - 1}"
+        assert kept < 30 * len(pairs) + 300_000, "starts 8, prompt_lengths 4, record_ids 16 bytes"
+        peaks.append(peak)
+        documents.append(len(pairs))
+    assert pairs.tokens.nbytes > 100 * len(pairs), "far more than the bound, or the test means nothing"
+    assert (peaks[1] - peaks[0]) / (documents[1] - documents[0]) < 60
+
+
+def test_records_streamed_in_parts_give_the_tokens_of_each_pair(tokenizer, records, monkeypatch):
+    monkeypatch.setattr(packing, "TOKENIZE_AT_ONCE", 7)
+    triples = [(record, q, a) for record in records for q, a in record.pairs()]
+    documents = [encode_documents(tokenizer, [(q, a, record.context)])[0] for record, q, a in triples]
+    max_length = int(np.median([len(document.input_ids) for document in documents]))
+    fits = [i for i, document in enumerate(documents) if len(document.input_ids) <= max_length]
+    assert 0 < len(fits) < len(documents), "some must be too long for this test to mean anything"
+    pairs, too_long = tokenize_records(tokenizer, records, max_length)
+    assert len(too_long) == len(documents) - len(fits)
+    for i, expected in enumerate(fits):
+        assert pairs.tokens[pairs.starts[i] : pairs.starts[i + 1]].tolist() == documents[expected].input_ids
+        assert pairs.prompt_lengths[i] == documents[expected].prompt_length
+        assert pairs.record_ids[i] == triples[expected][0].id
+
+
+def test_the_tokens_file_has_no_name_and_a_folder_without_room_is_one_sentence(
+    tokenizer, records, monkeypatch, tmp_path
+):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    pairs, _ = tokenize_records(tokenizer, records, 256)
+    assert not any(tmp_path.iterdir())
+    assert pairs.tokens[-1] == tokenizer.eos_token_id
+    with pytest.raises(ValueError, match="read-only"):
+        pairs.tokens[0] = 1
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "missing"))
+    with pytest.raises(UserError, match=r"cannot be written to .*missing \(No such file.*set TMPDIR"):
+        tokenize_records(tokenizer, records, 256)
+
+
+def test_a_full_disk_is_one_sentence(tokenizer, records, monkeypatch):
+    monkeypatch.setattr(packing.tempfile, "TemporaryFile", lambda dir: open("/dev/full", "wb"))  # noqa: SIM115
+    with pytest.raises(UserError, match=r"No space left on device\): set TMPDIR to a folder with room"):
+        tokenize_records(tokenizer, records, 256)
+
+
+class Watched(PackedDataset):
+    """Remembers which packs were asked for."""
+
+    def __getitem__(self, index):
+        self.asked = [*getattr(self, "asked", []), index]
+        return super().__getitem__(index)
+
+
+def order_of_packs(pairs, neox_folder, folder, seed) -> tuple[list[int], list[int]]:
+    """The packs of the first and the second epoch as Trainer takes them."""
+    recipe = load_recipe("scripts/recipes/tiny.yaml", {"num_train_epochs": 2, "seed": seed, "save_strategy": "no"})
+    recipe = replace(recipe, micro_batch_size=1, global_batch_size=1)
+    packs = Watched(pairs, 256, "answer", recipe.seed)
+    arguments = training_arguments(recipe, resolve_precision(recipe, None), Strategy(), folder)
+    arguments.max_steps = -1
+    model = AutoModelForCausalLM.from_pretrained(neox_folder)
+    tokenizer = AutoTokenizer.from_pretrained(neox_folder)
+    build_trainer(model, tokenizer, arguments, packs, None, []).train()
+    half = len(packs.asked) // 2
+    assert len(packs.asked) == 2 * len(packs)
+    return packs.asked[:half], packs.asked[half:]
+
+
+def test_packs_come_in_another_order_every_epoch_and_the_same_for_the_same_seed(
+    tokenizer, records, neox_folder, tmp_path
+):
+    pairs, _ = tokenize_records(tokenizer, records, 256)
+    first, second = order_of_packs(pairs, neox_folder, tmp_path, seed=1)
+    assert sorted(first) == sorted(second) == list(range(len(first)))
+    assert len({tuple(first), tuple(second), tuple(sorted(first))}) == 3
+    assert order_of_packs(pairs, neox_folder, tmp_path, seed=1) == (first, second)
+    assert order_of_packs(pairs, neox_folder, tmp_path, seed=2)[0] != first
 
 
 def test_a_document_as_long_as_the_pack_fits():

@@ -1,12 +1,13 @@
 """Records, groups and splits."""
 
 import json
+import tracemalloc
 
 import pytest
 
 from llm_qa import files
 from llm_qa.console import UserError
-from llm_qa.data.records import QARecord, crossing_texts, group_records, load_split, split_records
+from llm_qa.data.records import QARecord, crossing_texts, group_records, load_split, open_split, split_records
 
 
 def record(i, questions=None, answers=None, category="", context=""):
@@ -114,3 +115,28 @@ def test_an_empty_split_is_named(tmp_path):
     assert load_split(tmp_path, "test", may_be_empty=True) == []
     with pytest.raises(UserError, match="has no records: prepare the data with --test above 0"):
         load_split(tmp_path, "test")
+
+
+def test_an_open_split_is_read_one_record_at_a_time_and_again(tmp_path):
+    path = files.split_file(tmp_path, "train")
+    written = [record(i, answers=[f"답 {i} " + "가" * 1000]) for i in range(3000)]
+    files.write_jsonl(path, [one.to_json() for one in written])
+    files.write_json(tmp_path / files.MANIFEST, {"sha256": {"train.jsonl": files.sha256_file(path)}})
+    assert list(open_split(tmp_path, "train")) == load_split(tmp_path, "train") == written
+    split = open_split(tmp_path, "train")
+    tracemalloc.start()
+    assert len(split) == sum(1 for _ in split) == sum(1 for _ in split) == 3000
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert path.stat().st_size > 9_000_000
+    assert peak < 300_000
+
+
+def test_a_line_that_is_no_record_is_named_when_it_is_read(tmp_path):
+    path = files.split_file(tmp_path, "train")
+    files.write_jsonl(path, [record(1).to_json(), {"questions": ["왜?"], "answers": []}])
+    files.write_json(tmp_path / files.MANIFEST, {"sha256": {"train.jsonl": files.sha256_file(path)}})
+    records = iter(open_split(tmp_path, "train"))
+    assert next(records) == record(1)
+    with pytest.raises(UserError, match=r"train\.jsonl, record 2: answers is not a list of texts"):
+        next(records)
