@@ -7,6 +7,7 @@ Random weights at the model's true shapes, no download; documents of the origina
 count, padding never. Every recipe key is also a flag. Each contender runs in a process of its own: `ours` as train.py
 trains, `plain` is --fast off, `loop` an explicit loop in Trainer's place, `original` the original notebooks' recipe,
 `trl` TRL's SFTTrainer where it is installed. Under accelerate launch only `ours` is measured, on that strategy.
+--generate measures answering instead: the original's loop, transformers' batches, the static decoder.
 Prints one table and adds a JSON line a measurement to --out.
 """
 
@@ -23,16 +24,19 @@ import torch
 import transformers
 
 from llm_qa import files
+from llm_qa.benchmark.answering import ANSWERING, measure_answering
 from llm_qa.benchmark.ceiling import matrix_rate
-from llm_qa.benchmark.contenders import CONTENDERS, Trial
+from llm_qa.benchmark.contenders import CONTENDERS, Trial, set_up
 from llm_qa.benchmark.trace import Trace
 from llm_qa.config import Recipe, load_recipe, recipe_flags
 from llm_qa.console import EXIT_FAILED, UserError, format_table, is_main_process, run_script, say
+from llm_qa.models import gpus
 from llm_qa.training.stopping import under_a_launcher
 from llm_qa.training.strategy import end_together
 
 DEFAULT_RECIPE = Path(__file__).parent / "recipes" / "tiny.yaml"
 CEILING = "ceiling"  # the child process that measures what the device can reach
+ORIGINAL_QUESTIONS = 3  # one at a time, and slow
 
 
 def parse_arguments() -> tuple[argparse.Namespace, list[Recipe]]:
@@ -45,13 +49,17 @@ def parse_arguments() -> tuple[argparse.Namespace, list[Recipe]]:
     parser.add_argument("--steps", type=int, default=8, help="updates that are measured")
     parser.add_argument("--warmup", type=int, default=3, help="updates before them")
     parser.add_argument("--out", type=Path, default=Path("reports/bench.jsonl"), help="one JSON line a measurement")
+    parser.add_argument("--generate", action="store_true", help="measure answering in place of training")
+    parser.add_argument("--questions", type=int, default=256, help="asked at once with --generate")
+    parser.add_argument("--new-tokens", type=int, default=128, help="of each answer with --generate")
     parser.add_argument("--trace", action="store_true", help="profile one more update of ours by category of kernel")
     parser.add_argument("--gpu-memory-limit", type=gibibytes, metavar="16GiB", help="play a smaller card")
     parser.add_argument("--row", type=Path, help=argparse.SUPPRESS)  # a child writes what it measured there
-    parser.add_argument("--child", choices=(*CONTENDERS, CEILING), help=argparse.SUPPRESS)
+    parser.add_argument("--child", choices=(*CONTENDERS, *ANSWERING, CEILING), help=argparse.SUPPRESS)
     options, rest = parser.parse_known_args()
-    if options.steps < 1 or options.warmup < 1:
-        raise UserError(f"--steps {options.steps} and --warmup {options.warmup} must be at least 1.")
+    for name in ("steps", "warmup", "questions", "new_tokens"):
+        if getattr(options, name) < 1:
+            raise UserError(f"--{name.replace('_', '-')} {getattr(options, name)} must be at least 1.")
     overrides = recipe_flags(rest)
     overrides |= {
         "max_steps": options.warmup + options.steps + options.trace,
@@ -78,17 +86,28 @@ def measure(contender: str, recipe: Recipe, options: argparse.Namespace) -> dict
         torch.cuda.set_per_process_memory_fraction(min(1.0, options.gpu_memory_limit * 2**30 / total))
     trace = Trace() if options.trace and contender == "ours" else None
     with tempfile.TemporaryDirectory() as folder:
-        row = CONTENDERS[contender](Trial(recipe, options.warmup, options.steps, folder, trace))
+        trial = Trial(recipe, options.warmup, options.steps, folder, trace)
+        row = answer(trial, contender, options) if options.generate else CONTENDERS[contender](trial)
     if trace:
         say(format_table(["GPU time of one update", "ms", "share", "largest kernels (times)"], trace.rows))
     return {
         "contender": contender,
         "recipe": f"{recipe.model} {recipe.method} {row['settings']['base_precision']}",
         **row,
+        "device": gpus.device_name(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "date": datetime.date.today().isoformat(),
     }
+
+
+def answer(trial: Trial, how: str, options: argparse.Namespace) -> dict:
+    """How fast the recipe's model answers in one of the ways of ANSWERING."""
+    setup, questions = set_up(trial), options.questions
+    asked = {"questions": min(questions, ORIGINAL_QUESTIONS) if how == "original" else questions, "rows": questions}
+    row = measure_answering(setup.model.eval(), how, **asked, new_tokens=options.new_tokens)
+    say(row["report"])
+    return {**row, "settings": setup.recipe.to_dict()}
 
 
 def in_a_child(contender: str, recipe: Path, options: argparse.Namespace, folder: str) -> dict | None:
@@ -119,6 +138,24 @@ def table(rows: list[dict]) -> str:
     return format_table(header, lines)
 
 
+def answering_table(rows: list[dict]) -> str:
+    """The measurements of --generate as text."""
+    header = ["recipe", "answers by", "questions at once", "tok/s", "ms a token step", "GiB", "ready after"]
+    lines = [
+        [
+            row["recipe"],
+            row["contender"],
+            f"{row['rows']:,}",
+            f"{row['tokens_per_second']:,.0f}",
+            f"{row['milliseconds_a_token_step']:,.1f}",
+            f"{row['peak_allocated_bytes'] / 2**30:.1f}",
+            f"{row['build_seconds']:.0f} s",
+        ]
+        for row in rows
+    ]
+    return format_table(header, lines)
+
+
 def keep(out: Path, rows: list[dict]) -> None:
     """Add rows to --out."""
     files.write_jsonl(out, [*(files.read_jsonl(out) if out.exists() else []), *rows])
@@ -132,15 +169,18 @@ def main() -> int:
         files.write_json(options.row, rate)
         return 0
     rows, missing = [], []
+    names = ANSWERING if options.generate else options.contenders
+    if under_a_launcher() and options.generate:
+        raise UserError("--generate measures one process: start scripts/bench.py with python, without accelerate.")
     if under_a_launcher():
         rows = [measure("ours", recipe, options) for recipe in recipes]
         if is_main_process():
             keep(options.out, rows)
     else:
         with tempfile.TemporaryDirectory() as folder:
-            ceiling = in_a_child(CEILING, options.recipes[0], options, folder)
+            ceiling = None if options.generate else in_a_child(CEILING, options.recipes[0], options, folder)
             for path in options.recipes:
-                for contender in options.contenders:
+                for contender in names:
                     say(f"== {contender}, {path.stem} ==")
                     if found := in_a_child(contender, path, options, folder):
                         rows.append({**found, "ceiling": ceiling and ceiling["rate"]})
@@ -150,7 +190,7 @@ def main() -> int:
         if ceiling:
             say(f"one large matrix product reaches {ceiling['rate'] / 1e12:,.2f} TFLOP/s here: the ceiling of HFU")
     if rows:
-        say(table(rows))
+        say(answering_table(rows) if options.generate else table(rows))
         say(json.dumps({key: rows[0][key] for key in ("device", "torch", "transformers", "date")}))
     if missing:
         say(f"not measured, see above: {'; '.join(missing)}")

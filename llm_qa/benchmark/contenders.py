@@ -139,7 +139,6 @@ def measured(setup: Setup, watch: Stopwatch, path: FastPath, epoch_tokens: int, 
         "flops_per_token": flops,
         "strategy": str(setup.strategy),
         "path": path.report,
-        "device": gpus.device_name(),
         "settings": setup.recipe.to_dict(),
         **more,
     }

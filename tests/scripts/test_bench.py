@@ -54,6 +54,19 @@ def test_a_contender_that_cannot_run_is_named(tmp_path):
     assert not (tmp_path / "bench.jsonl").exists()
 
 
+def test_answering_is_measured_in_every_way(tmp_path):
+    out = tmp_path / "bench.jsonl"
+    done = run_script("scripts/bench.py", "--generate", "--questions", "4", "--new-tokens", "3", "--out", out)
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
+    assert [(row["contender"], row["rows"], row["tokens_measured"]) for row in rows] == [
+        ("original", 1, 9),
+        ("plain", 4, 12),
+        ("static", 4, 12),
+    ]
+    assert "ms a token step" in done.stdout
+
+
 def test_an_amount_of_memory_that_is_none_is_refused(tmp_path):
     done = run_script("scripts/bench.py", "--gpu-memory-limit", "much")
     assert done.returncode == 2

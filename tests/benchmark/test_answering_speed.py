@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from llm_qa.benchmark.answering import ANSWERING, measure_answering
 from llm_qa.config import make_recipe
-from llm_qa.evaluation.speed import ANSWERING, measure_answering
 from llm_qa.models import tiny
 from llm_qa.models.lora import add_lora
 from llm_qa.models.quantization import resolve_precision
