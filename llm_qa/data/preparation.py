@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import shutil
-import uuid
 from collections import Counter
 from dataclasses import asdict, dataclass, field, replace
 from importlib import resources
@@ -115,7 +114,7 @@ def prepare(
     if not splits["train"]:
         raise UserError("Cleaning left no training record: choose another --cleaning or --stopwords.")
 
-    staged = out.with_name(f".{out.name}.{uuid.uuid4().hex}.part")  # processes of other machines share our ids
+    staged = out.with_name(f".{out.name}.{os.urandom(8).hex()}.part")  # processes of other machines share our ids
     shutil.rmtree(staged, ignore_errors=True)
     try:
         staged.mkdir(parents=True)
@@ -180,10 +179,10 @@ def _put_in_place(staged: Path, out: Path, manifest: dict[str, Any], overwrite: 
         staged.rename(out)
         shutil.rmtree(old)
         return
-    if out.is_dir():
-        out.rmdir()  # empty, as checked
-    out.parent.mkdir(parents=True, exist_ok=True)
     try:
+        if out.is_dir():
+            out.rmdir()  # empty, as checked
+        out.parent.mkdir(parents=True, exist_ok=True)
         staged.rename(out)
     except OSError:
         if not files.is_prepared(out):
