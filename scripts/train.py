@@ -27,6 +27,7 @@ from llm_qa.models.loading import EMBEDDED_BASE, align_special_tokens, check_tok
 from llm_qa.models.lora import add_lora, linear_parameters, parameter_counts, trainable_report
 from llm_qa.models.quantization import gpu_capability, resolve_precision
 from llm_qa.models.tiny import embedded_model
+from llm_qa.training.agreement import check_ranks_agree
 from llm_qa.training.callbacks import RealTokens, StepLog
 from llm_qa.training.checkpoints import check_layout, make_universal, resume_point
 from llm_qa.training.energy import EnergyUsed
@@ -35,7 +36,7 @@ from llm_qa.training.fit import fitted, out_of_memory
 from llm_qa.training.lock import hold_lock
 from llm_qa.training.non_finite import StopOnNonFinite
 from llm_qa.training.ranks import first_to_say, on_main, sum_over_ranks
-from llm_qa.training.run_folder import check_ranks_agree, is_finished, open_run, save_final
+from llm_qa.training.run_folder import is_finished, open_run, save_final
 from llm_qa.training.safe_saving import WRITING_BYTES_PER_SECOND
 from llm_qa.training.stopping import StopInTime
 from llm_qa.training.strategy import (

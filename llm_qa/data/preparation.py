@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import shutil
-import uuid
 from collections import Counter
 from dataclasses import asdict, dataclass, field, replace
 from importlib import resources
@@ -115,7 +114,7 @@ def prepare(
     if not splits["train"]:
         raise UserError("Cleaning left no training record: choose another --cleaning or --stopwords.")
 
-    staged = out.with_name(f".{out.name}.{uuid.uuid4().hex}.part")  # processes of other machines share our ids
+    staged = out.with_name(f".{out.name}.{os.urandom(8).hex()}.part")  # processes of other machines share our ids
     shutil.rmtree(staged, ignore_errors=True)
     try:
         staged.mkdir(parents=True)

@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 import shutil
-import uuid
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -61,7 +60,7 @@ def embedded_model(records: Iterable[QARecord]) -> Path:
         say(f"embedded model: from the cache, {folder}")
         return folder
     say(f"embedded model: building a small GPT-NeoX from {len(texts):,} training texts")
-    staged = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.part")
+    staged = folder.with_name(f".{folder.name}.{os.urandom(8).hex()}.part")
     try:
         build(texts, staged)
         put_in_place(staged, folder)

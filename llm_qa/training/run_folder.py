@@ -6,8 +6,6 @@ import importlib.metadata
 import os
 import platform
 import shutil
-import socket
-import time
 from pathlib import Path
 
 import torch
@@ -24,13 +22,11 @@ from llm_qa.models.gpus import device_name
 from llm_qa.models.loading import final_folder, save_tokenizer
 from llm_qa.models.safety import ADAPTER_CONFIG
 from llm_qa.training.checkpoints import set_later_aside
-from llm_qa.training.fingerprints import check_same, differences
+from llm_qa.training.fingerprints import check_same
 from llm_qa.training.manifest import flush, read_manifest
-from llm_qa.training.ranks import on_main, tell_all
 from llm_qa.training.staging import disk_problem
 
 LEFTOVERS = ".*.part"  # what a killed process was about to rename
-PATIENCE_SECONDS = 60.0  # NFS may remember for half a minute that a folder was not there
 LIBRARIES = (
     "torch",
     "transformers",
@@ -109,27 +105,6 @@ def open_run(
 def is_beginning(run_dir: Path) -> bool:
     """True for a folder that is empty, or holds only what a run writes before recipe.yaml and was killed at."""
     return all(path.name == files.ENVIRONMENT or path.match(LEFTOVERS) for path in run_dir.iterdir())
-
-
-def check_ranks_agree(run_dir: str | Path, made_of: dict, patience_seconds: float = PATIENCE_SECONDS) -> None:
-    """Refuse machines that would train something else than the first one, or do not see the run folder it has opened.
-
-    Every rank must call it. A network disk may show a new folder late, hence the patience.
-    """
-    path = Path(run_dir) / files.ENVIRONMENT
-    first, written_ns = on_main(lambda: (made_of, path.stat().st_mtime_ns))
-    problem = "; ".join(word for words in differences(first, made_of).values() for word in words)
-    deadline = time.monotonic() + patience_seconds
-    while not problem and not (path.is_file() and path.stat().st_mtime_ns == written_ns):
-        if time.monotonic() >= deadline:
-            problem = f"it does not see {run_dir} as the first machine does"
-        time.sleep(0.2)
-    told = tell_all(f"{socket.gethostname()} ({problem})" if problem else "")
-    if others := list(dict.fromkeys(one for one in told if one)):
-        raise UserError(
-            f"The machines do not agree: {', '.join(others)}. Give all of them the same recipe and --data, and put "
-            "--run on a disk that they share."
-        )
 
 
 def is_finished(run_dir: str | Path, recipe: Recipe) -> bool:

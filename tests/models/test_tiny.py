@@ -52,3 +52,15 @@ def test_no_question_answer_pair_is_in_its_training_text(records):
     text = "\n".join(tiny.documents(records))
     assert not any(question in text for record in records for question in record.questions)
     assert all(answer in text for record in records for answer in record.answers)
+
+
+def test_a_model_that_another_process_has_built_meanwhile_stays(tmp_path):
+    staged, folder = tmp_path / ".staged", tmp_path / "embedded"
+    for path, text in ((staged, "late"), (folder, "in use")):
+        path.mkdir()
+        (path / "config.json").write_text(text)
+    tiny.put_in_place(staged, folder)
+    assert (folder / "config.json").read_text() == "in use"
+    (folder / "config.json").unlink()  # half of one is replaced
+    tiny.put_in_place(staged, folder)
+    assert (folder / "config.json").read_text() == "late"
