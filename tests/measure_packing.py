@@ -128,7 +128,10 @@ def main() -> None:
         )
     lengths = " / ".join(map(str, PACK_LENGTHS))
     header = ["pairs", "checked", "tokenised", f"packed to {lengths}", "full", "peak", "a pair", "tokens on disk"]
-    print(f"seconds of the processor, {os.cpu_count()} cores; peak resident memory of the whole process, imports too")
+    print(
+        f"seconds of the processor, {os.cpu_count()} cores; peak resident memory of the whole process, imports too, "
+        "until packs are read: pages of the tokens' file come on top then, as the system has room for them"
+    )
     print(format_table(header, rows))
 
 
