@@ -144,7 +144,7 @@ def test_25_kills_at_random_moments_lose_nothing(server, recipe, data, tmp_path,
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(3600)
+@pytest.mark.timeout(7200)
 @pytest.mark.parametrize("processes", [1, 2])
 def test_200_kills_at_random_moments_lose_nothing(server, recipe, data, tmp_path, processes):
     soak(server, recipe, data, tmp_path, processes=processes, kills=200, seed=random.randrange(10**6))
@@ -186,7 +186,7 @@ def test_a_kill_at_every_eighth_touch_of_files_loses_nothing(server, recipe, raw
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(3600)
+@pytest.mark.timeout(7200)
 def test_a_kill_at_every_touch_of_files_loses_nothing(server, recipe, raw, tmp_path):
     assert kill_at_touches(server, recipe, raw, tmp_path, share=1) > 160
 
