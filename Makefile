@@ -91,7 +91,7 @@ test: $(VENV)/installed ## every test but the distributed, gpu and slow ones
 test-distributed: $(VENV)/installed ## every recipe on every strategy, on processes of this machine (about 15 minutes)
 	$(BIN)/python -m pytest tests/distributed -m distributed $(ARGS)
 
-soak: $(VENV)/installed ## the long tests: hundreds of kills, thousands of bad inputs (about 30 minutes)
+soak: $(VENV)/installed ## the long tests: hundreds of kills, thousands of bad inputs (an hour or more)
 	$(BIN)/python -m pytest -s -m slow $(ARGS)
 
 lint: $(VENV)/installed ## ruff: rules and format

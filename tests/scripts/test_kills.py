@@ -117,13 +117,15 @@ def soak(server, recipe, data, folder, *, processes, kills, seed):
     while done < kills:
         name, here = f"run-{compared}", min(KILLS_A_RUN, kills - done)
         disturbed = ranks(name)
-        for _ in range(here):
+        for start in range(here):
             disturbed.start()
-            time.sleep(rng.uniform(0, whole))
+            lived = rng.uniform(0, whole)
+            time.sleep(lived)
             disturbed.kill(rng.choice([disturbed.started, [rng.choice(disturbed.started)]]))
             codes = disturbed.wait(LAUNCHER_SECONDS)
             if set(codes) == {0}:
-                break  # it was faster than the kill
+                whole = min(whole, lived) if start == 0 else whole  # the machine is less busy than it was
+                break
             assert -signal.SIGKILL in codes, f"{codes}, seed {seed}\n{disturbed.log.read_text()[-3000:]}"
             done += 1
         disturbed.start()
@@ -144,7 +146,7 @@ def test_25_kills_at_random_moments_lose_nothing(server, recipe, data, tmp_path,
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(3600)
+@pytest.mark.timeout(7200)
 @pytest.mark.parametrize("processes", [1, 2])
 def test_200_kills_at_random_moments_lose_nothing(server, recipe, data, tmp_path, processes):
     soak(server, recipe, data, tmp_path, processes=processes, kills=200, seed=random.randrange(10**6))
@@ -186,7 +188,7 @@ def test_a_kill_at_every_eighth_touch_of_files_loses_nothing(server, recipe, raw
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(3600)
+@pytest.mark.timeout(7200)
 def test_a_kill_at_every_touch_of_files_loses_nothing(server, recipe, raw, tmp_path):
     assert kill_at_touches(server, recipe, raw, tmp_path, share=1) > 160
 
