@@ -7,8 +7,6 @@ import torch
 
 from llm_qa.console import is_main_process, run_script
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
-
 
 def probe() -> dict[str, torch.Tensor]:
     """Two documents of 48 tokens for every model of the matrix, int64 (2, 48)."""
@@ -27,6 +25,8 @@ def keep_logits(trainer) -> None:
 
 
 if __name__ == "__main__":
+    # Here and not above: in a process that imports this file, scripts/evaluate.py would hide the library of that name.
+    sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
     import train
 
     gather = train.final_weights
