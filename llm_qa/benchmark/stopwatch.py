@@ -25,13 +25,17 @@ class Stopwatch(TrainerCallback):
         self.losses: list[float] = []
         self.ends: list[torch.cuda.Event] = []
 
+    def on_step_begin(self, args, state, control, **kwargs):
+        """Ask for a log of an update whose tokens must be known: they are counted only then."""
+        control.should_log |= self.waits_for(state.global_step + 1)
+
     def on_log(self, args, state, control, logs=None, **kwargs):
         """Keep every loss."""
         if "loss" in logs:
             self.losses.append(logs["loss"])
 
     def on_step_end(self, args, state, control, **kwargs):
-        """An update is over."""
+        """An update is over; RealTokens, which comes before, has counted it."""
         self.update(state.global_step, state.num_input_tokens_seen)
 
     def waits_for(self, step: int) -> bool:

@@ -46,6 +46,8 @@ def training_arguments(
         # 12.8B that can take longer than Trainer's half an hour. A rank that dies is the watchdog's to notice.
         "ddp_timeout": 3 * 3600,
         "lr_scheduler_type": "cosine",
+        # A copy that is waited for would empty the GPU's queue before every pass.
+        "accelerator_config": {"non_blocking": not on_cpu},
         **recipe.training,
         "output_dir": str(Path(run_dir) / files.CHECKPOINTS),
         "per_device_train_batch_size": micro_batch_size(recipe, strategy.processes),

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from llm_qa.benchmark.contenders import ORIGINAL_LENGTH, PaddedPairs, original_recipe
+from llm_qa.benchmark.contenders import ORIGINAL_LENGTH, PaddedPairs, Trial, original_recipe, ours
 from llm_qa.benchmark.documents import LONGEST, PAIRS, SHORTEST, synthetic_pairs
 from llm_qa.benchmark.stopwatch import Stopwatch
-from llm_qa.config import make_recipe
+from llm_qa.config import EMBEDDED_MODEL, make_recipe
 
 
 def test_documents_have_the_original_datas_lengths():
@@ -49,3 +49,15 @@ def test_a_loss_that_is_not_finite_is_no_measurement():
     watch.losses.append(float("nan"))
     with pytest.raises(RuntimeError, match="not all finite"):
         watch.result()
+
+
+@pytest.mark.parametrize(("warmup", "steps"), [(1, 2), (3, 4)])
+@pytest.mark.parametrize("trace", [False, True])
+def test_the_tokens_measured_are_those_of_the_updates_measured(tmp_path, warmup, steps, trace):
+    """Trainer's steps that are logged for other reasons, or none, before the first one measured change nothing."""
+    full = 2 * 64  # tokens of an update
+    values = {"model": EMBEDDED_MODEL, "base_precision": "fp32", "pack_length": 64, "max_length": 64}
+    values |= {"micro_batch_size": 2, "global_batch_size": 2, "save_strategy": "no", "eval_strategy": "no"}
+    recipe = make_recipe({**values, "max_steps": warmup + steps + trace, "logging_steps": steps})
+    row = ours(Trial(recipe, warmup, steps, str(tmp_path)))
+    assert 0.9 * steps * full < row["tokens_measured"] <= steps * full

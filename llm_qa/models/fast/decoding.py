@@ -16,6 +16,7 @@ from torch import Tensor
 
 from llm_qa.models.fast.folding import Linear, choose_folding, linear, read_linear
 from llm_qa.models.fast.lora_layer import split_and_rotate
+from llm_qa.models.fast.neox import linear_modules
 from llm_qa.models.quantization import BF16_CAPABILITY, SHORT
 
 ALIGNED = 8  # positions that the memory-efficient attention kernel wants a mask to be a multiple of
@@ -49,11 +50,6 @@ def reason_against(config, capability: tuple[int, int] | None) -> str | None:
     if capability is not None and capability < BF16_CAPABILITY:
         return f"the GPU's compute capability is {capability[0]}.{capability[1]}, and the kernels need 8.0"
     return None
-
-
-def linear_modules(layer: torch.nn.Module) -> list[torch.nn.Module]:
-    """The four linears of a GPTNeoXLayer, in the order of `Layer`."""
-    return [layer.attention.query_key_value, layer.attention.dense, layer.mlp.dense_h_to_4h, layer.mlp.dense_4h_to_h]
 
 
 class StaticDecoder:

@@ -59,9 +59,9 @@ def lora_product_backward(
 ) -> tuple[Tensor, Tensor]:
     """Gradients of x and a from those of the product and of d."""
     keep = low_rank.keep_scale(threshold)
-    da = low_rank.outer(dd, x, seed, threshold, keep)
+    da = low_rank.outer(dd, x, seed, threshold, keep, a)
     dx = products.backward(dy, list(weight), x.shape[1])
-    return low_rank.up(dd, a, seed, threshold, keep, dx), da.to(a.dtype)
+    return low_rank.up(dd, a, seed, threshold, keep, dx), da
 
 
 @lora_product_backward.register_fake
@@ -95,9 +95,9 @@ def split_and_rotate(
     cos and sin are (tokens, rotated): the first places of each head are turned (Su et al. 2021, arXiv:2104.09864).
     """
     if packed.is_cuda:
-        from llm_qa.models.fast import kernels
+        from llm_qa.models.fast import layer_kernels
 
-        return kernels.split_and_rotate(packed, d, b, bias, cos, sin, heads, scale)
+        return layer_kernels.split_and_rotate(packed, d, b, bias, cos, sin, heads, scale)
     packed = packed + bias.to(packed.dtype) + scale * (d @ b.to(d.dtype).T)
     query, key, value = packed.view(1, len(packed), heads, -1).transpose(1, 2).chunk(3, dim=-1)
     query, key = apply_rotary_pos_emb(query, key, cos[None], sin[None])
@@ -116,9 +116,9 @@ def split_and_rotate_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of packed, d and b. A turn is linear: its gradient is turned back, and nothing is kept for it."""
     if dq.is_cuda:
-        from llm_qa.models.fast import kernels
+        from llm_qa.models.fast import layer_kernels
 
-        packed = kernels.join_and_rotate_back(dq, dk, dv, cos, sin)
+        packed = layer_kernels.join_and_rotate_back(dq, dk, dv, cos, sin)
     else:
         dq, dk = apply_rotary_pos_emb(dq, dk, cos[None], -sin[None])
         packed = torch.cat([dq, dk, dv], dim=-1).transpose(1, 2).reshape(dq.shape[2], -1)
@@ -132,9 +132,8 @@ def _(dq, dk, dv, d, b, cos, sin, scale):
 
 def _update_gradients(dy: Tensor, d: Tensor, b: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     """Gradients of d and b where scale * d @ b^T was added to what has the gradient dy."""
-    seed = torch.zeros(1, dtype=torch.int64, device=dy.device)
-    dd = low_rank.down(dy, b.T, seed, 0, scale)
-    return dd, low_rank.outer(d, dy, seed, 0, scale).T.contiguous().to(b.dtype)
+    dd = low_rank.down(dy, b.T, d, 0, scale)  # nothing is dropped: the seed is not read
+    return dd, low_rank.outer(d, dy, d, 0, scale, b.T).T
 
 
 def _keep_rotation(ctx, inputs, output):
@@ -153,33 +152,42 @@ split_and_rotate.register_autograd(_rotation_backward, setup_context=_keep_rotat
 # --- the perceptron: up, GELU, and the frozen product down ------------------------------------------------------------
 
 
-def gelu(h: Tensor, d: Tensor, b: Tensor, bias: Tensor, scale: float) -> Tensor:
-    """GELU (exact, Hendrycks and Gimpel 2016, arXiv:1606.08415) of h + bias + scale * d @ b^T, (tokens, width)."""
-    if h.is_cuda:
-        from llm_qa.models.fast import kernels
+def gelu_down(
+    h: Tensor, d: Tensor, b: Tensor, bias: Tensor, a: Tensor, seed: Tensor, threshold: int, scale: float
+) -> tuple[Tensor, Tensor]:
+    """u = gelu(h + bias + scale * d @ b^T), (tokens, width), and dropout(u) @ a^T, (tokens, rank).
 
-        return kernels.gelu(h, d, b, bias, scale)
-    return F.gelu(h + bias.to(h.dtype) + scale * (d @ b.to(d.dtype).T))
+    GELU is the exact one (Hendrycks and Gimpel 2016, arXiv:1606.08415).
+    """
+    keep = low_rank.keep_scale(threshold)
+    if h.is_cuda:
+        from llm_qa.models.fast import layer_kernels
+
+        return layer_kernels.gelu_down(h, d, b, bias, a, seed, threshold, keep, scale)
+    u = F.gelu(h + bias.to(h.dtype) + scale * (d @ b.to(d.dtype).T))
+    return u, low_rank.down(u, a, seed, threshold, keep)
 
 
 def gelu_backward(
     du: Tensor, dd: Tensor, a: Tensor, h: Tensor, d: Tensor, b: Tensor, bias: Tensor, seed: Tensor, threshold: int,
     scale: float,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """GELU's value made again, and the gradient of its argument; du + kept(dd @ a) is that of its value.
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients of gelu_down's h, a and b; du and dd are those of its u, without what d brings it, and d.
 
     `du` may be overwritten.
     """
     keep = low_rank.keep_scale(threshold)
     if h.is_cuda:
-        from llm_qa.models.fast import kernels
+        from llm_qa.models.fast import layer_kernels
 
-        return kernels.gelu_backward(du, dd, a, h, d, b, bias, seed, threshold, keep, scale)
+        return layer_kernels.gelu_backward(du, dd, a, h, d, b, bias, seed, threshold, keep, scale)
     du = low_rank.up(dd, a, seed, threshold, keep, du)
     argument = h + bias.to(h.dtype) + scale * (d @ b.to(d.dtype).T)
     normal = 0.5 * (1 + torch.erf(argument * 0.5**0.5))
     density = torch.exp(-0.5 * argument**2) * (2 * torch.pi) ** -0.5
-    return argument * normal, du * (normal + argument * density)
+    dh = du * (normal + argument * density)
+    da = low_rank.outer(dd, argument * normal, seed, threshold, keep, a)
+    return dh, da, low_rank.outer(d, dh, d, 0, scale, b.T).T
 
 
 @torch.library.custom_op("llm_qa::mlp", mutates_args=())
@@ -194,8 +202,7 @@ def mlp(
     keep = low_rank.keep_scale(threshold)
     d_up = low_rank.down(x, up_a, seeds[0], threshold, keep)
     h = products.forward(x, list(up), up_b.shape[0])
-    u = gelu(h, d_up, up_b, up_bias, scale)
-    d_down = low_rank.down(u, down_a, seeds[1], threshold, keep)
+    u, d_down = gelu_down(h, d_up, up_b, up_bias, down_a, seeds[1], threshold, scale)
     return _product(u, down, x.shape[1], True), d_down, h, d_up
 
 
@@ -214,13 +221,11 @@ def mlp_backward(
     """Gradients of x, up_a, up_b and down_a."""
     keep = low_rank.keep_scale(threshold)
     du = products.backward(dy, list(down), h.shape[1])
-    u, dh = gelu_backward(du, dd_down, down_a, h, d_up, up_b, up_bias, seeds[1], threshold, scale)
-    down_da = low_rank.outer(dd_down, u, seeds[1], threshold, keep)
-    dd_up, up_db = _update_gradients(dh, d_up, up_b, scale)
-    up_da = low_rank.outer(dd_up, x, seeds[0], threshold, keep)
+    dh, down_da, up_db = gelu_backward(du, dd_down, down_a, h, d_up, up_b, up_bias, seeds[1], threshold, scale)
+    dd_up = low_rank.down(dh, up_b.T, d_up, 0, scale)
+    up_da = low_rank.outer(dd_up, x, seeds[0], threshold, keep, up_a)
     dx = products.backward(dh, list(up), x.shape[1])
-    dx = low_rank.up(dd_up, up_a, seeds[0], threshold, keep, dx)
-    return dx, up_da.to(up_a.dtype), up_db, down_da.to(down_a.dtype)
+    return low_rank.up(dd_up, up_a, seeds[0], threshold, keep, dx), up_da, up_db, down_da
 
 
 @mlp_backward.register_fake
@@ -259,9 +264,9 @@ def residual(
 ) -> Tensor:  # fmt: skip
     """x + first + second + bias + scale * (d_first @ b_first^T + d_second @ b_second^T), (tokens, width)."""
     if x.is_cuda:
-        from llm_qa.models.fast import kernels
+        from llm_qa.models.fast import layer_kernels
 
-        return kernels.residual(x, first, d_first, b_first, second, d_second, b_second, bias, scale)
+        return layer_kernels.residual(x, first, d_first, b_first, second, d_second, b_second, bias, scale)
     updates = d_first @ b_first.to(x.dtype).T + d_second @ b_second.to(x.dtype).T
     return x + first + second + bias.to(x.dtype) + scale * updates
 

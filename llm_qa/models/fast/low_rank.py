@@ -61,10 +61,16 @@ def up(
     return base.add_(_dropped(scale * (d @ b.to(d.dtype)), seed, threshold))
 
 
-def outer(d: torch.Tensor, y: torch.Tensor, seed: torch.Tensor, threshold: int, scale: float) -> torch.Tensor:
-    """scale * d^T @ (kept y): (tokens, rank), (tokens, width) -> (rank, width), fp32."""
+def outer(
+    d: torch.Tensor, y: torch.Tensor, seed: torch.Tensor, threshold: int, scale: float, like: torch.Tensor
+) -> torch.Tensor:
+    """scale * d^T @ (kept y): (tokens, rank), (tokens, width) -> (rank, width), summed in fp32.
+
+    The result has the dtype and strides of `like` (rank, width).
+    """
     if y.is_cuda:
         from llm_qa.models.fast import kernels
 
-        return kernels.outer(d, y, seed, threshold, scale)
-    return scale * (d.float().T @ _dropped(y, seed, threshold).float())
+        return kernels.outer(d, y, seed, threshold, scale, like)
+    product = scale * (d.float().T @ _dropped(y, seed, threshold).float())
+    return torch.empty_like(like).copy_(product)

@@ -23,7 +23,7 @@ from llm_qa.models.fast.graphs import GraphedPass
 from llm_qa.models.fast.lora_layer import lora_product, mlp, recomputing, residual, split_and_rotate
 from llm_qa.models.fast.loss import linear_cross_entropy
 from llm_qa.models.fast.low_rank import dropout_threshold
-from llm_qa.models.fast.products import frozen_weight
+from llm_qa.models.fast.products import dequantize, frozen_weight
 
 BLOCK = 128  # flex attention's mask is kept in blocks of this many tokens
 
@@ -74,16 +74,27 @@ def layer_shape(model: torch.nn.Module, dtype: torch.dtype) -> LayerShape:
     )
 
 
-def layer_weights(layer: torch.nn.Module, dtype: torch.dtype, twins: dict | None = None) -> LayerWeights:
-    """The tensors of a GPTNeoXLayer whose linears are peft's LoRA layers, or plain ones that are trained."""
-    twins = twins or {}
+def linear_modules(layer: torch.nn.Module) -> list[torch.nn.Module]:
+    """The four linears of a GPTNeoXLayer: query_key_value, dense, dense_h_to_4h, dense_4h_to_h."""
+    return [layer.attention.query_key_value, layer.attention.dense, layer.mlp.dense_h_to_4h, layer.mlp.dense_4h_to_h]
+
+
+def layer_weights(
+    layer: torch.nn.Module, dtype: torch.dtype, twins: dict | None = None, unpacked: dict | None = None
+) -> LayerWeights:
+    """The tensors of a GPTNeoXLayer whose linears are peft's LoRA layers, or plain ones that are trained.
+
+    Trained parameters in `twins` and frozen base layers in `unpacked` are replaced by what those say.
+    """
+    twins, unpacked = twins or {}, unpacked or {}
 
     def linear(module) -> LinearWeights:
         if not hasattr(module, "lora_A"):
             return LinearWeights([module.weight], module.bias, None, None)
         base = module.get_base_layer()
         a, b = module.lora_A["default"].weight, module.lora_B["default"].weight
-        return LinearWeights(frozen_weight(base, dtype), base.bias, twins.get(a, a), twins.get(b, b))
+        frozen = unpacked.get(base) or frozen_weight(base, dtype)
+        return LinearWeights(frozen, base.bias, twins.get(a, a), twins.get(b, b))
 
     def norm(module) -> tuple[Tensor, Tensor]:
         return module.weight, module.bias
@@ -91,10 +102,7 @@ def layer_weights(layer: torch.nn.Module, dtype: torch.dtype, twins: dict | None
     return LayerWeights(
         norm(layer.input_layernorm),
         norm(layer.post_attention_layernorm),
-        linear(layer.attention.query_key_value),
-        linear(layer.attention.dense),
-        linear(layer.mlp.dense_h_to_4h),
-        linear(layer.mlp.dense_4h_to_h),
+        *map(linear, linear_modules(layer)),
     )
 
 
@@ -141,24 +149,20 @@ def layer_forward(x: Tensor, w: LayerWeights, rotary: tuple[Tensor, Tensor], mas
     return residual(x, attended, d_attended, dense.b, perceived, d_perceived, down.b, bias, scale)
 
 
-def document_numbers(position_ids: Tensor) -> Tensor:
-    """Document of each token of a packed sequence, int64: one more at every position 0."""
-    return (position_ids == 0).cumsum(0)
-
-
 def packed_mask(position_ids: Tensor, flex: bool):
-    """Causal attention inside documents for a sequence given by its position_ids (tokens,)."""
-    documents = document_numbers(position_ids)
-    tokens = len(documents)
-    if not flex:
-        places = torch.arange(tokens, device=documents.device)
-        return (documents[:, None] == documents[None, :]) & (places[:, None] >= places[None, :])
-    from torch.nn.attention.flex_attention import create_block_mask
+    """Causal attention inside documents for a sequence given by its position_ids (tokens,), 0 where one begins."""
+    places = torch.arange(len(position_ids), device=position_ids.device)
+    starts = places - position_ids  # of each token's document
 
     def allowed(batch, head, query, key):
-        return (query >= key) & (documents[query] == documents[key])
+        return (query >= key) & (key >= starts[query])
 
-    return create_block_mask(allowed, None, None, tokens, tokens, device=documents.device, BLOCK_SIZE=BLOCK)
+    if not flex:
+        return allowed(None, None, places[:, None], places[None, :])
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    tokens = len(places)
+    return create_block_mask(allowed, None, None, tokens, tokens, device=places.device, BLOCK_SIZE=BLOCK)
 
 
 class FastNeoX:
@@ -182,6 +186,7 @@ class FastNeoX:
         self.shape = layer_shape(model, dtype)
         self.tokens, self.flex, self.graphed, self.recomputed = tokens, flex, graphed, 0
         self.graphs: GraphedPass | None = None
+        self.unpacked: dict[torch.nn.Module, list[Tensor]] = {}
         self.layer = torch.compile(layer_forward, dynamic=False, fullgraph=True) if compiled else layer_forward
 
     def forward(self, input_ids=None, attention_mask=None, position_ids=None, labels=None, **rest):
@@ -211,11 +216,8 @@ class FastNeoX:
 
     def seed(self, device: torch.device) -> Tensor:
         """The seed of a forward pass (1,): drawn from torch's generator on the CPU, which checkpoints keep."""
-        return (
-            torch.randint(2**31, (1,)).to(device)
-            if self.model.training
-            else torch.zeros(1, dtype=torch.int64, device=device)
-        )
+        number = int(torch.randint(2**31, (1,))) if self.model.training else 0
+        return torch.full((1,), number, device=device)  # filled there: a copy would wait for the GPU
 
     def run(self, *inputs: Tensor) -> Tensor:
         """hidden(), as CUDA graphs where they are wanted: to launch short kernels takes longer than they take."""
@@ -248,10 +250,25 @@ class FastNeoX:
         if torch.is_grad_enabled():
             x.requires_grad_()  # the first layer is compiled like the others
         for number, layer in enumerate(model.layers):
-            weights = layer_weights(layer, dtype, twins or {})
+            weights = layer_weights(layer, dtype, twins, self.unpacked)
             x = self.run_layer(x, weights, rotary, mask, seeds[number], shape, recompute=number < self.recomputed)
         norm = model.final_layer_norm
         return F.layer_norm(x.float(), x.shape[-1:], norm.weight.float(), norm.bias.float(), norm.eps).to(dtype)
+
+    def unpack(self, layers: int) -> None:
+        """Keep the first layers' frozen nf4 weights in the compute dtype too: the same numbers, made once."""
+        dtype = self.shape.dtype
+        for layer in self.model.gpt_neox.layers[:layers]:
+            for module in linear_modules(layer):
+                base = module.get_base_layer()
+                shape = base.out_features, base.in_features
+                self.unpacked[base] = [dequantize(frozen_weight(base, dtype), shape, dtype)]
+
+    def unpacked_bytes(self) -> int:
+        """What the weights of all layers take in the compute dtype."""
+        layers = self.model.gpt_neox.layers
+        bases = [module.get_base_layer() for layer in layers for module in linear_modules(layer)]
+        return sum(base.out_features * base.in_features for base in bases) * self.shape.dtype.itemsize
 
     def difference(self, tokens: int = 512) -> float:
         """How far the first layer's fast gradient of its input is from the plain one's, relative, on noise.
@@ -302,7 +319,9 @@ class FastNeoX:
         for _ in range(2):  # the first pass compiles
             torch.cuda.reset_peak_memory_stats()
             before = torch.cuda.memory_allocated()
-            y = self.run_layer(x, layer_weights(layer, dtype), rotary, mask, seeds, self.shape, recompute=False)
+            y = self.run_layer(
+                x, layer_weights(layer, dtype, None, self.unpacked), rotary, mask, seeds, self.shape, recompute=False
+            )
             kept = torch.cuda.memory_allocated() - before
             torch.autograd.grad(y, (x, *trained), torch.ones_like(y))
             passing = torch.cuda.max_memory_allocated() - before - kept

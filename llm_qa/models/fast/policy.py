@@ -81,11 +81,20 @@ def choose_fast_path(
             precision,
         )
     layers = len(causal.gpt_neox.layers)
-    fast.recomputed, why = layers_to_recompute(fast, model, recipe, layers)
+    copy = fast.unpacked_bytes() if precision.base == "nf4" and recipe.recompute != "all" else 0
+    if copy and copy <= free_memory_bytes()[0] / 2:  # it will be taken, most likely: compile for it, not for both
+        fast.unpack(1)
+    need = measure_need(fast, model, recipe)
+    fast.recomputed, why = layers_to_recompute(need, recipe, layers)
+    fast.unpacked.clear()
+    if unpacked := copy and not fast.recomputed and copy <= need.room - layers * need.kept:
+        fast.unpack(layers)
     causal.forward = fast.forward
     report = (
         f"fast path: flex attention on {tokens:,} packed tokens, compiled layers, {fast.recomputed} of {layers} layers "
-        f"recomputed ({why}), {precision.base}, products in {SHORT[precision.compute]}"
+        f"recomputed ({why}), {precision.base}"
+        + (f" unpacked once into {copy / 2**30:.1f} GiB" if unpacked else "")
+        + f", products in {SHORT[precision.compute]}"
     )
     return FastPath(True, report, fast.recomputed)
 
@@ -96,15 +105,30 @@ def plain_path(reason: str, recipe: Recipe, precision: Precision) -> FastPath:
     return FastPath(False, f"plain path ({reason}): sdpa attention, {recomputed}, {precision.base}")
 
 
-def layers_to_recompute(fast: FastNeoX, model: torch.nn.Module, recipe: Recipe, layers: int) -> tuple[int, str]:
-    """How many layers keep only their input, and why: as few as the memory allows, by one layer's measured need."""
-    if recipe.recompute != "auto":
-        return (layers if recipe.recompute == "all" else 0), f"--recompute {recipe.recompute}"
+@dataclass(frozen=True)
+class Need:
+    """Bytes of the GPU: `room` for what layers keep; a layer `kept` and, when recomputed, `shared`."""
+
+    room: int
+    free: int
+    kept: int
+    shared: int
+
+
+def measure_need(fast: FastNeoX, model: torch.nn.Module, recipe: Recipe) -> Need:
+    """One layer's measured need, and what is left beside the optimizer's states and the pass of a layer."""
     kept, passing, shared = fast.measure_layer()
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     bits = 8 if "8bit" in str(recipe.training.get("optim", "")) else 32
     reserve = trained * (4 + OPTIMIZER_BYTES[bits])
     free, total = free_memory_bytes()
-    room = free - reserve - passing - layers * shared - int(KEPT_FREE * total)
-    number = min(layers, max(0, layers - int(room // max(1, kept - shared))))
-    return number, f"a layer keeps {kept / 2**30:.2f} GiB and {free / 2**30:.1f} GiB are free"
+    return Need(free - reserve - passing - int(KEPT_FREE * total), free, kept, shared)
+
+
+def layers_to_recompute(need: Need, recipe: Recipe, layers: int) -> tuple[int, str]:
+    """How many layers keep only their input, and why: as few as the memory allows."""
+    if recipe.recompute != "auto":
+        return (layers if recipe.recompute == "all" else 0), f"--recompute {recipe.recompute}"
+    room = need.room - layers * need.shared
+    number = min(layers, max(0, layers - int(room // max(1, need.kept - need.shared))))
+    return number, f"a layer keeps {need.kept / 2**30:.2f} GiB and {need.free / 2**30:.1f} GiB are free"

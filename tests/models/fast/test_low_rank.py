@@ -39,5 +39,5 @@ def test_the_three_products_share_one_mask():
     x, a, d = torch.randn(9, 10).double(), torch.randn(2, 10).double(), torch.randn(9, 2).double()
     mask = low_rank.keep_mask(9, 10, SEED, threshold)
     assert torch.allclose(low_rank.down(x, a, SEED, threshold, 3.0), 3 * (x * mask) @ a.T)
-    assert torch.allclose(low_rank.outer(d, x, SEED, threshold, 3.0).double(), 3 * d.T @ (x * mask), atol=1e-5)
+    assert torch.allclose(low_rank.outer(d, x, SEED, threshold, 3.0, a), 3 * d.T @ (x * mask), atol=1e-5)
     assert torch.allclose(low_rank.up(d, a, SEED, threshold, 3.0, x.clone()), x + mask * (3 * d @ a))

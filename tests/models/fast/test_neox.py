@@ -7,7 +7,7 @@ from llm_qa.config import make_recipe
 from llm_qa.data.packing import collate_packs
 from llm_qa.models import tiny
 from llm_qa.models.fast.low_rank import dropout_threshold, keep_mask, keep_scale
-from llm_qa.models.fast.neox import FastNeoX, document_numbers, packed_mask
+from llm_qa.models.fast.neox import FastNeoX, packed_mask
 from llm_qa.models.lora import add_lora
 from llm_qa.models.quantization import resolve_precision
 from llm_qa.models.random_weights import random_base
@@ -162,7 +162,20 @@ def test_a_wrong_kernel_shows_in_that_comparison(monkeypatch):
 
 def test_documents_see_themselves_and_what_is_before():
     positions = torch.tensor([0, 1, 2, 0, 1, 0, 0])
-    assert document_numbers(positions).tolist() == [1, 1, 1, 2, 2, 3, 4]
     mask = packed_mask(positions, flex=False)
     seen = [[i for i in range(7) if row[i]] for row in mask]
     assert seen == [[0], [0, 1], [0, 1, 2], [3], [3, 4], [5], [6]]
+
+
+def test_weights_unpacked_once_are_those_unpacked_in_every_pass(batch):
+    model, fast = build(base_precision="nf4", lora_dropout=DROPOUT)
+    results = []
+    for layers in (0, len(fast.model.gpt_neox.layers)):
+        fast.unpack(layers)
+        torch.manual_seed(5)
+        loss = fast.forward(**batch).loss
+        results.append((loss.item(), gradients(model, loss)))
+    assert len(fast.unpacked) == 4 * len(fast.model.gpt_neox.layers)
+    assert sum(weight.nbytes for (weight,) in fast.unpacked.values()) == fast.unpacked_bytes()
+    assert results[0][0] == results[1][0]
+    assert largest_difference(results[0][1], results[1][1]) == 0

@@ -5,7 +5,7 @@ from llm_qa.config import make_recipe
 from llm_qa.console import UserError
 from llm_qa.models import tiny
 from llm_qa.models.fast.neox import FastNeoX
-from llm_qa.models.fast.policy import choose_fast_path, layers_to_recompute, reason_against
+from llm_qa.models.fast.policy import choose_fast_path, layers_to_recompute, measure_need, reason_against
 from llm_qa.models.lora import add_lora
 from llm_qa.models.quantization import resolve_precision
 from llm_qa.models.random_weights import random_base
@@ -70,11 +70,29 @@ def test_as_few_layers_are_recomputed_as_the_memory_allows(monkeypatch, free_gib
         "llm_qa.models.fast.policy.free_memory_bytes", lambda: (free_gib * 2**30 + 5 * 2**29, 100 * 2**30)
     )
     frozen = torch.nn.Linear(1, 1).requires_grad_(False)
-    number, why = layers_to_recompute(fast, frozen, make_recipe({}), 40)
+    need = measure_need(fast, frozen, make_recipe({}))
+    number, why = layers_to_recompute(need, make_recipe({}), 40)
     assert number == recomputed
     assert "a layer keeps 1.06 GiB" in why
-    assert layers_to_recompute(fast, frozen, make_recipe({"recompute": "all"}), 40)[0] == 40
-    assert layers_to_recompute(fast, frozen, make_recipe({"recompute": "none"}), 40)[0] == 0
+    assert layers_to_recompute(need, make_recipe({"recompute": "all"}), 40)[0] == 40
+    assert layers_to_recompute(need, make_recipe({"recompute": "none"}), 40)[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("values", "free_mib", "unpacked"),
+    [({}, 100, True), ({}, 5, False), ({"recompute": "all"}, 100, False), ({"base_precision": "bf16"}, 100, False)],
+)
+def test_nf4_is_unpacked_once_where_the_copy_fits_beside_what_layers_keep(monkeypatch, values, free_mib, unpacked):
+    recipe = make_recipe({"base_precision": "nf4", "compute_dtype": "bf16", **values})
+    precision = resolve_precision(recipe, H200)
+    model = add_lora(random_base(tiny.model_config(500, 0), precision, "cpu"), recipe)
+    monkeypatch.setattr(FastNeoX, "measure_layer", lambda self: (2**20, 2**20, 2**10))
+    monkeypatch.setattr("llm_qa.models.fast.policy.free_memory_bytes", lambda: (free_mib * 2**20, free_mib * 2**20))
+    path = choose_fast_path(model, recipe, precision, 128, 0, H200)
+    assert path.active
+    assert ("unpacked once into" in path.report) == unpacked
+    fast = model.get_base_model().forward.__self__
+    assert len(fast.unpacked) == 4 * model.config.num_hidden_layers * unpacked
 
 
 def test_fp8_needs_a_gpu_that_has_it():

@@ -1,0 +1,254 @@
+"""Triton kernels of a GPT-NeoX layer: what reads a large product next adds the bias and LoRA's update to it.
+
+Imported only where there is a GPU; the plain PyTorch functions of the same names in `lora_layer` say what each
+computes, and tests hold them together. Sums over a whole row or column are taken while its elements pass by.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from llm_qa.models.fast.kernels import add_parts, padded, pair_keep, parts_for, precision, tile
+
+
+@triton.jit
+def _normal(value):
+    """The normal distribution's function and density. erf by Abramowitz and Stegun 7.1.26: wrong by 1.5e-7 at most."""
+    bell = tl.exp(-0.5 * value * value)
+    t = 1.0 / (1.0 + 0.23164189 * tl.abs(value))
+    tail = t * (1.421413741 + t * (-1.453152027 + t * 1.061405429))
+    tail = 0.5 * bell * t * (0.254829592 + t * (-0.284496736 + tail))
+    return tl.where(value < 0, tail, 1.0 - tail), 0.3989422804014327 * bell
+
+
+@triton.jit
+def _bias(bias, columns, last):
+    return tl.load(bias + columns, mask=columns < last, other=0.0).to(tl.float32)[None, :]
+
+
+@triton.jit
+def _update(left, b, columns, rank, width, scale, RANK: tl.constexpr, PRECISION: tl.constexpr):
+    """scale * left @ b[columns]^T as a fp32 tile; left is (ROWS, RANK), b (width, rank)."""
+    right = tile(b, tl.arange(0, RANK), columns, 1, rank, rank, width).to(left.dtype)
+    return tl.dot(left, right, input_precision=PRECISION) * scale
+
+
+@triton.jit
+def _gelu_down_kernel(
+    h, d, b, bias, u, a, out, seed, tokens, width, rank, threshold, keep, scale,
+    PRECISION: tl.constexpr, DROP: tl.constexpr, RANK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    split, splits = tl.program_id(1), tl.num_programs(1)
+    half = width // 2
+    rows, ranks = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, RANK)
+    left = tile(d, rows, ranks, rank, 1, tokens, rank)
+    total = tl.zeros((ROWS, RANK), tl.float32)
+    for first in range(split * COLUMNS, half, splits * COLUMNS):
+        columns = first + tl.arange(0, COLUMNS)
+        mask = (rows[:, None] < tokens) & (columns[None, :] < half)
+        if DROP:
+            keep_low, keep_high = pair_keep(rows, columns, half, seed, threshold)
+        for side in tl.static_range(2):
+            place = rows.to(tl.int64)[:, None] * width + (columns + side * half)[None, :]
+            value = tl.load(h + place, mask=mask, other=0.0).to(tl.float32) + _bias(bias + side * half, columns, half)
+            value += _update(left, b + side * half * rank, columns, rank, half, scale, RANK, PRECISION)
+            normal, _ = _normal(value)
+            value = (value * normal).to(left.dtype)
+            tl.store(u + place, value, mask=mask)
+            if DROP:
+                value = tl.where(keep_low if side == 0 else keep_high, value, 0.0)
+            small = tile(a + side * half, ranks, columns, width, 1, rank, half).to(left.dtype)
+            total = tl.dot(value, tl.trans(small), total, input_precision=PRECISION)
+    place = out + (split * tokens + rows[:, None]) * rank + ranks[None, :]
+    tl.store(place, total * keep, mask=(rows[:, None] < tokens) & (ranks[None, :] < rank))
+
+
+def gelu_down(h, d, b, bias, a, seed, threshold: int, keep: float, scale: float, shape=(64, 64, 4)):
+    """See lora_layer.gelu_down."""
+    (tokens, width), rank, u = h.shape, d.shape[1], torch.empty_like(h)
+    rows, columns, warps = shape
+    blocks = triton.cdiv(tokens, rows)
+    parts = torch.empty((parts_for(blocks, width // (4 * columns)), tokens, rank), device=h.device)
+    _gelu_down_kernel[(blocks, len(parts))](
+        h, d, b, bias, u, a, parts, seed, tokens, width, rank, threshold, keep, scale,
+        PRECISION=precision(h), DROP=threshold > 0, RANK=padded(rank), ROWS=rows, COLUMNS=columns, num_warps=warps,
+    )  # fmt: skip
+    return u, add_parts(parts, h.new_empty((tokens, rank)))
+
+
+@triton.jit
+def _gelu_backward_tile(
+    h, du, left_d, left_dd, right_b, right_a, bias, kept, place, mask, keep, scale, PRECISION: tl.constexpr
+):
+    """GELU's kept value, and the gradient of its argument, which is stored over du's tile."""
+    slope = tl.where(kept, tl.dot(left_dd, right_a, input_precision=PRECISION) * keep, 0.0)
+    slope += tl.load(du + place, mask=mask, other=0.0).to(tl.float32)
+    value = tl.load(h + place, mask=mask, other=0.0).to(tl.float32) + bias
+    value += tl.dot(left_d, right_b, input_precision=PRECISION) * scale
+    normal, density = _normal(value)
+    slope = (slope * (normal + value * density)).to(left_d.dtype)
+    tl.store(du + place, slope, mask=mask)
+    return tl.where(kept & mask, (value * normal).to(left_d.dtype), 0.0), tl.where(mask, slope, 0.0)
+
+
+@triton.jit
+def _gelu_backward_kernel(
+    du, dd, a, h, d, b, bias, seed, da, db, tokens, width, rank, threshold, keep, scale,
+    PRECISION: tl.constexpr, DROP: tl.constexpr, RANK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    split, splits = tl.program_id(1), tl.num_programs(1)
+    half = width // 2
+    columns, ranks = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS), tl.arange(0, RANK)
+    kind = h.dtype.element_ty
+    a_low = tile(a, ranks, columns, width, 1, rank, half).to(kind)
+    a_high = tile(a + half, ranks, columns, width, 1, rank, half).to(kind)
+    b_low = tile(b, ranks, columns, 1, rank, rank, half).to(kind)
+    b_high = tile(b + half * rank, ranks, columns, 1, rank, rank, half).to(kind)
+    bias_low, bias_high = _bias(bias, columns, half), _bias(bias + half, columns, half)
+    da_low, da_high = tl.zeros((RANK, COLUMNS), tl.float32), tl.zeros((RANK, COLUMNS), tl.float32)
+    db_low, db_high = tl.zeros((RANK, COLUMNS), tl.float32), tl.zeros((RANK, COLUMNS), tl.float32)
+    for first in range(split * ROWS, tokens, splits * ROWS):
+        rows = first + tl.arange(0, ROWS)
+        mask = (rows[:, None] < tokens) & (columns[None, :] < half)
+        left_d, left_dd = tile(d, rows, ranks, rank, 1, tokens, rank), tile(dd, rows, ranks, rank, 1, tokens, rank)
+        keep_low, keep_high = mask, mask
+        if DROP:
+            keep_low, keep_high = pair_keep(rows, columns, half, seed, threshold)
+        place = rows.to(tl.int64)[:, None] * width + columns[None, :]
+        u, dh = _gelu_backward_tile(
+            h, du, left_d, left_dd, b_low, a_low, bias_low, keep_low, place, mask, keep, scale, PRECISION
+        )
+        da_low = tl.dot(tl.trans(left_dd), u, da_low, input_precision=PRECISION)
+        db_low = tl.dot(tl.trans(left_d), dh, db_low, input_precision=PRECISION)
+        u, dh = _gelu_backward_tile(
+            h, du, left_d, left_dd, b_high, a_high, bias_high, keep_high, place + half, mask, keep, scale, PRECISION
+        )
+        da_high = tl.dot(tl.trans(left_dd), u, da_high, input_precision=PRECISION)
+        db_high = tl.dot(tl.trans(left_d), dh, db_high, input_precision=PRECISION)
+    place = (split * rank + ranks[:, None]) * width + columns[None, :]
+    inside = (ranks[:, None] < rank) & (columns[None, :] < half)
+    tl.store(da + place, da_low * keep, mask=inside)
+    tl.store(da + place + half, da_high * keep, mask=inside)
+    tl.store(db + place, db_low * scale, mask=inside)
+    tl.store(db + place + half, db_high * scale, mask=inside)
+
+
+def gelu_backward(du, dd, a, h, d, b, bias, seed, threshold: int, keep: float, scale: float, shape=(32, 64, 4)):
+    """See lora_layer.gelu_backward; `du` is overwritten."""
+    (tokens, width), rank = h.shape, d.shape[1]
+    rows, columns, warps = shape
+    blocks = triton.cdiv(width // 2, columns)
+    da = torch.empty((parts_for(blocks, tokens // (4 * rows)), rank, width), device=h.device)
+    db = torch.empty_like(da)
+    _gelu_backward_kernel[(blocks, len(da))](
+        du, dd, a, h, d, b, bias, seed, da, db, tokens, width, rank, threshold, keep, scale,
+        PRECISION=precision(h), DROP=threshold > 0, RANK=padded(rank), ROWS=rows, COLUMNS=columns, num_warps=warps,
+    )  # fmt: skip
+    return du, add_parts(da, torch.empty_like(a)), add_parts(db, torch.empty_like(b).T).T
+
+
+@triton.jit
+def _residual_kernel(
+    x, first, d_first, b_first, second, d_second, b_second, bias, out, tokens, width, rank, scale,
+    PRECISION: tl.constexpr, RANK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    ranks = tl.arange(0, RANK)
+    place = rows.to(tl.int64)[:, None] * width + columns[None, :]
+    mask = (rows[:, None] < tokens) & (columns[None, :] < width)
+    total = tl.load(x + place, mask=mask, other=0.0).to(tl.float32) + _bias(bias, columns, width)
+    total += tl.load(first + place, mask=mask, other=0.0).to(tl.float32)
+    total += tl.load(second + place, mask=mask, other=0.0).to(tl.float32)
+    left = tile(d_first, rows, ranks, rank, 1, tokens, rank)
+    total += _update(left, b_first, columns, rank, width, scale, RANK, PRECISION)
+    left = tile(d_second, rows, ranks, rank, 1, tokens, rank)
+    total += _update(left, b_second, columns, rank, width, scale, RANK, PRECISION)
+    tl.store(out + place, total, mask=mask)
+
+
+def residual(x, first, d_first, b_first, second, d_second, b_second, bias, scale: float, shape=(32, 128, 4)):
+    """See lora_layer.residual."""
+    (tokens, width), rank, out = x.shape, d_first.shape[1], torch.empty_like(x)
+    rows, columns, warps = shape
+    _residual_kernel[(triton.cdiv(tokens, rows), triton.cdiv(width, columns))](
+        x, first, d_first, b_first, second, d_second, b_second, bias, out, tokens, width, rank, scale,
+        PRECISION=precision(x), RANK=padded(rank), ROWS=rows, COLUMNS=columns, num_warps=warps,
+    )  # fmt: skip
+    return out
+
+
+@triton.jit
+def _rotate_kernel(
+    packed, q, k, v, d, b, bias, cos, sin, tokens, width, half, part_head, part_token, rank, scale,
+    PRECISION: tl.constexpr, FORWARD: tl.constexpr, RANK: tl.constexpr, ROWS: tl.constexpr, HALF: tl.constexpr,
+    REST: tl.constexpr,
+):  # fmt: skip
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    head, heads = tl.program_id(1), tl.num_programs(1)
+    everything = 3 * heads * width
+    turn, rest = tl.arange(0, HALF), tl.arange(0, REST) + 2 * half
+    turning = (rows[:, None] < tokens) & (turn[None, :] < half)
+    staying = (rows[:, None] < tokens) & (rest[None, :] < width)
+    angle = rows[:, None] * (2 * half) + turn[None, :]
+    c = tl.load(cos + angle, mask=turning, other=1.0).to(tl.float32)
+    s = tl.load(sin + angle, mask=turning, other=0.0).to(tl.float32)
+    if FORWARD:
+        left = tile(d, rows, tl.arange(0, RANK), rank, 1, tokens, rank)
+    else:
+        s = -s
+    for number in tl.static_range(3):
+        first = (3 * head + number) * width  # of this part in a packed row
+        whole = packed + rows.to(tl.int64)[:, None] * everything + first
+        part = (q if number == 0 else (k if number == 1 else v)) + rows.to(tl.int64)[:, None] * part_token
+        part += head * part_head
+        source = whole if FORWARD else part
+        target = part if FORWARD else whole
+        low = tl.load(source + turn[None, :], mask=turning, other=0.0).to(tl.float32)
+        high = tl.load(source + half + turn[None, :], mask=turning, other=0.0).to(tl.float32)
+        other = tl.load(source + rest[None, :], mask=staying, other=0.0).to(tl.float32)
+        if FORWARD:
+            low += _bias(bias + first, turn, half)
+            high += _bias(bias + first + half, turn, half)
+            other += _bias(bias + first, rest, width)
+            low += _update(left, b + first * rank, turn, rank, half, scale, RANK, PRECISION)
+            high += _update(left, b + (first + half) * rank, turn, rank, half, scale, RANK, PRECISION)
+            other += _update(left, b + first * rank, rest, rank, width, scale, RANK, PRECISION)
+        if number < 2:
+            turned = low * c - high * s
+            high = high * c + low * s
+            low = turned
+        tl.store(target + turn[None, :], low, mask=turning)
+        tl.store(target + half + turn[None, :], high, mask=turning)
+        tl.store(target + rest[None, :], other, mask=staying)
+
+
+def split_and_rotate(packed, d, b, bias, cos, sin, heads: int, scale: float):
+    """See lora_layer.split_and_rotate."""
+    tokens, width = packed.shape[0], packed.shape[1] // (3 * heads)
+    q, k, v = (torch.empty((1, heads, tokens, width), dtype=packed.dtype, device=packed.device) for _ in range(3))
+    _rotate(packed, q, k, v, d, b, bias, cos, sin, scale, forward=True)
+    return q, k, v
+
+
+def join_and_rotate_back(dq, dk, dv, cos, sin) -> torch.Tensor:
+    """See lora_layer.split_and_rotate_backward."""
+    _, heads, tokens, width = dq.shape
+    packed = torch.empty((tokens, 3 * heads * width), dtype=dq.dtype, device=dq.device)
+    parts = dq.contiguous(), dk.contiguous(), dv.contiguous()
+    _rotate(packed, *parts, packed, packed, packed, cos, sin, 0.0, forward=False)
+    return packed
+
+
+def _rotate(packed, q, k, v, d, b, bias, cos, sin, scale: float, *, forward: bool, shape=(16, 4)) -> None:
+    _, heads, tokens, width = q.shape
+    half, rank = cos.shape[1] // 2, d.shape[1] if forward else 1
+    rows, warps = shape
+    _rotate_kernel[(triton.cdiv(tokens, rows), heads)](
+        packed, q, k, v, d, b, bias, cos, sin, tokens, width, half, q.stride(1), q.stride(2),
+        rank, scale, PRECISION=precision(packed), FORWARD=forward, RANK=padded(rank), ROWS=rows,
+        HALF=max(16, triton.next_power_of_2(half)),
+        REST=max(16, triton.next_power_of_2(width - 2 * half)), num_warps=warps,
+    )  # fmt: skip
