@@ -29,15 +29,17 @@ def _bias(bias, columns, last):
 
 
 @triton.jit
-def _update(left, b, columns, rank, width, scale, RANK: tl.constexpr, PRECISION: tl.constexpr):
-    """scale * left @ b[columns]^T as a fp32 tile; left is (ROWS, RANK), b (width, rank)."""
-    right = tile(b, tl.arange(0, RANK), columns, 1, rank, rank, width).to(left.dtype)
-    return tl.dot(left, right, input_precision=PRECISION) * scale
+def _add_update(
+    total, left, b, columns, b_rank, b_column, rank, width, scale, RANK: tl.constexpr, PRECISION: tl.constexpr
+):
+    """total + scale * left @ b[:, columns], fp32; left is (ROWS, RANK), b (rank, width) in any strides."""
+    right = tile(b, tl.arange(0, RANK), columns, b_rank, b_column, rank, width).to(tl.float32) * scale
+    return tl.dot(left, right.to(left.dtype), total, input_precision=PRECISION)
 
 
 @triton.jit
 def _gelu_down_kernel(
-    h, d, b, bias, u, a, out, seed, tokens, width, rank, threshold, keep, scale,
+    h, d, b, bias, u, a, out, seed, tokens, width, rank, b_rank, b_column, a_rank, a_column, threshold, keep, scale,
     PRECISION: tl.constexpr, DROP: tl.constexpr, RANK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     split, splits = tl.program_id(1), tl.num_programs(1)
@@ -53,13 +55,15 @@ def _gelu_down_kernel(
         for side in tl.static_range(2):
             place = rows.to(tl.int64)[:, None] * width + (columns + side * half)[None, :]
             value = tl.load(h + place, mask=mask, other=0.0).to(tl.float32) + _bias(bias + side * half, columns, half)
-            value += _update(left, b + side * half * rank, columns, rank, half, scale, RANK, PRECISION)
+            value = _add_update(
+                value, left, b + side * half * b_column, columns, b_rank, b_column, rank, half, scale, RANK, PRECISION
+            )
             normal, _ = _normal(value)
             value = (value * normal).to(left.dtype)
             tl.store(u + place, value, mask=mask)
             if DROP:
                 value = tl.where(keep_low if side == 0 else keep_high, value, 0.0)
-            small = tile(a + side * half, ranks, columns, width, 1, rank, half).to(left.dtype)
+            small = tile(a + side * half * a_column, ranks, columns, a_rank, a_column, rank, half).to(left.dtype)
             total = tl.dot(value, tl.trans(small), total, input_precision=PRECISION)
     place = out + (split * tokens + rows[:, None]) * rank + ranks[None, :]
     tl.store(place, total * keep, mask=(rows[:, None] < tokens) & (ranks[None, :] < rank))
@@ -72,21 +76,20 @@ def gelu_down(h, d, b, bias, a, seed, threshold: int, keep: float, scale: float,
     blocks = triton.cdiv(tokens, rows)
     parts = torch.empty((parts_for(blocks, width // (4 * columns)), tokens, rank), device=h.device)
     _gelu_down_kernel[(blocks, len(parts))](
-        h, d, b, bias, u, a, parts, seed, tokens, width, rank, threshold, keep, scale,
+        h, d, b, bias, u, a, parts, seed, tokens, width, rank, b.stride(1), b.stride(0), *a.stride(), threshold, keep,
+        scale,
         PRECISION=precision(h), DROP=threshold > 0, RANK=padded(rank), ROWS=rows, COLUMNS=columns, num_warps=warps,
     )  # fmt: skip
     return u, add_parts(parts, h.new_empty((tokens, rank)))
 
 
 @triton.jit
-def _gelu_backward_tile(
-    h, du, left_d, left_dd, right_b, right_a, bias, kept, place, mask, keep, scale, PRECISION: tl.constexpr
-):
+def _gelu_backward_tile(h, du, left_d, left_dd, right_b, right_a, bias, kept, place, mask, PRECISION: tl.constexpr):
     """GELU's kept value, and the gradient of its argument, which is stored over du's tile."""
-    slope = tl.where(kept, tl.dot(left_dd, right_a, input_precision=PRECISION) * keep, 0.0)
+    slope = tl.where(kept, tl.dot(left_dd, right_a, input_precision=PRECISION), 0.0)
     slope += tl.load(du + place, mask=mask, other=0.0).to(tl.float32)
     value = tl.load(h + place, mask=mask, other=0.0).to(tl.float32) + bias
-    value += tl.dot(left_d, right_b, input_precision=PRECISION) * scale
+    value = tl.dot(left_d, right_b, value, input_precision=PRECISION)
     normal, density = _normal(value)
     slope = (slope * (normal + value * density)).to(left_d.dtype)
     tl.store(du + place, slope, mask=mask)
@@ -95,17 +98,18 @@ def _gelu_backward_tile(
 
 @triton.jit
 def _gelu_backward_kernel(
-    du, dd, a, h, d, b, bias, seed, da, db, tokens, width, rank, threshold, keep, scale,
+    du, dd, a, h, d, b, bias, seed, da, db, tokens, width, rank, a_rank, a_column, b_rank, b_column, threshold, keep,
+    scale,
     PRECISION: tl.constexpr, DROP: tl.constexpr, RANK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     split, splits = tl.program_id(1), tl.num_programs(1)
     half = width // 2
     columns, ranks = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS), tl.arange(0, RANK)
     kind = h.dtype.element_ty
-    a_low = tile(a, ranks, columns, width, 1, rank, half).to(kind)
-    a_high = tile(a + half, ranks, columns, width, 1, rank, half).to(kind)
-    b_low = tile(b, ranks, columns, 1, rank, rank, half).to(kind)
-    b_high = tile(b + half * rank, ranks, columns, 1, rank, rank, half).to(kind)
+    a_low = (tile(a, ranks, columns, a_rank, a_column, rank, half).to(tl.float32) * keep).to(kind)
+    a_high = (tile(a + half * a_column, ranks, columns, a_rank, a_column, rank, half).to(tl.float32) * keep).to(kind)
+    b_low = (tile(b, ranks, columns, b_rank, b_column, rank, half).to(tl.float32) * scale).to(kind)
+    b_high = (tile(b + half * b_column, ranks, columns, b_rank, b_column, rank, half).to(tl.float32) * scale).to(kind)
     bias_low, bias_high = _bias(bias, columns, half), _bias(bias + half, columns, half)
     da_low, da_high = tl.zeros((RANK, COLUMNS), tl.float32), tl.zeros((RANK, COLUMNS), tl.float32)
     db_low, db_high = tl.zeros((RANK, COLUMNS), tl.float32), tl.zeros((RANK, COLUMNS), tl.float32)
@@ -117,13 +121,11 @@ def _gelu_backward_kernel(
         if DROP:
             keep_low, keep_high = pair_keep(rows, columns, half, seed, threshold)
         place = rows.to(tl.int64)[:, None] * width + columns[None, :]
-        u, dh = _gelu_backward_tile(
-            h, du, left_d, left_dd, b_low, a_low, bias_low, keep_low, place, mask, keep, scale, PRECISION
-        )
+        u, dh = _gelu_backward_tile(h, du, left_d, left_dd, b_low, a_low, bias_low, keep_low, place, mask, PRECISION)
         da_low = tl.dot(tl.trans(left_dd), u, da_low, input_precision=PRECISION)
         db_low = tl.dot(tl.trans(left_d), dh, db_low, input_precision=PRECISION)
         u, dh = _gelu_backward_tile(
-            h, du, left_d, left_dd, b_high, a_high, bias_high, keep_high, place + half, mask, keep, scale, PRECISION
+            h, du, left_d, left_dd, b_high, a_high, bias_high, keep_high, place + half, mask, PRECISION
         )
         da_high = tl.dot(tl.trans(left_dd), u, da_high, input_precision=PRECISION)
         db_high = tl.dot(tl.trans(left_d), dh, db_high, input_precision=PRECISION)
@@ -143,7 +145,8 @@ def gelu_backward(du, dd, a, h, d, b, bias, seed, threshold: int, keep: float, s
     da = torch.empty((parts_for(blocks, tokens // (4 * rows)), rank, width), device=h.device)
     db = torch.empty_like(da)
     _gelu_backward_kernel[(blocks, len(da))](
-        du, dd, a, h, d, b, bias, seed, da, db, tokens, width, rank, threshold, keep, scale,
+        du, dd, a, h, d, b, bias, seed, da, db, tokens, width, rank, *a.stride(), b.stride(1), b.stride(0), threshold,
+        keep, scale,
         PRECISION=precision(h), DROP=threshold > 0, RANK=padded(rank), ROWS=rows, COLUMNS=columns, num_warps=warps,
     )  # fmt: skip
     return du, add_parts(da, torch.empty_like(a)), add_parts(db, torch.empty_like(b).T).T
@@ -151,7 +154,7 @@ def gelu_backward(du, dd, a, h, d, b, bias, seed, threshold: int, keep: float, s
 
 @triton.jit
 def _residual_kernel(
-    x, first, d_first, b_first, second, d_second, b_second, bias, out, tokens, width, rank, scale,
+    x, first, d_first, b_first, second, d_second, b_second, bias, out, tokens, width, rank, b_rank, b_column, scale,
     PRECISION: tl.constexpr, RANK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -163,9 +166,9 @@ def _residual_kernel(
     total += tl.load(first + place, mask=mask, other=0.0).to(tl.float32)
     total += tl.load(second + place, mask=mask, other=0.0).to(tl.float32)
     left = tile(d_first, rows, ranks, rank, 1, tokens, rank)
-    total += _update(left, b_first, columns, rank, width, scale, RANK, PRECISION)
+    total = _add_update(total, left, b_first, columns, b_rank, b_column, rank, width, scale, RANK, PRECISION)
     left = tile(d_second, rows, ranks, rank, 1, tokens, rank)
-    total += _update(left, b_second, columns, rank, width, scale, RANK, PRECISION)
+    total = _add_update(total, left, b_second, columns, b_rank, b_column, rank, width, scale, RANK, PRECISION)
     tl.store(out + place, total, mask=mask)
 
 
@@ -174,7 +177,8 @@ def residual(x, first, d_first, b_first, second, d_second, b_second, bias, scale
     (tokens, width), rank, out = x.shape, d_first.shape[1], torch.empty_like(x)
     rows, columns, warps = shape
     _residual_kernel[(triton.cdiv(tokens, rows), triton.cdiv(width, columns))](
-        x, first, d_first, b_first, second, d_second, b_second, bias, out, tokens, width, rank, scale,
+        x, first, d_first, b_first, second, d_second, b_second, bias, out, tokens, width, rank, b_first.stride(1),
+        b_first.stride(0), scale,
         PRECISION=precision(x), RANK=padded(rank), ROWS=rows, COLUMNS=columns, num_warps=warps,
     )  # fmt: skip
     return out
@@ -182,7 +186,8 @@ def residual(x, first, d_first, b_first, second, d_second, b_second, bias, scale
 
 @triton.jit
 def _rotate_kernel(
-    packed, q, k, v, d, b, bias, cos, sin, tokens, width, half, part_head, part_token, rank, scale,
+    packed, q, k, v, d, b, bias, cos, sin, tokens, width, half, part_head, part_token, rank, b_rank, b_column,
+    scale,
     PRECISION: tl.constexpr, FORWARD: tl.constexpr, RANK: tl.constexpr, ROWS: tl.constexpr, HALF: tl.constexpr,
     REST: tl.constexpr,
 ):  # fmt: skip
@@ -213,9 +218,15 @@ def _rotate_kernel(
             low += _bias(bias + first, turn, half)
             high += _bias(bias + first + half, turn, half)
             other += _bias(bias + first, rest, width)
-            low += _update(left, b + first * rank, turn, rank, half, scale, RANK, PRECISION)
-            high += _update(left, b + (first + half) * rank, turn, rank, half, scale, RANK, PRECISION)
-            other += _update(left, b + first * rank, rest, rank, width, scale, RANK, PRECISION)
+            low = _add_update(
+                low, left, b + first * b_column, turn, b_rank, b_column, rank, half, scale, RANK, PRECISION
+            )
+            high = _add_update(
+                high, left, b + (first + half) * b_column, turn, b_rank, b_column, rank, half, scale, RANK, PRECISION
+            )
+            other = _add_update(
+                other, left, b + first * b_column, rest, b_rank, b_column, rank, width, scale, RANK, PRECISION
+            )
         if number < 2:
             turned = low * c - high * s
             high = high * c + low * s
@@ -247,8 +258,8 @@ def _rotate(packed, q, k, v, d, b, bias, cos, sin, scale: float, *, forward: boo
     half, rank = cos.shape[1] // 2, d.shape[1] if forward else 1
     rows, warps = shape
     _rotate_kernel[(triton.cdiv(tokens, rows), heads)](
-        packed, q, k, v, d, b, bias, cos, sin, tokens, width, half, q.stride(1), q.stride(2),
-        rank, scale, PRECISION=precision(packed), FORWARD=forward, RANK=padded(rank), ROWS=rows,
+        packed, q, k, v, d, b, bias, cos, sin, tokens, width, half, q.stride(1), q.stride(2), rank, b.stride(1),
+        b.stride(0), scale, PRECISION=precision(packed), FORWARD=forward, RANK=padded(rank), ROWS=rows,
         HALF=max(16, triton.next_power_of_2(half)),
         REST=max(16, triton.next_power_of_2(width - 2 * half)), num_warps=warps,
     )  # fmt: skip
