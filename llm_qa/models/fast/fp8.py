@@ -26,7 +26,10 @@ def product(x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor) -> torch
     """x @ (weight * scale)^T with x rounded to fp8 by row: (tokens, k), fp8 (n, k), fp32 (n, 1) -> (tokens, n)."""
     rounded, x_scale = quantize_rows(x)
     if x.is_cuda:
-        return torch._scaled_mm(rounded, weight.t(), scale_a=x_scale, scale_b=scale.t(), out_dtype=x.dtype)
+        # Summed in the matrix units' own precision: off by 0.2 to 0.4% where rounding to fp8 is by 4%, and faster.
+        return torch._scaled_mm(
+            rounded, weight.t(), scale_a=x_scale, scale_b=scale.t(), out_dtype=x.dtype, use_fast_accum=True
+        )
     return ((rounded.float() @ weight.float().T) * x_scale * scale.T).to(x.dtype)  # the same products, no fp8 units
 
 

@@ -152,29 +152,22 @@ split_and_rotate.register_autograd(_rotation_backward, setup_context=_keep_rotat
 # --- the perceptron: up, GELU, and the frozen product down ------------------------------------------------------------
 
 
-def gelu_down(
-    h: Tensor, d: Tensor, b: Tensor, bias: Tensor, a: Tensor, seed: Tensor, threshold: int, scale: float
-) -> tuple[Tensor, Tensor]:
-    """u = gelu(h + bias + scale * d @ b^T), (tokens, width), and dropout(u) @ a^T, (tokens, rank).
-
-    GELU is the exact one (Hendrycks and Gimpel 2016, arXiv:1606.08415).
-    """
-    keep = low_rank.keep_scale(threshold)
+def gelu(h: Tensor, d: Tensor, b: Tensor, bias: Tensor, scale: float) -> Tensor:
+    """GELU (exact, Hendrycks and Gimpel 2016, arXiv:1606.08415) of h + bias + scale * d @ b^T, (tokens, width)."""
     if h.is_cuda:
         from llm_qa.models.fast import layer_kernels
 
-        return layer_kernels.gelu_down(h, d, b, bias, a, seed, threshold, keep, scale)
-    u = F.gelu(h + bias.to(h.dtype) + scale * (d @ b.to(d.dtype).T))
-    return u, low_rank.down(u, a, seed, threshold, keep)
+        return layer_kernels.gelu(h, d, b, bias, scale)
+    return F.gelu(h + bias.to(h.dtype) + scale * (d @ b.to(d.dtype).T))
 
 
 def gelu_backward(
     du: Tensor, dd: Tensor, a: Tensor, h: Tensor, d: Tensor, b: Tensor, bias: Tensor, seed: Tensor, threshold: int,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients of gelu_down's h, a and b; du and dd are those of its u, without what d brings it, and d.
+    """Gradients of h, a and b from du and dd, those of u = gelu(h, ...) and of dropout(u) @ a^T; du without dd's part.
 
-    `du` may be overwritten.
+    GELU's value is made again, and LoRA's gradients are summed while it is there. `du` may be overwritten.
     """
     keep = low_rank.keep_scale(threshold)
     if h.is_cuda:
@@ -202,7 +195,8 @@ def mlp(
     keep = low_rank.keep_scale(threshold)
     d_up = low_rank.down(x, up_a, seeds[0], threshold, keep)
     h = products.forward(x, list(up), up_b.shape[0])
-    u, d_down = gelu_down(h, d_up, up_b, up_bias, down_a, seeds[1], threshold, scale)
+    u = gelu(h, d_up, up_b, up_bias, scale)
+    d_down = low_rank.down(u, down_a, seeds[1], threshold, keep)
     return _product(u, down, x.shape[1], True), d_down, h, d_up
 
 
