@@ -36,7 +36,7 @@ from llm_qa.training.strategy import end_together
 
 DEFAULT_RECIPE = Path(__file__).parent / "recipes" / "tiny.yaml"
 CEILING = "ceiling"  # the child process that measures what the device can reach
-ORIGINAL_QUESTIONS = 3  # one at a time, and slow
+ORIGINAL_QUESTIONS = 1  # one at a time, and slow
 
 
 def parse_arguments() -> tuple[argparse.Namespace, list[Recipe]]:
