@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,7 @@ from llm_qa.benchmark.stopwatch import Stopwatch
 from llm_qa.benchmark.trace import Trace
 from llm_qa.config import EMBEDDED_MODEL, Recipe
 from llm_qa.console import UserError, say
-from llm_qa.data.packing import IGNORED, PackedDataset, TokenizedPairs, collate_packs, count_real_tokens
+from llm_qa.data.packing import IGNORED, PackedDataset, TokenizedPairs, count_real_tokens, pack_collator
 from llm_qa.models import gpus, tiny
 from llm_qa.models.fast.policy import FastPath, choose_fast_path
 from llm_qa.models.loading import align_special_tokens
@@ -179,7 +178,7 @@ def loop(trial: Trial) -> dict[str, Any]:
         batch_size=arguments.per_device_train_batch_size,
         shuffle=True,
         generator=torch.Generator().manual_seed(setup.recipe.seed),
-        collate_fn=partial(collate_packs, pad_token_id=0),
+        collate_fn=pack_collator(0, packs.pack_length),
         pin_memory=torch.cuda.is_available(),
     )
     model, optimizer, loader = accelerator.prepare(setup.model.train(), optimizer, loader)

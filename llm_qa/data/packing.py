@@ -11,8 +11,9 @@ from __future__ import annotations
 import os
 import tempfile
 from array import array
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, islice
 
 import numpy as np
@@ -180,6 +181,7 @@ class PackedDataset(torch.utils.data.Dataset):
     def __init__(self, pairs: TokenizedPairs, pack_length: int, loss_on: str, seed: int, multiple_of: int = 1):
         self.pairs = pairs
         self.loss_on = loss_on
+        self.pack_length = pack_length
         self.packs = pack_documents(pairs.lengths, pack_length, seed)
         self.capacity = pack_length or int(pairs.lengths.max())
         self.empty = -len(self.packs) % multiple_of
@@ -207,17 +209,28 @@ class PackedDataset(torch.utils.data.Dataset):
         return {key: torch.from_numpy(value) for key, value in row.items()}
 
 
-def collate_packs(rows: list[dict[str, torch.Tensor]], pad_token_id: int) -> dict[str, torch.Tensor]:
-    """Batch packs to (rows, longest) int64 tensors, padded on the right.
+def collate_packs(rows: list[dict[str, torch.Tensor]], pad_token_id: int, length: int = 0) -> dict[str, torch.Tensor]:
+    """Batch packs to (rows, longest, or `length` if that is more) int64 tensors, padded on the right.
 
     Every padding token gets position 0 and so is a document of its own that nobody attends to; its label is ignored.
     No attention mask: see this module's first lines.
     """
     fill = {"input_ids": pad_token_id, "position_ids": 0, "labels": IGNORED}
+    missing = max(0, length - max(len(row["labels"]) for row in rows))
+    pad = torch.nn.functional.pad
     return {
-        key: torch.nn.utils.rnn.pad_sequence([row[key] for row in rows], batch_first=True, padding_value=value)
+        key: pad(
+            torch.nn.utils.rnn.pad_sequence([row[key] for row in rows], batch_first=True, padding_value=value),
+            (0, missing),
+            value=value,
+        )
         for key, value in fill.items()
     }
+
+
+def pack_collator(pad_token_id: int, pack_length: int) -> Callable:
+    """collate_packs for training. On a GPU all batches have one shape: kernels for another are planned for seconds."""
+    return partial(collate_packs, pad_token_id=pad_token_id, length=pack_length if torch.cuda.is_available() else 0)
 
 
 def count_real_tokens(position_ids: torch.Tensor) -> torch.Tensor:

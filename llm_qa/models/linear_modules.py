@@ -14,8 +14,11 @@ from llm_qa.console import UserError
 
 
 def linear_layers(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
-    """Full name -> module of every linear layer (Linear, Linear4bit, Linear8bitLt, GPT-2's Conv1D) but the head."""
-    head = model.get_output_embeddings()
+    """Full name -> module of every linear layer (Linear, Linear4bit, Linear8bitLt, GPT-2's Conv1D) but the head.
+
+    `model` may also be a part of one, which has no head.
+    """
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     return {
         name: module
         for name, module in model.named_modules()

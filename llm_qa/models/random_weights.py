@@ -16,26 +16,41 @@ def random_base(config: PreTrainedConfig, precision: Precision, device: torch.de
     """A model of `config`'s shapes on `device`, freshly initialised, kept as `load_base` would keep a checkpoint's.
 
     The class itself is called, not `from_config`: DeepSpeed must not share out weights that are still to be quantised.
+    Decoder layers are made and quantised one by one, so that memory for one of them in 16 bits is enough.
     """
-    kind = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    kind, layers = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)], config.num_hidden_layers
     config.use_cache = False
     config._attn_implementation = "sdpa"
     default = torch.get_default_dtype()
     try:
         torch.set_default_dtype(precision.weights)
         torch.manual_seed(SEED)
+        config.num_hidden_layers = 1
         with torch.device(device):
             model = kind(config)
+            config.num_hidden_layers = layers
+            (stack,) = [part for part in model.base_model.children() if isinstance(part, torch.nn.ModuleList)]
+            for number in range(layers):
+                if number:
+                    stack.append(type(stack[0])(config, number))
+                stack[number].apply(model._init_weights)
+                pack(stack[number], precision)
     finally:
         torch.set_default_dtype(default)
-    if precision.nf4:
-        quantize(model, precision)
-    if precision.fp8:
-        quantize_fp8(model, linear_layers(model))
+        config.num_hidden_layers = layers
+    model.is_loaded_in_4bit = precision.nf4  # what peft looks at
     return model
 
 
-def quantize(model: PreTrainedModel, precision: Precision) -> None:
+def pack(module: torch.nn.Module, precision: Precision) -> None:
+    """Quantise the linear layers of a decoder layer, where that is how they are kept."""
+    if precision.nf4:
+        quantize(module, precision)
+    if precision.fp8:
+        quantize_fp8(module, linear_layers(module))
+
+
+def quantize(model: torch.nn.Module, precision: Precision) -> None:
     """Replace every linear layer but the head by bitsandbytes' 4-bit one, a layer at a time."""
     import bitsandbytes
 
@@ -62,4 +77,3 @@ def quantize(model: PreTrainedModel, precision: Precision) -> None:
         packed.support_avx512bf16_for_cpu = False  # see loading.load_base
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, packed)
-    model.is_loaded_in_4bit = True  # what peft looks at

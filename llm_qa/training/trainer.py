@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,7 +15,7 @@ from transformers.trainer_utils import EvalLoopOutput, IntervalStrategy
 from llm_qa import files
 from llm_qa.config import Recipe
 from llm_qa.console import UserError, is_main_process, progress, say
-from llm_qa.data.packing import IGNORED, PackedDataset, collate_packs
+from llm_qa.data.packing import IGNORED, PackedDataset, pack_collator
 from llm_qa.models.fast.policy import FastPath
 from llm_qa.models.quantization import Precision
 from llm_qa.training.ranks import sum_over_ranks
@@ -143,7 +142,7 @@ def build_trainer(
     trainer = PackTrainer(
         model=model,
         args=arguments,
-        data_collator=partial(collate_packs, pad_token_id=tokenizer.pad_token_id),
+        data_collator=pack_collator(tokenizer.pad_token_id, train_set.pack_length),
         train_dataset=train_set,
         eval_dataset=validation_set,
         processing_class=tokenizer,

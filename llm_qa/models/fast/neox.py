@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -188,6 +189,10 @@ class FastNeoX:
         self.graphs: GraphedPass | None = None
         self.unpacked: dict[torch.nn.Module, list[Tensor]] = {}
         self.layer = torch.compile(layer_forward, dynamic=False, fullgraph=True) if compiled else layer_forward
+
+    def take_over(self) -> None:
+        """Become the model's forward. Not as a method: accelerate would bind that to the model when it wraps it."""
+        self.model.forward = partial(self.forward)
 
     def forward(self, input_ids=None, attention_mask=None, position_ids=None, labels=None, **rest):
         """The mean loss of the learned tokens (or their sum over num_items_in_batch); no logits."""

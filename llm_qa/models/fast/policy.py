@@ -89,7 +89,7 @@ def choose_fast_path(
     fast.unpacked.clear()
     if unpacked := copy and not fast.recomputed and copy <= need.room - layers * need.kept:
         fast.unpack(layers)
-    causal.forward = fast.forward
+    fast.take_over()
     report = (
         f"fast path: flex attention on {tokens:,} packed tokens, compiled layers, {fast.recomputed} of {layers} layers "
         f"recomputed ({why}), {precision.base}"

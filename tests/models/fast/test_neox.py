@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from accelerate import Accelerator
 
 from llm_qa.config import make_recipe
 from llm_qa.data.packing import collate_packs
@@ -179,3 +180,17 @@ def test_weights_unpacked_once_are_those_unpacked_in_every_pass(batch):
     assert sum(weight.nbytes for (weight,) in fast.unpacked.values()) == fast.unpacked_bytes()
     assert results[0][0] == results[1][0]
     assert largest_difference(results[0][1], results[1][1]) == 0
+
+
+@pytest.mark.parametrize(
+    "values", [{"method": "full", "base_precision": "fp32"}, {"base_precision": "bf16", "lora_dropout": 0.0}]
+)
+def test_accelerate_wraps_it_for_mixed_precision(batch, values):
+    model, fast = build(compute_dtype="bf16", **values)
+    wanted = fast.forward(**batch).loss
+    fast.take_over()
+    wrapped = Accelerator(mixed_precision="bf16", cpu=True).prepare(model)
+    loss = wrapped(**batch).loss
+    assert loss.item() == wanted.item()
+    loss.backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)

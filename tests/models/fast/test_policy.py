@@ -91,7 +91,7 @@ def test_nf4_is_unpacked_once_where_the_copy_fits_beside_what_layers_keep(monkey
     path = choose_fast_path(model, recipe, precision, 128, 0, H200)
     assert path.active
     assert ("unpacked once into" in path.report) == unpacked
-    fast = model.get_base_model().forward.__self__
+    fast = model.get_base_model().forward.func.__self__
     assert len(fast.unpacked) == 4 * model.config.num_hidden_layers * unpacked
 
 
