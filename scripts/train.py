@@ -37,7 +37,6 @@ from llm_qa.training.lock import hold_lock
 from llm_qa.training.non_finite import StopOnNonFinite
 from llm_qa.training.ranks import first_to_say, on_main, sum_over_ranks
 from llm_qa.training.run_folder import is_finished, open_run, save_final
-from llm_qa.training.safe_saving import WRITING_BYTES_PER_SECOND
 from llm_qa.training.stopping import StopInTime
 from llm_qa.training.strategy import (
     check_strategy,
@@ -171,7 +170,7 @@ def main() -> int:
         f"{arguments.per_device_train_batch_size} a pass, {arguments.gradient_accumulation_steps} passes a process, "
         f"{gpus.device_name()}"
     )
-    stop.save_seconds = trainer.needed_bytes() / WRITING_BYTES_PER_SECOND
+    stop.seconds_to_save = trainer.seconds_to_save
     stop.catch_signals()
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
