@@ -28,6 +28,7 @@ from llm_qa.training.ranks import on_main, tell_all
 from llm_qa.training.staging import STAGING, commit, disk_problem, remove, reserve
 
 WRITING_BYTES_PER_SECOND = 100e6  # a slow disk, until the first save has been timed
+TRIES_AGAIN, SAVED_AS_IT_IS = "the next save tries again", "what was trained is saved now"
 
 
 class SafeSaving(Trainer):
@@ -76,7 +77,7 @@ class SafeSaving(Trainer):
 
     def _finalize_training(self, *arguments):
         """Trainer's end, which may load the best checkpoint: only with the last one known to be safe."""
-        self._settle()
+        self._settle(SAVED_AS_IT_IS)
         best = self.state.best_model_checkpoint
         if best and not on_main(lambda: Path(best).is_dir()):
             say(f"{best}, the best by validation, could not be saved: what was trained last is kept instead")
@@ -98,6 +99,7 @@ class SafeSaving(Trainer):
     def _save_checkpoint(self, model, trial) -> None:
         """One save by all ranks: staged everywhere and made safe in the background, or given up and said aloud."""
         step = self.state.global_step
+        and_now = SAVED_AS_IT_IS if step >= self.state.max_steps else TRIES_AGAIN
         self.loss_so_far.remember()
         if self.unsettled is not None and on_main(self._is_left_out):
             say(
@@ -116,14 +118,14 @@ class SafeSaving(Trainer):
             finally:
                 self.staging = None
         if problem:
-            self._not_saved(step, problem)
+            self._not_saved(step, problem, and_now)
             return
         self.unsettled = step
         if is_main_process():
             best = self.state.best_model_checkpoint
             self.commit = self.thread.submit(self._publish, step, best and Path(best), began)
         if self.control.should_training_stop:
-            self._settle()
+            self._settle(and_now)
 
     def _is_left_out(self) -> bool:
         """Whether a save gives way to the one before it: only one of the schedule, which others will follow."""
@@ -179,7 +181,7 @@ class SafeSaving(Trainer):
                 remove(path)
         return size, time.monotonic() - began
 
-    def _settle(self) -> None:
+    def _settle(self, and_now: str = TRIES_AGAIN) -> None:
         """Wait until the last checkpoint is safe, or say that it is not; every rank must call it."""
         if self.unsettled is None:
             return
@@ -187,12 +189,12 @@ class SafeSaving(Trainer):
         done, self.commit = self.commit, None
         step, self.unsettled = self.unsettled, None
         if problem:
-            self._not_saved(step, problem)
+            self._not_saved(step, problem, and_now)
         else:
             self.last_bytes, seconds = on_main(lambda: done.result())
             self.save_seconds = max(self.save_seconds, seconds)
 
-    def _not_saved(self, step: int, problem: str) -> None:
+    def _not_saved(self, step: int, problem: str, and_now: str) -> None:
         if is_main_process():
             shutil.rmtree(self.checkpoints / STAGING, ignore_errors=True)
         sentence = (
@@ -200,11 +202,10 @@ class SafeSaving(Trainer):
             f"{self.needed_bytes():,} bytes{on_main(lambda: free_bytes(self.checkpoints))}; the older checkpoints stay "
             "as they are"
         )
-        over = self.state.global_step >= self.state.max_steps
-        early = self.control.should_training_stop and not over and step == self.state.global_step
-        if early or self.stop_when_unsaved:
+        stopping = self.control.should_training_stop and self.state.global_step < self.state.max_steps
+        if self.stop_when_unsaved or (stopping and step == self.state.global_step):
             raise UserError(f"{sentence}. Make room, or correct the folder, and run the same command again.")
-        say(f"{sentence}, and {'what was trained is saved now' if over else 'the next save tries again'}.")
+        say(f"{sentence}, and {and_now}.")
 
 
 def free_bytes(folder: Path) -> str:

@@ -1,12 +1,15 @@
 """A training of milliseconds with the real Trainer and the real saving: a line through random points, with dropout."""
 
+import faulthandler
 import gc
 import os
 import sys
+import threading
 import traceback
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 from transformers import TrainingArguments
 
 from llm_qa.training.callbacks import StepLog
@@ -14,6 +17,7 @@ from llm_qa.training.checkpoints import newest_checkpoint
 from llm_qa.training.safe_saving import SafeSaving
 
 STEPS = 6
+HANGS_AFTER_SECONDS = 60  # a child that does shows where, and ends
 
 
 class Line(torch.nn.Module):
@@ -73,6 +77,8 @@ def start_child(work) -> int:
     child = os.fork()
     if child == 0:
         code = 1
+        tqdm.set_lock(threading.RLock())  # its own is one for all forks: who is killed with it stops the others
+        faulthandler.dump_traceback_later(HANGS_AFTER_SECONDS, exit=True, file=sys.__stderr__)
         try:
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115
             work()
