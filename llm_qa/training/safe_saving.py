@@ -11,7 +11,10 @@ ends or stops; the thread itself speaks with nobody.
 
 from __future__ import annotations
 
+import os
 import shutil
+import sys
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -28,6 +31,7 @@ from llm_qa.training.ranks import on_main, tell_all
 from llm_qa.training.staging import STAGING, commit, disk_problem, remove, reserve
 
 WRITING_BYTES_PER_SECOND = 100e6  # a slow disk, until the first save has been timed
+NICENESS = 10  # of a thread beside training: about a tenth of a core that both want
 TRIES_AGAIN, SAVED_AS_IT_IS = "the next save tries again", "what was trained is saved now"
 
 
@@ -49,7 +53,7 @@ class SafeSaving(Trainer):
         self.loss_so_far.trainer = self
         self.checkpoints = Path(self.args.output_dir)
         self.staging: Path | None = None
-        self.thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self.thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint", initializer=let_training_go_first)
         self.commit: Future | None = None  # of the main process
         self.unsettled: int | None = None  # the step whose checkpoint the ranks have yet to hear of, the same on each
         self.last_bytes = 0
@@ -206,6 +210,12 @@ class SafeSaving(Trainer):
         if self.stop_when_unsaved or (stopping and step == self.state.global_step):
             raise UserError(f"{sentence}. Make room, or correct the folder, and run the same command again.")
         say(f"{sentence}, and {and_now}.")
+
+
+def let_training_go_first() -> None:
+    """Lower the priority of this thread and of those that it starts: Linux has one for each, other systems have not."""
+    if sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
 
 
 def free_bytes(folder: Path) -> str:
