@@ -45,7 +45,7 @@ class SafeSaving(Trainer):
     about: dict = {}  # noqa: RUF012  set once by build_trainer
     run_files: dict[Path, str] = {}  # noqa: RUF012
     stop_when_unsaved = False
-    patience_seconds = 0.4
+    patience_seconds = 0.1
 
     def __init__(self, *arguments, callbacks: list[TrainerCallback], **keywords):
         self.loss_so_far = LossSoFar()
