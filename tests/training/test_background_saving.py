@@ -176,6 +176,19 @@ def test_the_best_checkpoint_never_gives_way(tmp_path, monkeypatch):
     assert names(tmp_path) == ["checkpoint-2", "checkpoint-4", "checkpoint-6"]
 
 
+def test_what_a_stop_must_keep_back_is_a_slow_disk_at_first_then_the_slowest_save_and_the_one_under_way(
+    tmp_path, monkeypatch
+):
+    go_on, trainer, seen = hold_back(monkeypatch, 4), make_trainer(tmp_path), []
+    trainer.add_callback(AtStep(1, lambda *_: seen.append(trainer.seconds_to_save())))
+    trainer.add_callback(AtStep(5, lambda *_: (seen.append(trainer.seconds_to_save()), go_on.set())))
+    trainer.add_callback(AtStep(5, lambda *_: seen.append(trainer.save_seconds)))
+    trainer.train()
+    assert seen[0] == 5 * 12 / 100e6, "five numbers with two moments, at 100 MB/s"
+    assert seen[1] == 2 * seen[2] > 0
+    assert trainer.seconds_to_save() == trainer.save_seconds >= seen[2]
+
+
 def test_an_error_in_training_finishes_the_checkpoint_on_its_way(tmp_path, monkeypatch):
     go_on, trainer = hold_back(monkeypatch, 2), make_trainer(tmp_path)
 
