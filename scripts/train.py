@@ -32,12 +32,11 @@ from llm_qa.training.callbacks import RealTokens, StepLog
 from llm_qa.training.checkpoints import check_layout, make_universal, resume_point
 from llm_qa.training.energy import EnergyUsed
 from llm_qa.training.fingerprints import KINDS, fingerprint
-from llm_qa.training.fit import fitted, out_of_memory
+from llm_qa.training.fit import fitted, memory_for_loading, memory_for_training
 from llm_qa.training.lock import hold_lock
 from llm_qa.training.non_finite import StopOnNonFinite
 from llm_qa.training.ranks import first_to_say, on_main, sum_over_ranks
 from llm_qa.training.run_folder import is_finished, open_run, save_final
-from llm_qa.training.safe_saving import WRITING_BYTES_PER_SECOND
 from llm_qa.training.stopping import StopInTime
 from llm_qa.training.strategy import (
     check_strategy,
@@ -139,16 +138,18 @@ def main() -> int:
 
     # --- model ---------------------------------------------------------------------------------------------------
     say(f"model: {recipe.model}, {precision.why}")
-    model = load_base(model_source, precision, on_gpu=not strategy.deepspeed)
-    check_tokenizer_fits(tokenizer, model)
-    align_special_tokens(model, tokenizer)
-    linears = linear_parameters(model)
-    if recipe.method == "lora":
-        model = add_lora(model, recipe, precision.trains_in)
+    with memory_for_loading(recipe):
+        model = load_base(model_source, precision, on_gpu=not strategy.deepspeed)
+        check_tokenizer_fits(tokenizer, model)
+        align_special_tokens(model, tokenizer)
+        linears = linear_parameters(model)
+        if recipe.method == "lora":
+            model = add_lora(model, recipe, precision.trains_in)
     say(trainable_report(model))
     total, trainable = parameter_counts(model)
     tokens_a_pass = arguments.per_device_train_batch_size * train_set.capacity
-    path = choose_fast_path(model, recipe, precision, tokens_a_pass, strategy.zero_stage, gpu_capability())
+    with memory_for_training(recipe, options.run, strategy, fit=options.fit):
+        path = choose_fast_path(model, recipe, precision, tokens_a_pass, strategy.zero_stage, gpu_capability())
     use_fast_path(arguments, path)
     say(path.report)
 
@@ -171,12 +172,10 @@ def main() -> int:
         f"{arguments.per_device_train_batch_size} a pass, {arguments.gradient_accumulation_steps} passes a process, "
         f"{gpus.device_name()}"
     )
-    stop.save_seconds = trainer.needed_bytes() / WRITING_BYTES_PER_SECOND
+    stop.seconds_to_save = trainer.seconds_to_save
     stop.catch_signals()
-    try:
+    with memory_for_training(recipe, options.run, strategy, fit=options.fit):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    except torch.OutOfMemoryError as error:
-        out_of_memory(error, recipe, options.run, strategy, fit=options.fit)
 
     # --- saving --------------------------------------------------------------------------------------------------
     state = trainer.state

@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import threading
 from pathlib import Path
 
 WATCHED = ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.scandir", "os.listdir", "shutil.rmtree")
@@ -11,15 +12,16 @@ WATCHED = ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.scandir
 def die_at(moment: int, folder: Path, after: str = "") -> None:
     """From the first touch of a path with `after` in it on, SIGKILL this process at its `moment`-th touch of `folder`.
 
-    Every touch counts, just before it happens.
+    Every touch counts, in whatever thread, just before it happens.
     """
-    seen = {"count": 0, "armed": False}
+    seen, one_by_one = {"count": 0, "armed": False}, threading.RLock()
 
     def hook(event, arguments):
         if event in WATCHED and arguments and str(folder) in str(arguments[0]):
-            seen["armed"] = seen["armed"] or after in str(arguments[0])
-            seen["count"] += seen["armed"]
-            if seen["count"] == moment:
-                os.kill(os.getpid(), signal.SIGKILL)
+            with one_by_one:
+                seen["armed"] = seen["armed"] or after in str(arguments[0])
+                seen["count"] += seen["armed"]
+                if seen["count"] == moment:
+                    os.kill(os.getpid(), signal.SIGKILL)
 
     sys.addaudithook(hook)

@@ -15,6 +15,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -72,9 +73,11 @@ def child(script, request: dict) -> None:
     os.environ.update(request["env"])
     sys.argv = ["scripts/train.py", *request["start"]]
     from dying import die_at
+    from tqdm import tqdm
 
     from llm_qa.console import run_script
 
+    tqdm.set_lock(threading.RLock())  # its own is one for all forks: who is killed with it stops the others
     if request["die_at"]:
         die_at(*request["die_at"])
     try:

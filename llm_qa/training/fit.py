@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
@@ -42,6 +44,24 @@ def smaller(recipe: Recipe, processes: int) -> int | None:
     """Half the micro-batch, or the next below that divides a process's share of the global batch; None below 1."""
     share, now = recipe.global_batch_size // processes, micro_batch_size(recipe, processes)
     return next((size for size in range(now // 2, 0, -1) if share % size == 0), None)
+
+
+@contextmanager
+def memory_for_loading(recipe: Recipe) -> Iterator[None]:
+    """While the model is loaded: out of memory ends with one sentence, as no micro-batch, and so no --fit, helps."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise Failed(loading_sentence(error, recipe)) from error
+
+
+@contextmanager
+def memory_for_training(recipe: Recipe, run_dir: Path, strategy: Strategy, *, fit: bool) -> Iterator[None]:
+    """While passes are made: see `out_of_memory`."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        out_of_memory(error, recipe, run_dir, strategy, fit=fit)
 
 
 def out_of_memory(error: BaseException, recipe: Recipe, run_dir: Path, strategy: Strategy, *, fit: bool) -> NoReturn:
@@ -94,3 +114,17 @@ def sentence(error: BaseException, recipe: Recipe, half: int | None) -> str:
     flags.append(f"--max-length {shorter} --pack-length {shorter} (sets longer pairs aside)")
     flags.append("accelerate_configs/zero3.yaml on more GPUs")
     return f"{measured(error)} What helps, in this order: {', '.join(flags[:3])}."
+
+
+def loading_sentence(error: BaseException, recipe: Recipe) -> str:
+    """What happened before the first pass, and three things that help."""
+    flags = []
+    if recipe.method == "full":
+        flags.append("--method lora --base-precision nf4")
+    elif recipe.base_precision != "nf4":
+        flags.append("--base-precision nf4")
+    if recipe.base_precision != "nf4":  # of which every process loads the whole before ZeRO-3 shares it out
+        flags.append("accelerate_configs/zero3.yaml on more GPUs")
+    flags += ["a smaller --model", "a GPU that nothing else uses (nvidia-smi; CUDA_VISIBLE_DEVICES)"]
+    flags.append("one with more memory")
+    return f"The model does not fit. {measured(error)} What helps, in this order: {', '.join(flags[:3])}."

@@ -3,80 +3,74 @@
 Trainer writes into the final folder and deletes old checkpoints unread
 (https://github.com/huggingface/transformers/blob/v5.23.0/src/transformers/trainer.py, `_save_checkpoint`). What is
 saved stays Trainer's; where, when it counts and which old ones go is decided here, by all ranks together.
+
+Training waits for what Trainer writes and no longer: one thread of the main process hashes it, flushes it, renames it
+and reads it back while training goes on. All ranks hear what became of it before the next save, and before training
+ends or stops; the thread itself speaks with nobody.
 """
 
 from __future__ import annotations
 
+import os
 import shutil
+import sys
+import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
 from transformers import Trainer, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_callback import ExportableState
+from transformers.trainer_utils import SaveStrategy
 
 from llm_qa.console import UserError, is_main_process, say
 from llm_qa.training.checkpoints import all_checkpoints
-from llm_qa.training.ranks import on_main, sum_over_ranks, tell_all
+from llm_qa.training.loss_so_far import LossSoFar
+from llm_qa.training.ranks import on_main, tell_all
 from llm_qa.training.staging import STAGING, commit, disk_problem, remove, reserve
 
 WRITING_BYTES_PER_SECOND = 100e6  # a slow disk, until the first save has been timed
-
-
-class LossSoFar(TrainerCallback, ExportableState):
-    """Keeps the loss since the last logged step in the checkpoint, which Trainer forgets.
-
-    Without it the first line after a resume averages only the steps since then. One number a rank: the logged loss is
-    their mean.
-    """
-
-    def __init__(self):
-        self.trainer: Trainer | None = None
-        self.by_rank: list[float] = []
-        self.last_logged = 0
-
-    def state(self) -> dict:
-        """What Trainer saves with each checkpoint."""
-        return {"args": {}, "attributes": {"by_rank": self.by_rank, "last_logged": self.last_logged}}
-
-    def remember(self) -> None:
-        """Take the numbers from the trainer; every rank must call it."""
-        arguments = self.trainer.args
-        mine = [0.0] * arguments.world_size
-        mine[arguments.process_index] = self.trainer._tr_loss.item()
-        self.by_rank = sum_over_ranks(mine, arguments.device)
-        self.last_logged = self.trainer._globalstep_last_logged
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        """Give the numbers back; on another number of processes each gets their mean, which keeps the logged loss."""
-        saved = state.stateful_callbacks.get(type(self).__name__) if state.global_step else None
-        if not saved or not saved["attributes"]["by_rank"]:
-            return
-        by_rank = saved["attributes"]["by_rank"]
-        same = len(by_rank) == args.world_size
-        self.trainer._tr_loss += by_rank[args.process_index] if same else sum(by_rank) / len(by_rank)
-        self.trainer._globalstep_last_logged = saved["attributes"]["last_logged"]
+NICENESS = 10  # of a thread beside training: about a tenth of a core that both want
+TRIES_AGAIN, SAVED_AS_IT_IS = "the next save tries again", "what was trained is saved now"
 
 
 class SafeSaving(Trainer):
     """Trainer whose checkpoints are staged, hashed, renamed and read back.
 
     `about` goes into each manifest; `run_files` (path -> text) are written again where the run folder vanished.
+    `patience_seconds` is how long a save of the schedule waits for the one before it to be safe.
     """
 
     about: dict = {}  # noqa: RUF012  set once by build_trainer
     run_files: dict[Path, str] = {}  # noqa: RUF012
     stop_when_unsaved = False
+    patience_seconds = 0.1
 
     def __init__(self, *arguments, callbacks: list[TrainerCallback], **keywords):
         self.loss_so_far = LossSoFar()
         super().__init__(*arguments, callbacks=[*callbacks, self.loss_so_far], **keywords)
         self.loss_so_far.trainer = self
+        self.checkpoints = Path(self.args.output_dir)
         self.staging: Path | None = None
+        self.thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint", initializer=let_training_go_first)
+        self.commit: Future | None = None  # of the main process
+        self.unsettled: int | None = None  # the step whose checkpoint the ranks have yet to hear of, the same on each
         self.last_bytes = 0
+        self.save_seconds = 0.0  # the slowest so far, from the first byte to the last that was read back
 
     def _get_output_dir(self, trial) -> str:
         return str(self.staging) if self.staging else super()._get_output_dir(trial)
+
+    def train(self, *arguments, **keywords):
+        """Trainer's training; a checkpoint on its way is finished whatever ends it, and no process leaves before."""
+        try:
+            return super().train(*arguments, **keywords)
+        finally:
+            if self.commit is not None:  # after an error, which the other ranks need not share
+                wait([self.commit])
+                if error := self.commit.exception():
+                    say(f"Step {self.unsettled}: no checkpoint could be saved ({disk_problem(error) or error})")
 
     def _run_epoch(self, *arguments, **keywords) -> None:
         """Trainer's epoch; none for a checkpoint of the last step, from which Trainer would take one step too many."""
@@ -85,6 +79,15 @@ class SafeSaving(Trainer):
         else:
             self.control.should_training_stop = True
 
+    def _finalize_training(self, *arguments):
+        """Trainer's end, which may load the best checkpoint: only with the last one known to be safe."""
+        self._settle(SAVED_AS_IT_IS)
+        best = self.state.best_model_checkpoint
+        if best and not on_main(lambda: Path(best).is_dir()):
+            say(f"{best}, the best by validation, could not be saved: what was trained last is kept instead")
+            self.state.best_model_checkpoint = None
+        return super()._finalize_training(*arguments)
+
     def needed_bytes(self) -> int:
         """Bytes of the next checkpoint: those of the last one, or before it what trains with two moments in fp32."""
         if self.last_bytes:
@@ -92,24 +95,48 @@ class SafeSaving(Trainer):
         trained = [getattr(p, "ds_numel", p.numel()) for p in self.model.parameters() if p.requires_grad]
         return sum(trained) * (16 if self.is_deepspeed_enabled else 12)
 
+    def seconds_to_save(self) -> float:
+        """How long a save that begins now takes until it is safe, the one before it included where it is not yet."""
+        whole = self.save_seconds or self.needed_bytes() / WRITING_BYTES_PER_SECOND
+        return 2 * whole if self.commit is not None and not self.commit.done() else whole
+
     def _save_checkpoint(self, model, trial) -> None:
-        """One save by all ranks: done everywhere, or nowhere and said aloud."""
-        checkpoints = Path(self.args.output_dir)
+        """One save by all ranks: staged everywhere and made safe in the background, or given up and said aloud."""
+        step = self.state.global_step
+        and_now = SAVED_AS_IT_IS if step >= self.state.max_steps else TRIES_AGAIN
         self.loss_so_far.remember()
-        problem = self._attempt(lambda: is_main_process() and self._prepare(checkpoints))
+        if self.unsettled is not None and on_main(self._is_left_out):
+            say(
+                f"Step {step}: no checkpoint, as that of step {self.unsettled} is still being flushed and read back; "
+                "the next save tries again (set --save-steps higher)"
+            )
+            return
+        self._settle()
+        began = time.monotonic()
+        problem = self._attempt(lambda: is_main_process() and self._prepare())
         if not problem:
-            self.staging = checkpoints / STAGING
+            self.staging = self.checkpoints / STAGING
             try:
                 # A rank that fails inside DeepSpeed leaves the others in a collective: there they end with it.
-                problem = self._attempt(lambda: super(SafeSaving, self)._save_checkpoint(model, trial))
+                problem = self._attempt(lambda: self._stage(model, trial))
             finally:
                 self.staging = None
-        if not problem:
-            problem = self._attempt(lambda: is_main_process() and self._publish(checkpoints))
         if problem:
-            self._not_saved(checkpoints, problem)
-        else:
-            self.last_bytes = int(on_main(lambda: self.last_bytes))
+            self._not_saved(step, problem, and_now)
+            return
+        self.unsettled = step
+        if is_main_process():
+            best = self.state.best_model_checkpoint
+            self.commit = self.thread.submit(self._publish, step, best and Path(best), began)
+        if self.control.should_training_stop:
+            self._settle(and_now)
+
+    def _is_left_out(self) -> bool:
+        """Whether a save gives way to the one before it: only one of the schedule, which others will follow."""
+        scheduled = self.args.save_strategy == SaveStrategy.STEPS and not self.control.should_training_stop
+        if not scheduled or self.state.best_global_step == self.state.global_step:
+            return False
+        return bool(wait([self.commit], self.patience_seconds).not_done)
 
     def _attempt(self, work: Callable) -> str:
         """Do `work` on this rank and hear what went wrong on any; '' when nothing did."""
@@ -122,44 +149,73 @@ class SafeSaving(Trainer):
                 raise
         return next((told for told in tell_all(problem) if told), "")
 
-    def _prepare(self, checkpoints: Path) -> None:
+    def _prepare(self) -> None:
         for path, text in self.run_files.items():
             if not path.exists():
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text(text, encoding="utf-8")
-        reserve(checkpoints, self.needed_bytes())
+        reserve(self.checkpoints, self.needed_bytes())
 
-    def _publish(self, checkpoints: Path) -> None:
-        name = f"checkpoint-{self.state.global_step}"
-        staged, final = checkpoints / STAGING / name, checkpoints / name
-        (staged / "training_args.bin").unlink(missing_ok=True)  # a pickle that nobody reads
+    def _stage(self, model, trial) -> None:
+        """Trainer's own save, in which the best checkpoint is named by where it will lie."""
+        super()._save_checkpoint(model, trial)
+        staged = self.staging / f"checkpoint-{self.state.global_step}"
         best = self.state.best_global_step
-        if best and (best == self.state.global_step or (checkpoints / f"checkpoint-{best}").is_dir()):
-            self.state.best_model_checkpoint = str(checkpoints / f"checkpoint-{best}")
-            self.state.save_to_json(str(staged / TRAINER_STATE_NAME))
-        commit(staged, final, {"step": self.state.global_step, **self.about})
-        self.last_bytes = sum(path.stat().st_size for path in final.rglob("*") if path.is_file())
-        (checkpoints / STAGING).rmdir()
+        if best and (best == self.state.global_step or (self.checkpoints / f"checkpoint-{best}").is_dir()):
+            self.state.best_model_checkpoint = str(self.checkpoints / f"checkpoint-{best}")
+            if is_main_process():
+                self.state.save_to_json(str(staged / TRAINER_STATE_NAME))
+        if is_main_process():
+            (staged / "training_args.bin").unlink(missing_ok=True)  # a pickle that nobody reads
+
+    def _publish(self, step: int, best: Path | None, began: float) -> tuple[int, float]:
+        """Make the staged checkpoint of a step count, and let old ones go; returns (its bytes, seconds since `began`).
+
+        In a thread of its own, beside a training that goes on: nothing that training changes is read here.
+        """
+        final = self.checkpoints / f"checkpoint-{step}"
+        commit(self.checkpoints / STAGING / final.name, final, {"step": step, **self.about})
+        size = sum(path.stat().st_size for path in final.rglob("*") if path.is_file())
+        (self.checkpoints / STAGING).rmdir()
         limit = self.args.save_total_limit
         if limit and limit > 0:
-            kept = {final, Path(self.state.best_model_checkpoint or final)}
-            old = [path for path in all_checkpoints(checkpoints) if path not in kept]
+            kept = {path for path in (final, best or final) if path.is_dir()}
+            old = [path for path in all_checkpoints(self.checkpoints) if path not in kept]
             for path in old[: max(0, len(old) + len(kept) - max(limit, len(kept)))]:
                 remove(path)
+        return size, time.monotonic() - began
 
-    def _not_saved(self, checkpoints: Path, problem: str) -> None:
+    def _settle(self, and_now: str = TRIES_AGAIN) -> None:
+        """Wait until the last checkpoint is safe, or say that it is not; every rank must call it."""
+        if self.unsettled is None:
+            return
+        problem = self._attempt(lambda: self.commit and self.commit.result())
+        done, self.commit = self.commit, None
+        step, self.unsettled = self.unsettled, None
+        if problem:
+            self._not_saved(step, problem, and_now)
+        else:
+            self.last_bytes, seconds = on_main(lambda: done.result())
+            self.save_seconds = max(self.save_seconds, seconds)
+
+    def _not_saved(self, step: int, problem: str, and_now: str) -> None:
         if is_main_process():
-            shutil.rmtree(checkpoints / STAGING, ignore_errors=True)
-        step = self.state.global_step
+            shutil.rmtree(self.checkpoints / STAGING, ignore_errors=True)
         sentence = (
-            f"Step {step}: no checkpoint could be saved in {checkpoints} ({problem}). It needs {self.needed_bytes():,} "
-            f"bytes{on_main(lambda: free_bytes(checkpoints))}; the older checkpoints stay as they are"
+            f"Step {step}: no checkpoint could be saved in {self.checkpoints} ({problem}). It needs "
+            f"{self.needed_bytes():,} bytes{on_main(lambda: free_bytes(self.checkpoints))}; the older checkpoints stay "
+            "as they are"
         )
-        early = self.control.should_training_stop and step < self.state.max_steps
-        if early or self.stop_when_unsaved:
+        stopping = self.control.should_training_stop and self.state.global_step < self.state.max_steps
+        if self.stop_when_unsaved or (stopping and step == self.state.global_step):
             raise UserError(f"{sentence}. Make room, or correct the folder, and run the same command again.")
-        over = step >= self.state.max_steps
-        say(f"{sentence}, and {'what was trained is saved now' if over else 'the next save tries again'}.")
+        say(f"{sentence}, and {and_now}.")
+
+
+def let_training_go_first() -> None:
+    """Lower the priority of this thread and of those that it starts: Linux has one for each, other systems have not."""
+    if sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
 
 
 def free_bytes(folder: Path) -> str:

@@ -9,6 +9,7 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
 
 import psutil
 from transformers import TrainerCallback
@@ -36,7 +37,7 @@ class StopInTime(TrainerCallback):
     """Save and stop when the wall-clock budget is nearly spent or SIGTERM, SIGINT or SIGHUP came.
 
     The budget counts from the start of the command. What is kept back of it: two of the slowest steps, the slowest
-    validation and the slowest save, which before the first one is what `save_seconds` says.
+    validation, and what `seconds_to_save` says.
     """
 
     def __init__(self, max_hours: float | None):
@@ -44,7 +45,8 @@ class StopInTime(TrainerCallback):
         self.max_hours = max_hours
         self.signal: str | None = None
         self.reason: str | None = None
-        self.step_seconds = self.validation_seconds = self.save_seconds = 0.0
+        self.step_seconds = self.validation_seconds = 0.0
+        self.seconds_to_save: Callable[[], float] = lambda: 0.0
         self.mark = 0.0
 
     def catch_signals(self) -> None:
@@ -88,11 +90,13 @@ class StopInTime(TrainerCallback):
         seconds, self.mark = now - self.mark, now
         return seconds
 
+    def _kept_back(self) -> float:
+        return 2 * self.step_seconds + self.validation_seconds + self.seconds_to_save()
+
     def on_step_end(self, args, state, control, **kwargs):
         """Ask whether any rank wants to stop, and if so save now."""
         self.step_seconds = max(self.step_seconds, self._since_mark())
-        reserve = 2 * self.step_seconds + self.validation_seconds + self.save_seconds
-        out_of_time = self.deadline is not None and self.mark + reserve > self.deadline
+        out_of_time = self.deadline is not None and self.mark + self._kept_back() > self.deadline
         votes = sum_over_ranks([float(self.signal is not None), float(out_of_time)], args.device)
         if state.global_step >= state.max_steps or not any(votes):
             return
@@ -102,10 +106,6 @@ class StopInTime(TrainerCallback):
     def on_evaluate(self, args, state, control, **kwargs):
         """Learn how long a validation takes: it must fit into the budget too."""
         self.validation_seconds = max(self.validation_seconds, self._since_mark())
-
-    def on_save(self, args, state, control, **kwargs):
-        """Learn how long a save takes."""
-        self.save_seconds = max(self.save_seconds, self._since_mark())
 
     def on_epoch_end(self, args, state, control, **kwargs):
         """Trainer takes an early stop for the end of an epoch: no validation then, which would cost what is left."""

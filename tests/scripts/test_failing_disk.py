@@ -49,7 +49,7 @@ def undisturbed(tmp_path_factory, neox_folder):
     (folder / "recipe.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
     data = folder / "data"
     assert run_script("scripts/prepare_data.py", "--out", data).returncode == 0
-    command = ["scripts/train.py", folder / "recipe.yaml", "--data", data]
+    command = ["tests/patient_train.py", folder / "recipe.yaml", "--data", data]
     done = run_script(*command, "--run", folder / "run")
     assert done.returncode == 0, done.stderr
     return command, folder / "run"

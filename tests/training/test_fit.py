@@ -8,7 +8,7 @@ from command_line import run_script
 from llm_qa import files
 from llm_qa.config import make_recipe
 from llm_qa.console import Failed
-from llm_qa.training.fit import going_on, out_of_memory, smaller
+from llm_qa.training.fit import going_on, memory_for_loading, out_of_memory, smaller
 from llm_qa.training.strategy import Strategy, accumulation_steps
 
 CUDA = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 15.9 GiB of which 1.2 is free."
@@ -40,6 +40,45 @@ def test_without_fit_the_sentence_has_the_memory_and_three_flags(tmp_path):
 def test_where_nothing_is_left_to_halve_fit_says_what_else_helps(tmp_path):
     with pytest.raises(Failed, match="--pack-length"):
         out_of_memory(torch.OutOfMemoryError(CUDA), make_recipe({}), tmp_path, Strategy(), fit=True)
+
+
+@pytest.mark.parametrize(
+    ("values", "helps"),
+    [
+        ({"base_precision": "nf4"}, "a smaller --model, a GPU that nothing else uses"),
+        ({"base_precision": "16bit"}, "--base-precision nf4, accelerate_configs/zero3.yaml on more GPUs, a smaller"),
+        ({"method": "full", "base_precision": "16bit"}, "--method lora --base-precision nf4, accelerate_configs/zero3"),
+    ],
+)
+def test_a_model_that_does_not_fit_is_told_what_helps_and_no_micro_batch(values, helps):
+    told = "^The model does not fit. Out of memory: .*tried to allocate 2.00 gib"
+    with pytest.raises(Failed, match=told) as failed, memory_for_loading(make_recipe(values)):
+        raise torch.OutOfMemoryError(CUDA)
+    assert f"in this order: {helps}" in str(failed.value)
+    assert "--micro-batch-size" not in str(failed.value)
+
+
+LARGE_MODEL = """
+import runpy, sys, torch, transformers
+def from_pretrained(*arguments, **keywords):
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 is full.")
+transformers.AutoModelForCausalLM.from_pretrained = from_pretrained
+sys.path.insert(0, "scripts")
+runpy.run_path("scripts/train.py", run_name="__main__")
+"""
+
+
+def test_a_model_that_does_not_fit_ends_the_script_with_one_sentence_even_with_fit(neox_folder, tmp_path):
+    recipe, large = tmp_path / "recipe.yaml", tmp_path / "large_model.py"
+    values = {"model": str(neox_folder), "base_precision": "fp32", "max_length": 256, "pack_length": 256}
+    recipe.write_text(yaml.safe_dump(values), encoding="utf-8")
+    large.write_text(LARGE_MODEL)
+    done = run_script(large, recipe, "--run", tmp_path / "run", "--fit")
+    assert done.returncode == 1
+    assert done.stderr.count("error: The model does not fit. Out of memory: ") == 1
+    assert "--base-precision nf4, accelerate_configs/zero3.yaml on more GPUs, a smaller --model." in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run" / "fit.json").exists()
 
 
 def test_going_on_never_sets_its_own_run_aside():

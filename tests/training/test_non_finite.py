@@ -108,7 +108,7 @@ def check_stopped(done, run):
 
 def test_a_poisoned_batch_ends_the_run_with_its_record_named(poisoned, tmp_path):
     arguments = ["--data", poisoned / "data", "--run", tmp_path / "run"]
-    done = run_script("scripts/train.py", poisoned / "recipe.yaml", *arguments)
+    done = run_script("tests/patient_train.py", poisoned / "recipe.yaml", *arguments)
     assert "Traceback" not in done.stderr
     check_stopped(done, tmp_path / "run")
 
@@ -118,5 +118,5 @@ def test_a_poisoned_batch_ends_the_run_with_its_record_named(poisoned, tmp_path)
 def test_deepspeed_skips_the_update_and_the_run_ends_the_same_way(strategy, poisoned, tmp_path):
     config = ["-m", "accelerate.commands.launch", "--quiet", "--config_file", f"accelerate_configs/{strategy}.yaml"]
     arguments = [poisoned / "recipe.yaml", "--data", poisoned / "data", "--run", tmp_path / "run"]
-    done = run_script(*config, "--num_processes", "2", "scripts/train.py", *arguments, DS_ACCELERATOR="cpu")
+    done = run_script(*config, "--num_processes", "2", "tests/patient_train.py", *arguments, DS_ACCELERATOR="cpu")
     check_stopped(done, tmp_path / "run")

@@ -5,6 +5,7 @@ import json
 import os
 import random
 import shutil
+from concurrent.futures import wait
 
 import pytest
 import torch
@@ -229,6 +230,7 @@ def test_a_vanished_folder_is_made_again_with_recipe_and_log(undisturbed, tmp_pa
     def vanish(*arguments, **keywords):
         done.append(1)
         if len(done) == 5:
+            wait([trainer.commit])
             shutil.rmtree(run)
         return step(*arguments, **keywords)
 

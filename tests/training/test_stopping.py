@@ -33,7 +33,7 @@ def clock(monkeypatch):
     return now
 
 
-def one_step(stop, clock, at, step=0.0, validation=0.0, save=0.0) -> TrainerControl:
+def one_step(stop, clock, at, step=0.0, validation=0.0) -> TrainerControl:
     """A step that begins `at` seconds with what comes after it; returns what the callback wished."""
     control = TrainerControl()
     clock["seconds"] = at
@@ -43,9 +43,6 @@ def one_step(stop, clock, at, step=0.0, validation=0.0, save=0.0) -> TrainerCont
     clock["seconds"] += validation
     if validation:
         stop.on_evaluate(ARGUMENTS, state(5), control)
-    clock["seconds"] += save
-    if save:
-        stop.on_save(ARGUMENTS, state(5), control)
     return control
 
 
@@ -64,16 +61,10 @@ def test_the_budget_counts_from_the_start_of_the_process(clock):
 
 def test_a_validation_and_a_save_must_fit_into_the_budget_too(clock):
     stop = StopInTime(max_hours=1.0)
-    assert not one_step(stop, clock, 100, step=10, validation=200, save=300).should_training_stop
+    stop.seconds_to_save = lambda: 300.0
+    assert not one_step(stop, clock, 100, step=10, validation=200).should_training_stop
     assert not one_step(stop, clock, 3060, step=10).should_training_stop  # 530 s left: 20 + 200 + 300 are kept back
     assert one_step(stop, clock, 3071, step=10).should_training_stop
-
-
-def test_before_the_first_save_its_expected_time_is_kept_back(clock):
-    stop = StopInTime(max_hours=1.0)
-    stop.save_seconds = 160.0  # 16 GB at 100 MB/s
-    assert not one_step(stop, clock, 3400, step=10).should_training_stop
-    assert one_step(stop, clock, 3420, step=10).should_training_stop
 
 
 def test_the_launcher_s_start_counts(monkeypatch):

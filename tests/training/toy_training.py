@@ -1,11 +1,15 @@
 """A training of milliseconds with the real Trainer and the real saving: a line through random points, with dropout."""
 
+import faulthandler
 import gc
 import os
 import sys
+import threading
+import traceback
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 from transformers import TrainingArguments
 
 from llm_qa.training.callbacks import StepLog
@@ -13,6 +17,7 @@ from llm_qa.training.checkpoints import newest_checkpoint
 from llm_qa.training.safe_saving import SafeSaving
 
 STEPS = 6
+HANGS_AFTER_SECONDS = 60  # a child that does shows where, and ends
 
 
 class Line(torch.nn.Module):
@@ -43,7 +48,11 @@ def make_trainer(run: Path, **changes) -> SafeSaving:
     values |= {"per_device_train_batch_size": 2, "report_to": "none", "disable_tqdm": True, "use_cpu": True}
     arguments = TrainingArguments(output_dir=str(run / "checkpoints"), **{**values, **changes})
     run.mkdir(parents=True, exist_ok=True)
-    return SafeSaving(model=Line(), args=arguments, train_dataset=Points(), callbacks=[StepLog(run)])
+    trainer = SafeSaving(
+        model=Line(), args=arguments, train_dataset=Points(), eval_dataset=Points(), callbacks=[StepLog(run)]
+    )
+    trainer.patience_seconds = 60.0  # its steps are so short that saves would give way by chance
+    return trainer
 
 
 def train(run: Path, **changes) -> SafeSaving:
@@ -57,17 +66,31 @@ def train(run: Path, **changes) -> SafeSaving:
 
 def in_a_child(work) -> int:
     """Do `work` in a forked process; returns its exit status as the shell counts it (137 after SIGKILL)."""
+    return status_of(start_child(work))
+
+
+def start_child(work) -> int:
+    """Fork a process that does `work`; returns its id."""
     import deepspeed  # noqa: F401  accelerate would import it in every child
 
     gc.freeze()  # or every child's first collection walks through all that is imported
     child = os.fork()
     if child == 0:
         code = 1
+        tqdm.set_lock(threading.RLock())  # its own is one for all forks: who is killed with it stops the others
+        faulthandler.dump_traceback_later(HANGS_AFTER_SECONDS, exit=True, file=sys.__stderr__)
         try:
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115
             work()
             code = 0
+        except BaseException:
+            traceback.print_exc()
         finally:
             os._exit(code)
+    return child
+
+
+def status_of(child: int) -> int:
+    """Wait for a child."""
     status = os.waitpid(child, 0)[1]
     return os.waitstatus_to_exitcode(status) % 256 if not os.WIFSIGNALED(status) else 128 + os.WTERMSIG(status)
