@@ -80,11 +80,17 @@ def kill(launch: subprocess.Popen) -> None:
 
 
 def train(
-    strategy: str, recipe: Path, run: Path, *flags: str, launch: tuple[str, ...] = (), script: str = TRAIN
+    strategy: str,
+    recipe: Path,
+    run: Path,
+    *flags: str,
+    launch: tuple[str, ...] = (),
+    script: str = TRAIN,
+    variables: dict[str, str] | None = None,
 ) -> str:
     """Train to the end and return what was printed; the test fails with that text if the run does."""
     log = run.with_suffix(".txt")
-    launched = start(command(strategy, recipe, run, *flags, launch=launch, script=script), log)
+    launched = start(command(strategy, recipe, run, *flags, launch=launch, script=script), log, **(variables or {}))
     try:
         code = launched.wait(timeout=300)
     finally:
