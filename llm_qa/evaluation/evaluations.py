@@ -53,11 +53,7 @@ def load_kobest(run: Path) -> dict[str, Any]:
         return {}
     found = files.read_json(path)
     tasks = found.get("tasks") if isinstance(found, dict) else None
-    whole = isinstance(tasks, dict) and all(
-        isinstance(task, dict) and isinstance(task.get("f1"), dict) and "p_value" in task["f1"]
-        for task in tasks.values()
-    )
-    if not whole:
+    if not isinstance(tasks, dict) or not all("p_value" in task.get("f1", {}) for task in tasks.values()):
         raise UserError(
             f"{path} lacks scores that the report shows (an older version wrote it): run "
             f"`python scripts/evaluate_kobest.py --run {run} --kobest-dir FOLDER` again."

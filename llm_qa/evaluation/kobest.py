@@ -6,7 +6,6 @@ of by a script that the harness would fetch. Source of KoBEST: Kim et al. 2022, 
 
 from __future__ import annotations
 
-from collections.abc import Hashable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -136,11 +135,11 @@ def task_configs(folder: Path, tasks: tuple[str, ...], num_fewshot: int) -> list
 
 @dataclass(frozen=True)
 class Choice:
-    """A model's answer to one item: the right class, the one it told, and whether it is right by length-normalised
-    probabilities (None where the task is not scored so)."""
+    """A model's answer to one item, classes by number; `right_normalised` says whether it is right by log probability
+    a character (None where the task is not scored so)."""
 
-    right: Hashable
-    told: Hashable
+    right: int
+    told: int
     right_normalised: bool | None
 
 
@@ -165,11 +164,12 @@ def score_model(
     chosen = {}
     for task in tasks:
         samples = sorted(found["samples"][f"kobest_{task}"], key=lambda sample: sample["doc_id"])
-        # its own F1 is of these pairs; numpy integers become JSON's
-        pairs = [tuple(getattr(value, "item", lambda v=value: v)() for value in sample["f1"]) for sample in samples]
-        normalised = [bool(sample["acc_norm"]) if "acc_norm" in sample else None for sample in samples]
-        chosen[task] = [Choice(*pair, right) for pair, right in zip(pairs, normalised, strict=True)]
-        assert found["results"][f"kobest_{task}"]["acc,none"] == np.mean([right == told for right, told in pairs])
+        chosen[task] = [
+            Choice(*map(int, sample["f1"]), bool(sample["acc_norm"]) if "acc_norm" in sample else None)
+            for sample in samples
+        ]
+        accuracy = np.mean([choice.right == choice.told for choice in chosen[task]])
+        assert abs(found["results"][f"kobest_{task}"]["acc,none"] - accuracy) < 1e-9, "the harness's own, of the same"
     return chosen
 
 
