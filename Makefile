@@ -22,11 +22,13 @@ MAIN_PORT ?= 29500
 MACHINES = --num_processes $$(($(NUM_GPUS) * $(NUM_MACHINES))) --num_machines $(NUM_MACHINES) --machine_rank $(MACHINE_RANK) --main_process_ip $(MAIN_IP) --main_process_port $(MAIN_PORT)
 # Seconds that the launcher gives its processes to save when it is told to stop; torchrun's own are 30.
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT ?= 300
+# A thread that waits for another sleeps: it would spin on the core that the other needs when the machine is busy.
+export OMP_WAIT_POLICY ?= PASSIVE
 DATA_FLAG = $(if $(DATA),--data $(DATA))
 LAUNCH := $(BIN)/accelerate launch --quiet --config_file
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-distributed soak lint format train train-qlora train-ddp train-zero2 train-zero3 train-zero3-offload plan eval eval-kobest ablation submit ask clean
+.PHONY: help install demo test test-optional test-distributed soak lint format train train-qlora train-ddp train-zero2 train-zero3 train-zero3-offload plan eval eval-kobest ablation submit ask clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sort | sed -E 's/^([a-z0-9-]+):[^#]*## /\1\t/' | expand -t 22
@@ -87,6 +89,10 @@ ask: $(VENV)/installed ## ask RUN's model at a prompt
 
 test: $(VENV)/installed ## every test but the distributed, gpu and slow ones
 	$(BIN)/python -m pytest -n 2 -m "not distributed and not gpu and not slow" $(ARGS)
+
+test-optional: $(VENV)/installed ## the tests that need an extra's packages, which it installs into .venv first
+	$(BIN)/python -m pip install --disable-pip-version-check -q -e '.[kobest,submission]' -c requirements.txt
+	$(BIN)/python -m pytest -m optional $(ARGS)
 
 test-distributed: $(VENV)/installed ## every recipe on every strategy, on processes of this machine (about 15 minutes)
 	$(BIN)/python -m pytest tests/distributed -m distributed $(ARGS)

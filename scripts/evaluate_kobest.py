@@ -4,7 +4,8 @@
     python scripts/evaluate_kobest.py --run runs/12.8b --kobest-dir data/kobest --shots 5 --tasks copa boolq
 
 --kobest-dir holds <task>/test.jsonl, and <task>/train.jsonl for --shots above 0: skt/kobest_v1 as JSON lines. Needs
-the optional lm-eval (pip install -e '.[kobest]'). Writes runs/<name>/eval/kobest/scores.json, which the report shows.
+the optional lm-eval (pip install -e '.[kobest]'). Writes predictions.jsonl (both models' choices)
+and scores.json (with 95% intervals and a paired test), which the report shows, to runs/<name>/eval/kobest/.
 """
 
 import argparse
@@ -14,7 +15,20 @@ from pathlib import Path
 
 from llm_qa import files
 from llm_qa.console import UserError, format_table, run_script, say
-from llm_qa.evaluation.kobest import TASKS, check_data, load_harness, published_scores, score_model
+from llm_qa.evaluation.comparison import correct
+from llm_qa.evaluation.kobest import (
+    MACRO_F1,
+    TASKS,
+    check_data,
+    choice_rows,
+    compare_tasks,
+    load_harness,
+    published_scores,
+    score_model,
+    tested_tasks,
+)
+from llm_qa.evaluation.metrics.catalogue import UNKNOWN
+from llm_qa.evaluation.templates.views import span
 from llm_qa.models.loading import load_run, run_recipe
 
 
@@ -38,7 +52,7 @@ def main() -> int:
     """Phases: data, tuned model, base model."""
     options = parse_arguments()
     recipe, tasks = run_recipe(options.run), tuple(dict.fromkeys(options.tasks))
-    counts = check_data(options.kobest_dir, tasks, options.shots)
+    check_data(options.kobest_dir, tasks, options.shots)
     load_harness()
     how = {"num_fewshot": options.shots, "batch_size": options.batch_size, "limit": options.limit}
 
@@ -52,25 +66,35 @@ def main() -> int:
     with model.disable_adapter() if recipe.method == "lora" else contextlib.nullcontext():
         base = score_model(model, tokenizer, options.kobest_dir, tasks, **how)
 
-    records = {task: min(counts[task], options.limit or counts[task]) for task in tasks}
     scores = {
         "run": options.run.name,
         "model": recipe.model,
         "lm_eval": importlib.metadata.version("lm_eval"),
         **how,
         "data_sha256": {task: files.sha256_file(options.kobest_dir / task / "test.jsonl") for task in tasks},
-        "tasks": {task: {"records": records[task], "base": base[task], "tuned": tuned[task]} for task in tasks},
+        "tasks": compare_tasks(base, tuned),
     }
-    path = files.evaluation_dir(options.run, files.KOBEST) / files.SCORES
-    files.write_json(path, scores)
-    rows = []
-    for task in tasks:
-        published = published_scores(recipe.model, task, options.shots)
-        told = f"{published:.4f}" if published else "–"
-        rows.append([task, str(records[task]), f"{base[task]['f1']:.4f}", f"{tuned[task]['f1']:.4f}", told])
-    say(format_table(["macro F1", "records", "base", "tuned", "base, published"], rows))
-    say(f"written to {path}")
+    folder = files.evaluation_dir(options.run, files.KOBEST)
+    (folder / files.SCORES).unlink(missing_ok=True)
+    files.write_jsonl(folder / files.PREDICTIONS, choice_rows(base, tuned))
+    files.write_json(folder / files.SCORES, scores)
+    say(table(scores))
+    say(f"written to {folder / files.SCORES}")
     return 0
+
+
+def table(scores: dict) -> str:
+    """Macro F1 of every task; the tests are corrected for each other, in a report for all of its page."""
+    tested = correct([tested_tasks(scores)], [tuple(scores["tasks"])])[0]["metrics"]
+    header = ["macro F1", "records", "base", "tuned", "difference", "95% interval", "tuned is", "base, published"]
+    rows = []
+    for task, found in tested.items():
+        published = published_scores(scores["model"], task, scores["num_fewshot"])
+        shown, signed = MACRO_F1.format, MACRO_F1.format_difference
+        interval = span(found, signed, found["records"]) or UNKNOWN
+        rows.append([task, f"{found['records']:,}", shown(found["base"]), shown(found["tuned"])])
+        rows[-1] += [signed(found["difference"]), interval, found["reading"], shown(published)]
+    return format_table(header, rows)
 
 
 if __name__ == "__main__":

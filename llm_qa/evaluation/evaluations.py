@@ -46,6 +46,21 @@ def load_evaluation(run: Path, split: str, label: str) -> Evaluation | None:
     return document, rows
 
 
+def load_kobest(run: Path) -> dict[str, Any]:
+    """KoBEST's scores.json of a run, empty where it was not scored; UserError where it lacks what the report shows."""
+    path = files.evaluation_dir(run, files.KOBEST) / files.SCORES
+    if not path.is_file():
+        return {}
+    found = files.read_json(path)
+    tasks = found.get("tasks") if isinstance(found, dict) else None
+    if not isinstance(tasks, dict) or not all("p_value" in task.get("f1", {}) for task in tasks.values()):
+        raise UserError(
+            f"{path} lacks scores that the report shows (an older version wrote it): run "
+            f"`python scripts/evaluate_kobest.py --run {run} --kobest-dir FOLDER` again."
+        )
+    return found
+
+
 def asked(rows: list[dict[str, Any]]) -> Questions:
     """What was asked."""
     return frozenset((row["id"], row["question_index"]) for row in rows)

@@ -14,6 +14,7 @@ from typing import Any
 from llm_qa import files
 from llm_qa.evaluation.comparison import BETTER, WORSE, compare_predictions, correct
 from llm_qa.evaluation.evaluations import Evaluation
+from llm_qa.evaluation.kobest import TASKS
 from llm_qa.evaluation.metrics.catalogue import BITS_PER_CHARACTER, CHARACTER_F1, MEASURES
 from llm_qa.evaluation.scoring import text_scores
 
@@ -32,11 +33,13 @@ class Duel:
 
 @dataclass(frozen=True)
 class Ranking:
-    """Entries that know whom they beat, their duels, runs' corrected comparisons with their bases, number of tests."""
+    """Entries that know whom they beat, their duels, runs' corrected comparisons with their bases (on the page's data
+    and on KoBEST), number of tests."""
 
     entries: list[Entry]
     duels: list[Duel]
     against_base: dict[int, dict[str, Any]]
+    kobest: dict[int, dict[str, Any]]
     tests: int
 
 
@@ -104,12 +107,17 @@ def _alike(entry: Entry, evaluation: Evaluation) -> bool:
 
 
 def compare_entries(
-    entries: list[Entry], against_base: dict[int, dict[str, Any]], *, seed: int, resamples: int
+    entries: list[Entry],
+    against_base: dict[int, dict[str, Any]],
+    kobest: dict[int, dict[str, Any]],
+    *,
+    seed: int,
+    resamples: int,
 ) -> Ranking:
     """Compare the entries of a page with each other, and correct all of its tests together.
 
-    `against_base` holds, by run, the comparison with its base. Beside those, tuned models and copied answers are
-    compared with each other on PAIR_MEASURES.
+    `against_base` holds, by run, the comparison with its base, and `kobest` what `tested_tasks` gives of it. Beside
+    those, tuned models and copied answers are compared with each other on PAIR_MEASURES.
     """
     rivals = [entry for entry in entries if entry.label != files.BASE]
     pairs = list(combinations(rivals, 2))
@@ -119,10 +127,12 @@ def compare_entries(
         )
         for one, other in pairs
     ]
-    keys = [tuple(MEASURES)] * len(against_base) + [PAIR_MEASURES] * len(compared)
-    corrected = correct([*against_base.values(), *compared], keys)
-    runs = dict(zip(against_base, corrected, strict=False))
-    duels = [Duel(one.rank, other.rank, c) for (one, other), c in zip(pairs, corrected[len(runs) :], strict=True)]
+    tested = [*against_base.values(), *kobest.values(), *compared]
+    keys = [tuple(MEASURES)] * len(against_base) + [TASKS] * len(kobest) + [PAIR_MEASURES] * len(compared)
+    corrected = correct(tested, keys)
+    rest = iter(corrected)
+    runs, tasks = (dict(zip(of, rest, strict=False)) for of in (against_base, kobest))
+    duels = [Duel(one.rank, other.rank, c) for (one, other), c in zip(pairs, rest, strict=True)]
     met = [(duel.first, duel.second, duel.comparison) for duel in duels]
     for run, comparison in runs.items():
         of_run = {entry.label: entry for entry in entries if run in entry.runs}
@@ -137,4 +147,4 @@ def compare_entries(
             beaten[other].add(one)
     tests = corrected[0]["tests"] if corrected else 0
     ranked = [replace(entry, beats=tuple(sorted(beaten[entry.rank]))) for entry in entries]
-    return Ranking(ranked, duels, runs, tests)
+    return Ranking(ranked, duels, runs, tasks, tests)

@@ -11,7 +11,7 @@ from llm_qa.evaluation import plots
 from llm_qa.evaluation.comparison import BETTER, WORSE
 from llm_qa.evaluation.evaluations import evaluate_command
 from llm_qa.evaluation.grouping import ANSWER_LENGTH, CATEGORY, CLOSE_SIMILARITY, QUESTION_TYPE
-from llm_qa.evaluation.kobest import PUBLISHED_SOURCE
+from llm_qa.evaluation.kobest import KOBEST_NOTE, PUBLISHED_SOURCE
 from llm_qa.evaluation.metrics.catalogue import CHARACTER_F1, MEASURES, UNKNOWN
 from llm_qa.evaluation.original import ORIGINAL_DEVICE, ORIGINAL_PAIRS, ORIGINAL_SOURCE
 from llm_qa.evaluation.plotting import FONTS, PALETTE, Plot, inline_svg, largest_value
@@ -78,6 +78,7 @@ def render(report: Report, drawn: dict[str, Plot]) -> tuple[str, str]:
         "closeness": closeness_rows(report),
         "groupings": GROUP_STEMS,
         "kobest": kobest_tables(report),
+        "kobest_note": KOBEST_NOTE,
         "kobest_source": PUBLISHED_SOURCE,
         "closeness_from": f"{CLOSE_SIMILARITY:.0%}",
         "definitions": report.runs[0].tuned["scores"].get("definitions", {}),

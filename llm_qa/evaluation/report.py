@@ -24,7 +24,9 @@ from llm_qa.evaluation.evaluations import (
     check_same_questions,
     evaluate_command,
     load_evaluation,
+    load_kobest,
 )
+from llm_qa.evaluation.kobest import tested_tasks
 from llm_qa.evaluation.metrics.catalogue import UNKNOWN, is_number
 from llm_qa.evaluation.ranking import Duel, Entry, compare_entries, rank_entries
 from llm_qa.evaluation.samples import Sample, choose_samples
@@ -59,6 +61,7 @@ class RunReport:
     tuned: dict[str, Any]
     base: dict[str, Any] | None
     comparison: dict[str, Any] | None
+    kobest: dict[str, Any] | None  # macro F1 of its tasks with corrected tests
     verdict: Verdict
     samples: dict[str, list[Sample]]
 
@@ -115,9 +118,12 @@ def load_report(
                 base_rows, rows, seed=seed, resamples=resamples, name=str(folder.path)
             )
     entries = rank_entries(names, [f.evaluations for f in folders], [f.hours for f in folders])
-    ranking = compare_entries(entries, against_base, seed=seed, resamples=resamples)
-    corrected = ranking.against_base
-    runs = [_run_report(folder, corrected.get(i), samples=samples, seed=seed) for i, folder in enumerate(folders)]
+    kobest = {i: tested_tasks(folder.kobest) for i, folder in enumerate(folders) if folder.kobest}
+    ranking = compare_entries(entries, against_base, kobest, seed=seed, resamples=resamples)
+    runs = [
+        _run_report(folder, ranking.against_base.get(i), ranking.kobest.get(i), samples=samples, seed=seed)
+        for i, folder in enumerate(folders)
+    ]
     data, sha256 = str(about.get("data", UNKNOWN)), str(about.get("data_sha256", ""))
     return Report(split, data, sha256, seed, runs, ranking.entries, ranking.duels, ranking.tests)
 
@@ -148,11 +154,13 @@ def _load_run(path: Path, name: str, split: str) -> RunFolder:
         environment=_optional_json(path / files.ENVIRONMENT),
         training=_optional_json(path / files.TRAINING),
         log=files.read_jsonl(path / files.LOG) if (path / files.LOG).is_file() else [],
-        kobest=_optional_json(files.evaluation_dir(path, files.KOBEST) / files.SCORES),
+        kobest=load_kobest(path),
     )
 
 
-def _run_report(folder: RunFolder, comparison: dict[str, Any] | None, *, samples: int, seed: int) -> RunReport:
+def _run_report(
+    folder: RunFolder, comparison: dict[str, Any] | None, kobest: dict[str, Any] | None, *, samples: int, seed: int
+) -> RunReport:
     tuned, rows = folder.evaluations[files.TUNED]
     base, base_rows = folder.evaluations[files.BASE] or (None, None)
     return RunReport(
@@ -160,6 +168,7 @@ def _run_report(folder: RunFolder, comparison: dict[str, Any] | None, *, samples
         tuned=tuned,
         base=base,
         comparison=comparison,
+        kobest=kobest,
         verdict=verdict(comparison, tuned["scores"], finished=folder.training.get("finished") is not False),
         samples=choose_samples(base_rows, rows, count=samples, seed=seed),
     )

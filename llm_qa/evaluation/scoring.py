@@ -57,7 +57,7 @@ def text_scores(prediction: str, references: tuple[str, ...]) -> dict[str, float
         "rouge2": morphemes.rouge_n(prediction, references, 2),
         "rougeL": morphemes.rouge_l(prediction, references),
         "repetition": morphemes.repetition(prediction),
-        "empty_share": float(not prediction.strip()),
+        "empty_share": measures.is_empty(prediction),
     }
 
 
@@ -70,7 +70,7 @@ def row_terms(row: dict[str, Any]) -> dict[str, tuple[float, float]]:
         "bits_per_character": measures.known_bits(row["reference_bits"], row["reference_characters"]),
         EMBEDDING_COSINE: (cosine, 1) if is_number(cosine) else (0, 0),
         "stopped_share": (float(row["stopped"]), 1),
-        "length_ratio": (len(prediction), sum(map(len, references)) / len(references)),
+        "length_ratio": measures.lengths(prediction, references),
     }
 
 

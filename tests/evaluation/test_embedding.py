@@ -20,6 +20,7 @@ def embedder(tmp_path_factory):
     return load_embedder(str(make_embedder(tmp_path_factory.mktemp("embedder"), texts)))
 
 
+@pytest.mark.optional
 def test_vectors_are_of_length_one_in_the_texts_order(embedder):
     texts = ["벽지 시공", "결로", "벽지 시공", ""]
     vectors = embed(embedder, texts)
@@ -30,6 +31,7 @@ def test_vectors_are_of_length_one_in_the_texts_order(embedder):
     assert not np.allclose(vectors[0], vectors[1])
 
 
+@pytest.mark.optional
 def test_the_cosine_is_the_mean_over_the_references(embedder):
     rows = make_rows(tuned=True)[:4]
     rows[0]["prediction"] = rows[0]["references"][0]
@@ -51,6 +53,7 @@ def test_a_missing_package_and_a_missing_model_are_one_sentence(monkeypatch, tmp
         load_embedder("anything")
 
 
+@pytest.mark.optional
 def test_a_pickled_model_is_refused(tmp_path):
     pytest.importorskip("sentence_transformers", reason="the optional sentence-transformers is not installed")
     (tmp_path / "pytorch_model.bin").write_bytes(b"\x80\x04.")

@@ -1,4 +1,4 @@
-"""KoBEST: the data's form, macro F1 by hand, the harness on small files, the published figures."""
+"""KoBEST: the data's form, the harness on small files, the published figures."""
 
 import sys
 
@@ -8,38 +8,31 @@ from transformers import AutoModelForCausalLM
 
 from llm_qa import files
 from llm_qa.console import UserError
-from llm_qa.evaluation.kobest import TASKS, check_data, load_harness, macro_f1, published_scores, score_model
+from llm_qa.evaluation.choices import macro_f1
+from llm_qa.evaluation.kobest import TASKS, check_data, compare_tasks, load_harness, published_scores, score_model
 
 from .kobest_data import kobest_row, make_kobest
 
 
-def test_macro_f1_by_hand():
-    """Class 0: precision 1/2, recall 1 -> 2/3; class 1: precision 1, recall 1/2 -> 2/3."""
-    assert macro_f1([(0, 0), (1, 0), (1, 1)]) == pytest.approx(2 / 3)
-    assert macro_f1([(0, 0), (1, 1)]) == 1.0
-    assert macro_f1([(0, 1), (0, 1)]) == 0.0
-    assert macro_f1([(0, 0), (0, 0), (1, 0), (1, 0)]) == pytest.approx((2 / 3 + 0) / 2)  # one class is never told
-
-
-def test_macro_f1_is_scikit_learns():
-    metrics = pytest.importorskip("sklearn.metrics", reason="the optional lm-eval is not installed")
-    torch.manual_seed(0)
-    pairs = torch.randint(4, (50, 2)).tolist()
-    golds, told = zip(*pairs, strict=True)
-    assert macro_f1(pairs) == pytest.approx(metrics.f1_score(golds, told, average="macro"))
-
-
+@pytest.mark.optional
 def test_every_task_is_scored_offline(tmp_path, neox_folder, tokenizer, monkeypatch):
     pytest.importorskip("lm_eval", reason="the optional lm-eval is not installed")
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     model = AutoModelForCausalLM.from_pretrained(neox_folder, dtype=torch.float32).eval()
     folder = make_kobest(tmp_path / "kobest")
-    scores = score_model(model, tokenizer, folder, TASKS, num_fewshot=1, batch_size=4, limit=None)
-    assert set(scores) == set(TASKS)
-    for task, values in scores.items():
-        assert 0 <= values["f1"] <= 1
-        assert values["accuracy"] * 4 == pytest.approx(round(values["accuracy"] * 4)), task
-    assert "accuracy_normalised" in scores["hellaswag"]
+    chosen = score_model(model, tokenizer, folder, TASKS, num_fewshot=1, batch_size=4, limit=None)
+    assert set(chosen) == set(TASKS)
+    for task, choices in chosen.items():
+        rows = files.read_jsonl(folder / task / "test.jsonl")
+        assert [choice.right for choice in choices] == [row["label"] for row in rows], "in the file's order"
+        assert all((choice.right_normalised is None) == (task != "hellaswag") for choice in choices)
+    scores = compare_tasks(chosen, chosen)
+    for task, measures in scores.items():
+        pairs = [(choice.right, choice.told) for choice in chosen[task]]
+        assert measures["f1"]["base"] == measures["f1"]["tuned"] == macro_f1(pairs)
+        assert measures["accuracy"]["tuned"] == sum(right == told for right, told in pairs) / 4
+        assert measures["f1"]["p_value"] == 1.0
+    assert set(scores["hellaswag"]) == {"f1", "accuracy", "accuracy_normalised"}
 
 
 @pytest.mark.parametrize(

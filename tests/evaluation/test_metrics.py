@@ -15,6 +15,10 @@ from llm_qa.evaluation.metrics.measures import (
     exact_match,
     normalize_korquad,
 )
+from llm_qa.evaluation.metrics.morphemes import repetition
+from llm_qa.evaluation.scoring import score_predictions
+
+from .fixtures import make_rows
 
 SENTENCE = "실크 벽지는 완전히 말린 뒤 시공합니다."
 
@@ -161,6 +165,32 @@ def test_the_local_evaluate_modules_load_offline_and_agree(monkeypatch):
     assert result["chrf"] == sum(chrf(p, r) for p, r in pairs) / 3
     bits = load_module("bits_per_character").compute(predictions=[6.0, 4.0], references=[2, 3])
     assert bits == {"bits_per_character": 2.0}
+    repeated = "벽지를 말린 뒤 시공합니다 " * 2
+    form = load_module("form").compute(
+        predictions=[*predictions[:2], " ", repeated], references=[*references, ["벽지"]]
+    )
+    assert form["length_ratio"] == (5 + 2 + 1 + len(repeated)) / (3 + (2 + 3 + 2) / 3 + 2 + 2)
+    assert form["repetition"] == repetition(repeated) / 4 > 0
+    assert form["empty_share"] == 1 / 4
+
+
+def test_the_modules_give_the_reports_numbers():
+    """Every module on the fixture's answers, against scores.json's values: means of the same, to rounding."""
+    rows = make_rows(tuned=False) + [row | {"id": f"{row['id']}+"} for row in make_rows(tuned=True)]
+    scores = score_predictions(rows, resamples=1)["metrics"]
+    predictions, references = ([row[key] for row in rows] for key in ("prediction", "references"))
+    found = {}
+    for name in MODULES:
+        pairs = {"predictions": predictions, "references": references}
+        if name == "bits_per_character":
+            pairs = {
+                "predictions": [bits for row in rows for bits in row["reference_bits"]],
+                "references": [count for row in rows for count in row["reference_characters"]],
+            }
+        found |= load_module(name).compute(**pairs)
+    for key, values in scores.items():
+        if key not in ("stopped_share", "embedding_cosine"):
+            assert found[key] == pytest.approx(values["value"], abs=1e-12), key
 
 
 def test_an_unknown_module_is_refused():

@@ -29,7 +29,7 @@ def ranked():
         i: compare_predictions(of["base"][1], of["tuned"][1], resamples=100, groups=False)
         for i, of in enumerate(labels)
     }
-    return compare_entries(entries, against, seed=0, resamples=100)
+    return compare_entries(entries, against, {}, seed=0, resamples=100)
 
 
 def test_every_model_once_best_first(ranked):

@@ -12,6 +12,7 @@ import pytest
 from llm_qa import files
 from llm_qa.console import UserError
 from llm_qa.evaluation import plots, plotting
+from llm_qa.evaluation.kobest import Choice, compare_tasks
 from llm_qa.evaluation.original import ORIGINAL_RUNS
 from llm_qa.evaluation.rendering import final_screen, write_report
 from llm_qa.evaluation.report import load_report
@@ -377,15 +378,32 @@ def test_copied_training_answers_and_closeness_are_shown(run, tmp_path):
 
 
 def test_kobest_stands_beside_what_is_published(run, tmp_path):
-    scores = {"f1": 0.75, "accuracy": 0.8}
-    tasks = {task: {"records": 10, "base": scores, "tuned": scores} for task in ("copa", "wic")}
+    without = written([run], tmp_path / "without")[1]
+    right = [0, 1] * 20
+    flawed = [right[:30] + [1 - label for label in right[30:]], right]
+    copa = [[Choice(*pair, None) for pair in zip(right, told, strict=True)] for told in flawed]
+    base, tuned = ({"copa": choices, "wic": [Choice(0, 0, None)] * 4} for choices in copa)
+    tasks = compare_tasks(base, tuned)
     kobest = {"model": "EleutherAI/polyglot-ko-1.3b", "num_fewshot": 5, "lm_eval": "0.4.13", "tasks": tasks}
-    files.write_json(files.evaluation_dir(run, files.KOBEST) / files.SCORES, kobest)
+    path = files.evaluation_dir(run, files.KOBEST) / files.SCORES
+    files.write_json(path, kobest)
     page, twin = written([run], tmp_path / "out")
-    assert "| copa | 10 | 0.7500 (accuracy 0.8000) | 0.7500 (accuracy 0.8000) | 0.7193 |" in twin
-    assert "| wic | 10 | 0.7500 (accuracy 0.8000) | 0.7500 (accuracy 0.8000) | – |" in twin
+    span = r"\(0\.\d{4} to 0\.\d{4}\)"
+    assert re.search(
+        rf"\| copa, macro F1 ↑ \| 0\.7500 {span} \| 1\.0000 \(1\.0000 to 1\.0000\) \| \+0\.2500 \(\+0\.\d{{4}} to "
+        r"\+0\.\d{4}\) \| 0\.0\d\d \| better \| 0\.7193 \| 40 \|",
+        twin,
+    )
+    assert re.search(rf"\| copa, accuracy ↑ \| 0\.7500 {span} .* \| – \| – \| – \| 40 \|", twin)
+    assert re.search(r"\| wic, macro F1 ↑ .* \| 1\.000 \| too few records \| – \| 4 \|", twin)
     for text in (page, twin):
         assert "Llama-2-Ko model card" in text
+    counts = [int(re.search(r"corrected for all (\d+) tests", text)[1]) for text in (without, twin)]
+    assert counts[1] == counts[0] + 2, "its tests are corrected with the page's others"
+
+    kobest["tasks"]["copa"] = {"records": 40, "base": {"f1": 0.5}, "tuned": {"f1": 0.6}}
+    files.write_json(path, kobest)
+    assert "evaluate_kobest.py --run" in refused([run], "an older version wrote it")
 
 
 def test_a_measure_that_nobody_took_is_named_and_not_a_row_of_dashes(run, tmp_path):

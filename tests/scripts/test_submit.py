@@ -32,6 +32,7 @@ def questions(tmp_path):
     return path
 
 
+@pytest.mark.optional
 def test_every_question_becomes_a_vector(run, questions, tmp_path):
     pytest.importorskip("sentence_transformers", reason="the optional sentence-transformers is not installed")
     out, kept = tmp_path / "submission.csv", tmp_path / "answers.csv"

@@ -1,10 +1,14 @@
-"""Measures of Korean answers: plain functions, and the same as local `evaluate` modules that load without network."""
+"""Measures of Korean answers: plain functions, and the same as local `evaluate` modules that load without network.
+
+Two of the report's are no modules: whether an answer stopped by itself is known from how it was generated, not from its
+text, and the embedding cosine needs a model.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-MODULES = ("korquad", "chrf", "rouge", "bits_per_character")
+MODULES = ("korquad", "chrf", "rouge", "bits_per_character", "form")
 
 
 def load_module(name: str):

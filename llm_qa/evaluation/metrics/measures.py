@@ -73,6 +73,22 @@ def chrf_signature() -> str:
     return f"chrF2++ nrefs:var|case:mixed|eff:yes|nc:6|nw:2|space:no|version:{sacrebleu.__version__}, mean of sentences"
 
 
+def lengths(prediction: str, references: Sequence[str]) -> tuple[int, float]:
+    """Characters of one answer, and of its references on average: the two terms of `length_ratio`."""
+    return len(prediction), sum(map(len, references)) / len(references)
+
+
+def length_ratio(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> float:
+    """Characters of all answers over those of all references (a question's on average); 1 is as long."""
+    answered, wanted = zip(*map(lengths, predictions, references), strict=True)
+    return sum(answered) / sum(wanted)
+
+
+def is_empty(prediction: str) -> float:
+    """1.0 for an answer with nothing but white space, else 0.0."""
+    return float(not prediction.strip())
+
+
 def bits_per_character(bits: Iterable[float | None], characters: Iterable[int]) -> float:
     """Sum of -log2 p(reference | prompt) over the sum of characters; comparable between tokenizers; lower is better.
 

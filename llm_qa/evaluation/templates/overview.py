@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from llm_qa import files
 from llm_qa.console import format_seconds
 from llm_qa.evaluation.grouping import CLOSENESS, NEW
-from llm_qa.evaluation.kobest import TASKS, published_scores
+from llm_qa.evaluation.kobest import KOBEST_MEASURES, MACRO_F1, TASKS, published_scores
 from llm_qa.evaluation.metrics.catalogue import (
     BITS_PER_CHARACTER,
     CHARACTER_F1,
@@ -20,6 +20,7 @@ from llm_qa.evaluation.ranking import PAIR_MEASURES
 from llm_qa.evaluation.templates.views import format_p, span
 
 if TYPE_CHECKING:
+    from llm_qa.evaluation.metrics.catalogue import Measure
     from llm_qa.evaluation.ranking import Entry
     from llm_qa.evaluation.report import Report
 
@@ -143,31 +144,33 @@ def _gain(comparison: dict[str, Any] | None) -> tuple[str, str]:
 
 
 def kobest_tables(report: Report) -> list[dict[str, Any]]:
-    """A table for each run with KoBEST results: task, records, base, tuned, and what is published of the base."""
+    """A table for each run with KoBEST results: a row a task and measure, and what is published of the base."""
     tables = []
     for run in report.runs:
         if not (found := run.folder.kobest):
             continue
         rows = []
-        for task in TASKS:
-            if task not in found["tasks"]:
-                continue
-            of = found["tasks"][task]
-            published = published_scores(found["model"], task, found["num_fewshot"])
-            rows.append(
-                {
-                    "task": task,
-                    "records": f"{of['records']:,}",
-                    "base": _score(of.get("base")),
-                    "tuned": _score(of["tuned"]),
-                    "published": f"{published:.4f}" if published else UNKNOWN,
-                }
-            )
+        for task in (task for task in TASKS if task in found["tasks"]):
+            for measure in KOBEST_MEASURES:
+                if values := found["tasks"][task].get(measure.key):
+                    tested = run.kobest["metrics"][task] if measure is MACRO_F1 else {}
+                    rows.append({"task": task, "measure": measure, **_choice_texts(measure, values, tested)})
+                    published = published_scores(found["model"], task, found["num_fewshot"])
+                    rows[-1]["published"] = measure.format(published if measure is MACRO_F1 else None)
         tables.append({"name": run.name, "shots": found["num_fewshot"], "lm_eval": found["lm_eval"], "rows": rows})
     return tables
 
 
-def _score(values: dict[str, Any] | None) -> str:
-    if not values:
-        return UNKNOWN
-    return f"{values['f1']:.4f} (accuracy {values['accuracy']:.4f})"
+def _choice_texts(measure: Measure, values: dict[str, Any], tested: dict[str, Any]) -> dict[str, str]:
+    records = values["records"]
+    texts = {
+        "records": f"{records:,}",
+        "difference": measure.format_difference(values["difference"]),
+        "difference_span": span(values, measure.format_difference, records),
+        "p": format_p(tested.get("p_holm")),
+        "reading": tested.get("reading") or UNKNOWN,
+    }
+    for label in (files.BASE, files.TUNED):
+        ends = {end: values[f"{label}_{end}"] for end in ("low", "high")}
+        texts |= {label: measure.format(values[label]), f"{label}_span": span(ends, measure.format, records)}
+    return texts
