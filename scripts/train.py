@@ -35,7 +35,7 @@ from llm_qa.training.fingerprints import KINDS, fingerprint
 from llm_qa.training.fit import fitted, memory_for_loading, memory_for_training
 from llm_qa.training.lock import hold_lock
 from llm_qa.training.non_finite import StopOnNonFinite
-from llm_qa.training.ranks import first_to_say, on_main, sum_over_ranks
+from llm_qa.training.ranks import first_to_say, gather_over_ranks, on_main
 from llm_qa.training.run_folder import is_finished, open_run, save_final
 from llm_qa.training.stopping import StopInTime
 from llm_qa.training.strategy import (
@@ -47,7 +47,6 @@ from llm_qa.training.strategy import (
     quiet_other_ranks,
     read_strategy,
     start_engine,
-    world_size,
 )
 from llm_qa.training.trainer import build_trainer, training_arguments, use_fast_path
 from llm_qa.training.watchdog import SILENCE_SECONDS, Watchdog
@@ -222,14 +221,6 @@ def main() -> int:
         )
     end_together(watchdog.stop)
     return 0
-
-
-def gather_over_ranks(value: float, device) -> list[float]:
-    """One number of every rank, in rank order."""
-    import os
-
-    rank, world = int(os.environ.get("RANK", "0")), world_size()
-    return sum_over_ranks([value if i == rank else 0.0 for i in range(world)], device)
 
 
 if __name__ == "__main__":

@@ -51,6 +51,14 @@ def sum_over_ranks(values: list[float], device: torch.device) -> list[float]:
     return on_device.tolist()
 
 
+def gather_over_ranks(value: float, device: torch.device) -> list[float]:
+    """One number of every rank, in rank order; every rank must call it."""
+    if not together():
+        return [value]
+    rank, ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return sum_over_ranks([value if i == rank else 0.0 for i in range(ranks)], device)
+
+
 def tell_all(text: str) -> list[str]:
     """What each rank says, in rank order; every rank must call it."""
     if not together():

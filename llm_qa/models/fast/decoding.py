@@ -16,7 +16,7 @@ from torch import Tensor
 
 from llm_qa.models.fast.folding import Linear, choose_folding, linear, read_linear
 from llm_qa.models.fast.lora_layer import split_and_rotate
-from llm_qa.models.fast.neox import linear_modules
+from llm_qa.models.fast.neox_layer import linear_modules
 from llm_qa.models.quantization import BF16_CAPABILITY, SHORT
 
 ALIGNED = 8  # positions that the memory-efficient attention kernel wants a mask to be a multiple of

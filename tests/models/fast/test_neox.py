@@ -8,7 +8,8 @@ from llm_qa.config import make_recipe
 from llm_qa.data.packing import collate_packs
 from llm_qa.models import tiny
 from llm_qa.models.fast.low_rank import dropout_threshold, keep_mask, keep_scale
-from llm_qa.models.fast.neox import FastNeoX, packed_mask
+from llm_qa.models.fast.neox import FastNeoX
+from llm_qa.models.fast.neox_layer import packed_mask
 from llm_qa.models.lora import add_lora
 from llm_qa.models.quantization import resolve_precision
 from llm_qa.models.random_weights import random_base
