@@ -106,9 +106,9 @@ def set_up(trial: Trial) -> Setup:
     return Setup(recipe, strategy, precision, arguments, model, linears, tokenizer, pairs)
 
 
-def fast_path(setup: Setup) -> FastPath:
+def fast_path(setup: Setup, packs: PackedDataset) -> FastPath:
     """Let the policy choose, as train.py does."""
-    tokens = setup.arguments.per_device_train_batch_size * setup.recipe.pack_length
+    tokens = setup.arguments.per_device_train_batch_size * packs.capacity
     path = choose_fast_path(
         setup.model, setup.recipe, setup.precision, tokens, setup.strategy.zero_stage, gpu_capability()
     )
@@ -146,7 +146,8 @@ def measured(setup: Setup, watch: Stopwatch, path: FastPath, epoch_tokens: int, 
 def ours(trial: Trial) -> dict[str, Any]:
     """The recipe as train.py trains it."""
     setup = set_up(trial)
-    path, packs, watch = fast_path(setup), packs_of(setup), Stopwatch(trial.warmup, trial.steps)
+    packs, watch = packs_of(setup), Stopwatch(trial.warmup, trial.steps)
+    path = fast_path(setup, packs)
     callbacks = [RealTokens(), StopOnNonFinite(), watch, *([trial.trace] if trial.trace else [])]
     trainer = build_trainer(setup.model, setup.tokenizer, setup.arguments, packs, None, callbacks)
     trainer.train()
@@ -163,13 +164,20 @@ def plain(trial: Trial) -> dict[str, Any]:
 def loop(trial: Trial) -> dict[str, Any]:
     """The recipe in an explicit Accelerator loop: what Trainer costs."""
     from accelerate import Accelerator
+    from accelerate.utils import DataLoaderConfiguration
 
     setup = set_up(trial)
-    path, packs, watch = fast_path(setup), packs_of(setup), Stopwatch(trial.warmup, trial.steps)
+    packs, watch = packs_of(setup), Stopwatch(trial.warmup, trial.steps)
+    path = fast_path(setup, packs)
     arguments = setup.arguments
     if arguments.gradient_checkpointing:
         setup.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    accelerator = Accelerator(mixed_precision=setup.precision.autocast or "no", cpu=not torch.cuda.is_available())
+    on_gpu = torch.cuda.is_available()
+    accelerator = Accelerator(
+        mixed_precision=setup.precision.autocast or "no",
+        cpu=not on_gpu,
+        dataloader_config=DataLoaderConfiguration(non_blocking=on_gpu),
+    )
     trained = [parameter for parameter in setup.model.parameters() if parameter.requires_grad]
     kind, keywords = Trainer.get_optimizer_cls_and_kwargs(arguments, setup.model)
     optimizer = kind(trained, **keywords)
@@ -284,6 +292,7 @@ def trl(trial: Trial) -> dict[str, Any]:
         gradient_checkpointing=False,
         logging_nan_inf_filter=False,
         disable_tqdm=True,
+        accelerator_config={"non_blocking": torch.cuda.is_available()},
         packing=True,
         max_length=recipe.pack_length,
     )

@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from pathlib import Path
 
 from transformers import Trainer, TrainerCallback
@@ -28,7 +29,7 @@ from llm_qa.console import UserError, is_main_process, say
 from llm_qa.training.checkpoints import all_checkpoints
 from llm_qa.training.loss_so_far import LossSoFar
 from llm_qa.training.ranks import on_main, tell_all
-from llm_qa.training.staging import STAGING, commit, disk_problem, remove, reserve
+from llm_qa.training.staging import STAGING, SaveError, commit, disk_problem, remove, reserve
 
 WRITING_BYTES_PER_SECOND = 100e6  # a slow disk, until the first save has been timed
 NICENESS = 10  # of a thread beside training: about a tenth of a core that both want
@@ -128,7 +129,7 @@ class SafeSaving(Trainer):
         if is_main_process():
             best = self.state.best_model_checkpoint
             self.commit = self.thread.submit(self._publish, step, best and Path(best), began)
-        if self.control.should_training_stop:
+        if self.control.should_training_stop or self.stop_when_unsaved:
             self._settle(and_now)
 
     def _is_left_out(self) -> bool:
@@ -189,7 +190,7 @@ class SafeSaving(Trainer):
         """Wait until the last checkpoint is safe, or say that it is not; every rank must call it."""
         if self.unsettled is None:
             return
-        problem = self._attempt(lambda: self.commit and self.commit.result())
+        problem = self._attempt(self._hear)
         done, self.commit = self.commit, None
         step, self.unsettled = self.unsettled, None
         if problem:
@@ -197,6 +198,12 @@ class SafeSaving(Trainer):
         else:
             self.last_bytes, seconds = on_main(lambda: done.result())
             self.save_seconds = max(self.save_seconds, seconds)
+
+    def _hear(self) -> None:
+        """Wait for the thread; whatever ended it is a checkpoint that was not saved, no end of this rank alone."""
+        error = self.commit and self.commit.exception()
+        if error:
+            raise SaveError(disk_problem(error) or f"{type(error).__name__}: {error}") from error
 
     def _not_saved(self, step: int, problem: str, and_now: str) -> None:
         if is_main_process():
@@ -215,7 +222,8 @@ class SafeSaving(Trainer):
 def let_training_go_first() -> None:
     """Lower the priority of this thread and of those that it starts: Linux has one for each, other systems have not."""
     if sys.platform == "linux":
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
+        with suppress(OSError):  # forbidden here: it costs training a little, no more
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
 
 
 def free_bytes(folder: Path) -> str:

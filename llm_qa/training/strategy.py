@@ -53,11 +53,6 @@ class Strategy:
         return f"{self.name}, {self.processes} process{'es' if self.processes > 1 else ''}{machines}"
 
 
-def world_size() -> int:
-    """Number of processes that `accelerate launch` started, over all machines."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
 def read_strategy(environment: Mapping[str, str] = os.environ) -> Strategy:
     """The strategy that `accelerate launch` set up; UserError for one that this project does not run."""
     processes, here = int(environment.get("WORLD_SIZE", "1")), int(environment.get("LOCAL_WORLD_SIZE", "1"))

@@ -75,6 +75,9 @@ def training_arguments(
     except (ValueError, TypeError, ImportError) as error:
         told = " ".join(str(error).split())
         raise UserError(f"The recipe's training arguments do not fit together: {told}") from error
+    if arguments.n_gpu > 1:  # Trainer would take all of them, with other batches and an engine nobody asked for
+        say(f"one process trains on one of the {arguments.n_gpu} GPUs here (make train-ddp uses all)")
+        arguments._n_gpu = 1
     check_reporters(arguments)
     return arguments
 

@@ -5,6 +5,7 @@ The imports are four fifths of what a small training on two processes costs, and
 still a process of its own, with torchrun's environment, and ends with this file's process: when that is killed, too.
 """
 
+import atexit
 import contextlib
 import json
 import os
@@ -14,6 +15,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 SOCKET = "FORKED_RANKS"  # the variable that names the server's socket
@@ -29,7 +31,7 @@ def forked_ranks(folder: Path):
         assert server.stdout.readline() == b"ready\n"
         yield {"PYTHON_EXEC": __file__, SOCKET: address}
     finally:
-        server.kill()
+        server.terminate()  # which ends what ranks it still has
         server.wait()
 
 
@@ -64,11 +66,15 @@ def be_a_rank(request: dict) -> None:
         code = 0
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
     except BaseException:
         import traceback
 
         traceback.print_exc()
         code = 1
+    threading._shutdown()  # what Python does at its end: threads are waited for, exit functions called
+    atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
@@ -95,16 +101,27 @@ def serve(address: str) -> None:
     waiting = selectors.DefaultSelector()
     waiting.register(listener, selectors.EVENT_READ)
     ranks: dict[int, socket.socket] = {}
+
+    def end(*_):
+        for rank in ranks:
+            os.kill(rank, signal.SIGKILL)
+        os._exit(0)
+
+    signal.signal(signal.SIGTERM, end)
     while True:
         for key, _ in waiting.select(0.05):
             if key.fileobj is listener:
                 connection, _ = listener.accept()
-                request = json.loads(connection.makefile().readline())
+                request = json.loads(connection.makefile().readline() or "null")
+                if request is None:  # who asked is gone already
+                    continue
                 rank = os.fork()
                 if rank == 0:
+                    signal.signal(signal.SIGTERM, signal.SIG_DFL)
                     be_a_rank(request)
                 ranks[rank] = connection
-                connection.sendall(f"{rank}\n".encode())
+                with contextlib.suppress(OSError):
+                    connection.sendall(f"{rank}\n".encode())
                 waiting.register(connection, selectors.EVENT_READ, rank)
             else:  # nobody writes a second time: the process that asked is gone
                 waiting.unregister(key.fileobj)
@@ -126,6 +143,7 @@ if __name__ == "__main__":
         serve(sys.argv[2])
     code = ask(sys.argv[1:])
     if code < 0:
-        signal.signal(-code, signal.SIG_DFL)
+        if -code != signal.SIGKILL:
+            signal.signal(-code, signal.SIG_DFL)
         os.kill(os.getpid(), -code)
     sys.exit(code)

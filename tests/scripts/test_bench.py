@@ -60,7 +60,7 @@ def test_answering_is_measured_in_every_way(tmp_path):
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
     assert [(row["contender"], row["rows"], row["tokens_measured"]) for row in rows] == [
-        ("original", 1, 9),
+        ("original", 1, 3),
         ("plain", 4, 12),
         ("static", 4, 12),
     ]

@@ -121,14 +121,25 @@ def test_one_that_turns_out_bad_is_told_at_the_next_save_which_tries_again(
     assert outcome(tmp_path) == outcome(undisturbed)
 
 
-def test_asked_to_stop_when_unsaved_it_stops_at_the_next_save(tmp_path, monkeypatch):
+def test_asked_to_stop_when_unsaved_it_waits_for_every_save_and_stops_at_once(tmp_path, monkeypatch):
     spoil(monkeypatch, 2)
     trainer = make_trainer(tmp_path)
     trainer.stop_when_unsaved = True
     with pytest.raises(UserError, match=r"Step 2: no checkpoint .* Make room, or correct the folder, and run the same"):
         trainer.train()
-    assert trainer.state.global_step == 4
+    assert trainer.state.global_step == 2
     assert names(tmp_path) == []
+
+
+def test_what_ends_the_thread_is_told_like_a_disk_s_refusal(tmp_path, monkeypatch, capsys):
+    def broken(*_):
+        raise MemoryError("no room to hash")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("llm_qa.training.safe_saving.commit", broken)
+        make_trainer(tmp_path).train()
+    assert "Step 2: no checkpoint could be saved in " in (said := capsys.readouterr().out)
+    assert "(MemoryError: no room to hash)" in said
 
 
 def test_a_stop_whose_own_checkpoint_turns_out_bad_is_an_error(tmp_path, monkeypatch):
@@ -290,8 +301,8 @@ def test_two_ranks_leave_out_fail_and_end_alike(tmp_path):
             spoil(patched, 5)
             go_on = hold_back(patched, 3)
             trainer = make_trainer(tmp_path, save_steps=1, save_total_limit=9, ddp_backend="gloo")
-            trainer.patience_seconds = 0.01 if rank == 0 else LONG
-            trainer.add_callback(AtStep(4, lambda *_: setattr(trainer, "patience_seconds", 0.01)))
+            trainer.patience_seconds, impatient = LONG, 0.01 if rank == 0 else LONG
+            trainer.add_callback(AtStep(4, lambda *_: setattr(trainer, "patience_seconds", impatient)))
             trainer.add_callback(AtStep(5, lambda *_: (go_on.set(), setattr(trainer, "patience_seconds", LONG))))
             trainer.train()
             assert trainer.unsettled is None

@@ -51,10 +51,12 @@ class GraphedPass:
         torch.cuda.current_stream().wait_stream(side)
         torch.cuda.empty_cache()  # the graphs have memory of their own
         self.forward_graph, self.backward_graph = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.forward_graph):
+        # Only this thread's calls belong to the graphs: another may be pinning the next batch.
+        with torch.cuda.graph(self.forward_graph, capture_error_mode="thread_local"):
             output = function(*self.inputs)
         self.slope = torch.empty_like(output)
-        with torch.cuda.graph(self.backward_graph, pool=self.forward_graph.pool()):
+        pool = self.forward_graph.pool()
+        with torch.cuda.graph(self.backward_graph, pool=pool, capture_error_mode="thread_local"):
             self.gradients = torch.autograd.grad(output, trained, self.slope)
         self.output = output.detach()
         gc.collect()

@@ -3,7 +3,7 @@
 Imported only where there is a GPU. The plain PyTorch functions of the same names in `low_rank`, `products` and `fp8`
 say what each computes; tests hold them together. Dropout masks are a hash of (seed, element), so that a backward pass
 or a recomputation makes the same mask again instead of keeping it. Small factors are read as they are, in any strides
-and dtype, and rounded to the large one's dtype inside, where a launch for that would take longer than its work. The
+and dtype, and rounded to the large one's dtype inside, where a launch for that would take longer than it saves. The
 shapes of tiles (rows, columns, warps, stages) are those measured fastest on an H200 at polyglot-ko-12.8b's widths.
 """
 
@@ -72,7 +72,7 @@ def down(x, a, seed, threshold: int, scale: float, shape=None) -> torch.Tensor:
     """See low_rank.down."""
     (tokens, width), rank = x.shape, a.shape[0]
     rows, columns, warps, stages = shape or ((64, 64, 4, 3) if threshold else (32, 64, 4, 4))
-    if a.stride(1) != 1:  # read again and again, it is worth a copy
+    if a.stride(1) != 1 or rank > 32:  # read again and again, in wide tiles: worth a copy
         a = a.to(x.dtype).contiguous()
     blocks = triton.cdiv(tokens, rows)
     parts = torch.empty((parts_for(blocks, width // (4 * columns)), tokens, rank), device=x.device)
@@ -227,7 +227,7 @@ def _rows_to_fp8_kernel(
 
 def rows_to_fp8(x) -> tuple[torch.Tensor, torch.Tensor]:
     """See fp8.quantize_rows."""
-    rows, width = x.shape
+    (rows, width), x = x.shape, x.contiguous()
     out = torch.empty_like(x, dtype=torch.float8_e4m3fn)
     scales = torch.empty((rows, 1), dtype=torch.float32, device=x.device)
     first = triton.next_power_of_2(width // 2 + 1)

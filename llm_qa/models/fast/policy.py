@@ -74,25 +74,36 @@ def choose_fast_path(
         causal, precision.compute, tokens, flex=True, compiled=True, graphed=recipe.method == "lora" and not zero_stage
     )
     say("fast path: comparing a layer with the plain one and compiling it, up to a minute the first time")
+    try:
+        return try_fast_path(fast, model, recipe, precision)
+    except Exception as error:
+        if type(error).__name__ != "OutOfResources":  # Triton's; there is no Triton on a CPU to import it from
+            raise
+        return plain_path(f"at --lora-r {recipe.lora_r} its kernels need more than this GPU has", recipe, precision)
+
+
+def try_fast_path(fast: FastNeoX, model: torch.nn.Module, recipe: Recipe, precision: Precision) -> FastPath:
+    """Compare, measure, choose, take over; Triton's OutOfResources where a kernel does not fit the GPU."""
     if (difference := fast.difference()) > (MOST_DIFFERENT_FP8 if precision.fp8 else MOST_DIFFERENT):
         return plain_path(
             f"on this GPU the fast layer differs by {difference:.0%} from the plain one, please report it",
             recipe,
             precision,
         )
-    layers = len(causal.gpt_neox.layers)
+    layers = len(fast.model.gpt_neox.layers)
     copy = fast.unpacked_bytes() if precision.base == "nf4" and recipe.recompute != "all" else 0
     if copy and copy <= free_memory_bytes()[0] / 2:  # it will be taken, most likely: compile for it, not for both
         fast.unpack(1)
     need = measure_need(fast, model, recipe)
     fast.recomputed, why = layers_to_recompute(need, recipe, layers)
     fast.unpacked.clear()
+    # Where it is not taken, a pass makes the weights of one layer at a time: KEPT_FREE has room for those.
     if unpacked := copy and not fast.recomputed and copy <= need.room - layers * need.kept:
         fast.unpack(layers)
     fast.take_over()
     report = (
-        f"fast path: flex attention on {tokens:,} packed tokens, compiled layers, {fast.recomputed} of {layers} layers "
-        f"recomputed ({why}), {precision.base}"
+        f"fast path: flex attention on {fast.tokens:,} packed tokens, compiled layers, {fast.recomputed} of {layers} "
+        f"layers recomputed ({why}), {precision.base}"
         + (f" unpacked once into {copy / 2**30:.1f} GiB" if unpacked else "")
         + f", products in {SHORT[precision.compute]}"
     )

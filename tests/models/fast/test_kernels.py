@@ -14,6 +14,7 @@ from llm_qa.models.fast import kernels, layer_kernels, lora_layer, low_rank  # n
 
 DEVICE = "cuda" if ON_GPU else "cpu"
 TOKENS, WIDTH, RANK = 70, 272, 8
+SIZES = [(TOKENS, WIDTH), (600, 1040)]  # in the second a sum is split among programs
 THRESHOLDS = [0, low_rank.dropout_threshold(0.3)]
 
 
@@ -34,9 +35,11 @@ def near(got, wanted, bound=1e-5):
 
 
 @pytest.mark.parametrize("threshold", THRESHOLDS)
-def test_products_of_low_rank(noise, reference, threshold):
+@pytest.mark.parametrize(("tokens", "width"), SIZES)
+def test_products_of_low_rank(noise, reference, threshold, tokens, width):
     seed = torch.tensor([3987654321], device=DEVICE)
-    x, a, b, d = noise(TOKENS, WIDTH), noise(RANK, WIDTH), noise(WIDTH, RANK), noise(TOKENS, RANK)
+    x, a, b, d = noise(tokens, width), noise(RANK, width), noise(width, RANK), noise(tokens, RANK)
+    near(kernels.down(x, b.T, seed, threshold, 2.0), low_rank.down(x, b.T, seed, threshold, 2.0))
     near(kernels.down(x, a, seed, threshold, 2.0), low_rank.down(x, a, seed, threshold, 2.0))
     near(kernels.outer(d, x, seed, threshold, 2.0, a), low_rank.outer(d, x, seed, threshold, 2.0, a))
     across = kernels.outer(d, x, seed, threshold, 2.0, b.T).T
@@ -46,18 +49,25 @@ def test_products_of_low_rank(noise, reference, threshold):
     near(kernels.up(d, b.T, seed, threshold, 2.0, onto[0]), low_rank.up(d, b.T, seed, threshold, 2.0, onto[1]))
 
 
+def test_sums_of_the_larger_size_are_split():
+    tokens, width = SIZES[1]
+    assert kernels.parts_for(-(-tokens // 64), width // 256) > 1
+    assert kernels.parts_for(-(-width // 2 // 32), tokens // 128, 2048) > 1
+
+
 @pytest.mark.parametrize("threshold", THRESHOLDS)
-def test_gelu_and_the_layer_s_sum(noise, reference, threshold):
+@pytest.mark.parametrize(("tokens", "width"), SIZES)
+def test_gelu_and_the_layer_s_sum(noise, reference, threshold, tokens, width):
     seed, scale = torch.tensor([77], device=DEVICE), 0.5
-    h, d, b, bias = noise(TOKENS, WIDTH), noise(TOKENS, RANK), noise(WIDTH, RANK), noise(WIDTH)
-    a, keep = noise(RANK, WIDTH), low_rank.keep_scale(threshold)
+    h, d, b, bias = noise(tokens, width), noise(tokens, RANK), noise(width, RANK), noise(width)
+    a, keep = noise(RANK, width), low_rank.keep_scale(threshold)
     near(layer_kernels.gelu(h, d, b, bias, scale), lora_layer.gelu(h, d, b, bias, scale))
-    du, dd = noise(TOKENS, WIDTH), noise(TOKENS, RANK)
+    du, dd = noise(tokens, width), noise(tokens, RANK)
     got = layer_kernels.gelu_backward(du.clone(), dd, a, h, d, b, bias, seed, threshold, keep, scale)
     wanted = lora_layer.gelu_backward(du.clone(), dd, a, h, d, b, bias, seed, threshold, scale)
     for one, other in zip(got, wanted, strict=True):
         near(one, other)
-    rest = noise(TOKENS, WIDTH), d, b, noise(TOKENS, WIDTH), dd, noise(WIDTH, RANK), bias, scale
+    rest = noise(tokens, width), d, b, noise(tokens, width), dd, noise(width, RANK), bias, scale
     near(layer_kernels.residual(h, *rest), lora_layer.residual(h, *rest))
 
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 
 from llm_qa.config import make_recipe
 from llm_qa.data.packing import collate_packs
@@ -190,7 +191,9 @@ def test_accelerate_wraps_it_for_mixed_precision(batch, values):
     model, fast = build(compute_dtype="bf16", **values)
     wanted = fast.forward(**batch).loss
     fast.take_over()
+    AcceleratorState._reset_state(reset_partial_state=True)  # of another test in this process
     wrapped = Accelerator(mixed_precision="bf16", cpu=True).prepare(model)
+    AcceleratorState._reset_state(reset_partial_state=True)
     loss = wrapped(**batch).loss
     assert loss.item() == wanted.item()
     loss.backward()
