@@ -5,7 +5,6 @@ import functools
 import oracle
 import pytest
 import torch
-from forked_rank import forked_ranks
 from launching import KINDS, PROCESSES, command, losses, start, train, training, validation_loss, write_recipe
 from safetensors.torch import load_file
 from train_keeping_logits import probe
@@ -35,17 +34,16 @@ EXACT = 1e-5
 def runs(tmp_path_factory):
     """kind, strategy -> the folder of a finished run, trained once; a name and changes of the recipe make another."""
     folder = tmp_path_factory.mktemp("matrix")
-    with forked_ranks(folder) as variables:
 
-        @functools.cache
-        def run(kind, strategy, name="", **changes):
-            recipe = write_recipe(folder, kind, **changes)
-            path = folder / f"{kind}-{strategy}{name}"
-            train(strategy, recipe, path, script="tests/distributed/train_keeping_logits.py", variables=variables)
-            return path
+    @functools.cache
+    def run(kind, strategy, name="", **changes):
+        recipe = write_recipe(folder, kind, **changes)
+        path = folder / f"{kind}-{strategy}{name}"
+        train(strategy, recipe, path, script="tests/distributed/train_keeping_logits.py")
+        return path
 
-        run.folder = folder
-        yield run
+    run.folder = folder
+    return run
 
 
 @pytest.fixture(scope="module")
