@@ -9,7 +9,8 @@ set -euo pipefail
 config=${1:?accelerate config, such as accelerate_configs/zero3.yaml}
 shift
 gpus=${SLURM_GPUS_ON_NODE:?SLURM gave no GPUs: add --gpus-per-node}
-main=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+hosts=$(scontrol show hostnames "$SLURM_JOB_NODELIST") # whole: a pipe that closes early would end this script
+main=${hosts%%$'\n'*}
 port=$((20000 + SLURM_JOB_ID % 10000)) # two jobs may share a node
 export main gpus config port
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=240 # seconds to save after SLURM's signal; torchrun's own are 30
