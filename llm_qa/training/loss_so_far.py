@@ -5,7 +5,7 @@ from __future__ import annotations
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import ExportableState
 
-from llm_qa.training.ranks import sum_over_ranks
+from llm_qa.training.ranks import gather_over_ranks
 
 
 class LossSoFar(TrainerCallback, ExportableState):
@@ -26,10 +26,7 @@ class LossSoFar(TrainerCallback, ExportableState):
 
     def remember(self) -> None:
         """Take the numbers from the trainer; every rank must call it."""
-        arguments = self.trainer.args
-        mine = [0.0] * arguments.world_size
-        mine[arguments.process_index] = self.trainer._tr_loss.item()
-        self.by_rank = sum_over_ranks(mine, arguments.device)
+        self.by_rank = gather_over_ranks(self.trainer._tr_loss.item(), self.trainer.args.device)
         self.last_logged = self.trainer._globalstep_last_logged
 
     def on_train_begin(self, args, state, control, **kwargs):

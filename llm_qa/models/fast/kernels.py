@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 
 PROGRAMS = 512  # at least so many share a large matrix; fewer would not fill the GPU
+MORE_PROGRAMS = 2048  # where each has much to do beside its sum
 MOST_PARTS = 16  # that a sum is split into for it
 
 

@@ -10,7 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
-from llm_qa.models.fast.kernels import add_parts, padded, pair_keep, parts_for, precision, tile
+from llm_qa.models.fast.kernels import MORE_PROGRAMS, add_parts, padded, pair_keep, parts_for, precision, tile
 
 
 @triton.jit
@@ -127,7 +127,7 @@ def gelu_backward(du, dd, a, h, d, b, bias, seed, threshold: int, keep: float, s
     (tokens, width), rank = h.shape, d.shape[1]
     rows, columns, warps = shape
     blocks = triton.cdiv(width // 2, columns)
-    da = torch.empty((parts_for(blocks, tokens // (4 * rows), 2048), rank, width), device=h.device)
+    da = torch.empty((parts_for(blocks, tokens // (4 * rows), MORE_PROGRAMS), rank, width), device=h.device)
     db = torch.empty_like(da)
     _gelu_backward_kernel[(blocks, len(da))](
         du, dd, a, h, d, b, bias, seed, da, db, tokens, width, rank, *a.stride(), b.stride(1), b.stride(0), threshold,

@@ -52,7 +52,7 @@ def test_products_of_low_rank(noise, reference, threshold, tokens, width):
 def test_sums_of_the_larger_size_are_split():
     tokens, width = SIZES[1]
     assert kernels.parts_for(-(-tokens // 64), width // 256) > 1
-    assert kernels.parts_for(-(-width // 2 // 32), tokens // 128, 2048) > 1
+    assert kernels.parts_for(-(-width // 2 // 32), tokens // 128, kernels.MORE_PROGRAMS) > 1
 
 
 @pytest.mark.parametrize("threshold", THRESHOLDS)

@@ -95,6 +95,23 @@ def test_nf4_is_unpacked_once_where_the_copy_fits_beside_what_layers_keep(monkey
     assert len(fast.unpacked) == 4 * model.config.num_hidden_layers * unpacked
 
 
+def test_a_kernel_that_does_not_fit_the_gpu_leaves_the_plain_path(monkeypatch):
+    class OutOfResources(Exception):
+        """Triton's name for it."""
+
+    def too_large(self):
+        raise OutOfResources("out of resource: shared memory, Required: 376832, Hardware limit: 232448")
+
+    recipe = make_recipe({"base_precision": "fp32", "lora_r": 256})
+    model = add_lora(tiny_model(), recipe)
+    before = model.get_base_model().forward
+    monkeypatch.setattr(FastNeoX, "difference", too_large)
+    path = choose_fast_path(model, recipe, resolve_precision(recipe, None), 128, 0, H200)
+    assert not path.active
+    assert "plain path (at --lora-r 256 its kernels need more than this GPU has)" in path.report
+    assert model.get_base_model().forward == before
+
+
 def test_fp8_needs_a_gpu_that_has_it():
     recipe = make_recipe({"base_precision": "fp8"})
     with pytest.raises(UserError, match=r"fp8 needs compute capability 8\.9 .* set --base-precision to nf4"):
