@@ -8,7 +8,7 @@ import torch
 from transformers import TrainerCallback
 
 CATEGORIES = {  # of GPU kernels, by a part of their names; the first that fits counts
-    "attention": ("flex_attention", "flash", "fmha"),
+    "attention": ("_attend", "flex_attention", "flash", "fmha"),
     "LoRA products": ("_down_kernel", "_up_add_kernel", "_outer_kernel"),
     "4-bit weights to 16 bits": ("dequantize", "kDequantize"),
     "rounding to fp8": ("_rows_to_fp8",),

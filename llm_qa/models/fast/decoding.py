@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from llm_qa.models.fast.folding import Linear, choose_folding, linear, read_linear
-from llm_qa.models.fast.lora_layer import split_and_rotate
+from llm_qa.models.fast.lora_layer import rotate
 from llm_qa.models.fast.neox_layer import linear_modules
 from llm_qa.models.quantization import BF16_CAPABILITY, SHORT
 
@@ -130,12 +130,12 @@ class StaticDecoder:
         """
         x = self.model.gpt_neox.embed_in(tokens).to(self.dtype)
         cos, sin = (turn[0].contiguous() for turn in self.model.gpt_neox.rotary_emb(x[None], positions[None]))
-        # split_and_rotate would add LoRA's update and the bias, which are in the product already
+        # rotate would add LoRA's update and the bias, which are in the product already
         nothing = x.new_zeros(len(x), 1), x.new_zeros(3 * x.shape[1], 1), x.new_zeros(3 * x.shape[1])
         for layer in self.layers:
             packed = linear(self._norm(x, layer.attention_norm), layer.query_key_value)
-            query, key, value = split_and_rotate(packed, *nothing, cos, sin, self.heads, 0.0)
-            mixed = attend(layer, query[0], key[0], value[0]).transpose(0, 1).reshape(x.shape)
+            packed = rotate(packed, *nothing, cos, sin, self.heads, 0.0).view(len(x), self.heads, -1)
+            mixed = attend(layer, *packed.transpose(0, 1).chunk(3, dim=-1)).transpose(0, 1).reshape(x.shape)
             risen = F.gelu(linear(self._norm(x, layer.mlp_norm), layer.dense_h_to_4h))
             x = linear(risen, layer.dense_4h_to_h) + linear(mixed, layer.dense) + x
         return x

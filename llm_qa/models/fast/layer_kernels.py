@@ -171,8 +171,7 @@ def residual(x, first, d_first, b_first, second, d_second, b_second, bias, scale
 
 @triton.jit
 def _rotate_kernel(
-    packed, q, k, v, d, b, bias, cos, sin, tokens, width, half, part_head, part_token, rank, b_rank, b_column,
-    scale,
+    packed, out, d, b, bias, cos, sin, tokens, width, half, rank, b_rank, b_column, scale,
     PRECISION: tl.constexpr, FORWARD: tl.constexpr, RANK: tl.constexpr, ROWS: tl.constexpr, HALF: tl.constexpr,
     REST: tl.constexpr,
 ):  # fmt: skip
@@ -191,11 +190,8 @@ def _rotate_kernel(
         s = -s
     for number in tl.static_range(3):
         first = (3 * head + number) * width  # of this part in a packed row
-        whole = packed + rows.to(tl.int64)[:, None] * everything + first
-        part = (q if number == 0 else (k if number == 1 else v)) + rows.to(tl.int64)[:, None] * part_token
-        part += head * part_head
-        source = whole if FORWARD else part
-        target = part if FORWARD else whole
+        place = rows.to(tl.int64)[:, None] * everything + first
+        source, target = packed + place, out + place
         low = tl.load(source + turn[None, :], mask=turning, other=0.0).to(tl.float32)
         high = tl.load(source + half + turn[None, :], mask=turning, other=0.0).to(tl.float32)
         other = tl.load(source + rest[None, :], mask=staying, other=0.0).to(tl.float32)
@@ -221,30 +217,24 @@ def _rotate_kernel(
         tl.store(target + rest[None, :], other, mask=staying)
 
 
-def split_and_rotate(packed, d, b, bias, cos, sin, heads: int, scale: float):
-    """See lora_layer.split_and_rotate."""
-    tokens, width = packed.shape[0], packed.shape[1] // (3 * heads)
-    q, k, v = (torch.empty((1, heads, tokens, width), dtype=packed.dtype, device=packed.device) for _ in range(3))
-    _rotate(packed, q, k, v, d, b, bias, cos, sin, scale, forward=True)
-    return q, k, v
+def rotate(packed, d, b, bias, cos, sin, heads: int, scale: float) -> torch.Tensor:
+    """See lora_layer.rotate."""
+    return _rotate(packed, d, b, bias, cos, sin, heads, scale, forward=True)
 
 
-def join_and_rotate_back(dq, dk, dv, cos, sin) -> torch.Tensor:
-    """See lora_layer.split_and_rotate_backward."""
-    _, heads, tokens, width = dq.shape
-    packed = torch.empty((tokens, 3 * heads * width), dtype=dq.dtype, device=dq.device)
-    parts = dq.contiguous(), dk.contiguous(), dv.contiguous()
-    _rotate(packed, *parts, packed, packed, packed, cos, sin, 0.0, forward=False)
-    return packed
+def rotate_back(slope, cos, sin, heads: int) -> torch.Tensor:
+    """See lora_layer.rotate_backward."""
+    return _rotate(slope, slope, slope, slope, cos, sin, heads, 0.0, forward=False)
 
 
-def _rotate(packed, q, k, v, d, b, bias, cos, sin, scale: float, *, forward: bool, shape=(32, 4)) -> None:
-    _, heads, tokens, width = q.shape
-    half, rank = cos.shape[1] // 2, d.shape[1] if forward else 1
-    rows, warps = shape
+def _rotate(packed, d, b, bias, cos, sin, heads: int, scale: float, *, forward: bool, shape=(32, 4)) -> torch.Tensor:
+    out, (tokens, width), half = torch.empty_like(packed), packed.shape, cos.shape[1] // 2
+    width //= 3 * heads
+    rank, (rows, warps) = d.shape[1] if forward else 1, shape
     _rotate_kernel[(triton.cdiv(tokens, rows), heads)](
-        packed, q, k, v, d, b, bias, cos, sin, tokens, width, half, q.stride(1), q.stride(2), rank, b.stride(1),
-        b.stride(0), scale, PRECISION=precision(packed), FORWARD=forward, RANK=padded(rank), ROWS=rows,
-        HALF=max(16, triton.next_power_of_2(half)),
-        REST=max(16, triton.next_power_of_2(width - 2 * half)), num_warps=warps,
+        packed, out, d, b, bias, cos, sin, tokens, width, half, rank, b.stride(1), b.stride(0), scale,
+        PRECISION=precision(packed), FORWARD=forward, RANK=padded(rank), ROWS=rows,
+        HALF=max(16, triton.next_power_of_2(half)), REST=max(16, triton.next_power_of_2(width - 2 * half)),
+        num_warps=warps,
     )  # fmt: skip
+    return out

@@ -83,51 +83,53 @@ def _product_backward(ctx, dy, dd):
 lora_product.register_autograd(_product_backward, setup_context=_keep_product)
 
 
-# --- queries, keys and values: taken apart and turned by their positions ----------------------------------------------
+# --- queries and keys turned by their positions -----------------------------------------------------------------------
 
 
-@torch.library.custom_op("llm_qa::split_and_rotate", mutates_args=())
-def split_and_rotate(
-    packed: Tensor, d: Tensor, b: Tensor, bias: Tensor, cos: Tensor, sin: Tensor, heads: int, scale: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """packed + update + bias (tokens, heads * 3 * width) -> query, key, value (1, heads, tokens, width).
+def turn(packed: Tensor, cos: Tensor, sin: Tensor, heads: int) -> Tensor:
+    """The first places of each query and key turned (Su et al. 2021, arXiv:2104.09864); values are left.
 
-    cos and sin are (tokens, rotated): the first places of each head are turned (Su et al. 2021, arXiv:2104.09864).
+    packed is (tokens, heads * 3 * width), cos and sin are (tokens, rotated).
     """
+    query, key, value = packed.view(1, len(packed), heads, -1).transpose(1, 2).chunk(3, dim=-1)
+    query, key = apply_rotary_pos_emb(query, key, cos[None], sin[None])
+    return torch.cat([query, key, value], dim=-1).transpose(1, 2).reshape(packed.shape)
+
+
+@torch.library.custom_op("llm_qa::rotate", mutates_args=())
+def rotate(
+    packed: Tensor, d: Tensor, b: Tensor, bias: Tensor, cos: Tensor, sin: Tensor, heads: int, scale: float
+) -> Tensor:
+    """turn(packed + update + bias), (tokens, heads * 3 * width)."""
     if packed.is_cuda:
         from llm_qa.models.fast import layer_kernels
 
-        return layer_kernels.split_and_rotate(packed, d, b, bias, cos, sin, heads, scale)
-    packed = packed + bias.to(packed.dtype) + scale * (d @ b.to(d.dtype).T)
-    query, key, value = packed.view(1, len(packed), heads, -1).transpose(1, 2).chunk(3, dim=-1)
-    query, key = apply_rotary_pos_emb(query, key, cos[None], sin[None])
-    return query.contiguous(), key.contiguous(), value.contiguous()
+        return layer_kernels.rotate(packed, d, b, bias, cos, sin, heads, scale)
+    return turn(packed + bias.to(packed.dtype) + scale * (d @ b.to(d.dtype).T), cos, sin, heads)
 
 
-@split_and_rotate.register_fake
+@rotate.register_fake
 def _(packed, d, b, bias, cos, sin, heads, scale):
-    shape = (1, heads, packed.shape[0], packed.shape[1] // (3 * heads))
-    return packed.new_empty(shape), packed.new_empty(shape), packed.new_empty(shape)
+    return torch.empty_like(packed)
 
 
-@torch.library.custom_op("llm_qa::split_and_rotate_backward", mutates_args=())
-def split_and_rotate_backward(
-    dq: Tensor, dk: Tensor, dv: Tensor, d: Tensor, b: Tensor, cos: Tensor, sin: Tensor, scale: float
+@torch.library.custom_op("llm_qa::rotate_backward", mutates_args=())
+def rotate_backward(
+    slope: Tensor, d: Tensor, b: Tensor, cos: Tensor, sin: Tensor, heads: int, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of packed, d and b. A turn is linear: its gradient is turned back, and nothing is kept for it."""
-    if dq.is_cuda:
+    if slope.is_cuda:
         from llm_qa.models.fast import layer_kernels
 
-        packed = layer_kernels.join_and_rotate_back(dq, dk, dv, cos, sin)
+        packed = layer_kernels.rotate_back(slope, cos, sin, heads)
     else:
-        dq, dk = apply_rotary_pos_emb(dq, dk, cos[None], -sin[None])
-        packed = torch.cat([dq, dk, dv], dim=-1).transpose(1, 2).reshape(dq.shape[2], -1)
+        packed = turn(slope, cos, -sin, heads)
     return packed, *_update_gradients(packed, d, b, scale)
 
 
-@split_and_rotate_backward.register_fake
-def _(dq, dk, dv, d, b, cos, sin, scale):
-    return dq.new_empty((dq.shape[2], 3 * dq.shape[1] * dq.shape[3])), torch.empty_like(d), torch.empty_like(b)
+@rotate_backward.register_fake
+def _(slope, d, b, cos, sin, heads, scale):
+    return torch.empty_like(slope), torch.empty_like(d), torch.empty_like(b)
 
 
 def _update_gradients(dy: Tensor, d: Tensor, b: Tensor, scale: float) -> tuple[Tensor, Tensor]:
@@ -137,16 +139,16 @@ def _update_gradients(dy: Tensor, d: Tensor, b: Tensor, scale: float) -> tuple[T
 
 
 def _keep_rotation(ctx, inputs, output):
-    _, d, b, _, cos, sin, _, ctx.scale = inputs
+    _, d, b, _, cos, sin, ctx.heads, ctx.scale = inputs
     ctx.save_for_backward(d, b, cos, sin)
 
 
-def _rotation_backward(ctx, dq, dk, dv):
-    dpacked, dd, db = split_and_rotate_backward(dq, dk, dv, *ctx.saved_tensors, ctx.scale)
+def _rotation_backward(ctx, slope):
+    dpacked, dd, db = rotate_backward(slope.contiguous(), *ctx.saved_tensors, ctx.heads, ctx.scale)
     return dpacked, dd, db, None, None, None, None, None
 
 
-split_and_rotate.register_autograd(_rotation_backward, setup_context=_keep_rotation)
+rotate.register_autograd(_rotation_backward, setup_context=_keep_rotation)
 
 
 # --- the perceptron: up, GELU, and the frozen product down ------------------------------------------------------------

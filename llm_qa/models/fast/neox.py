@@ -17,18 +17,11 @@ from torch.utils.checkpoint import checkpoint
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from llm_qa.data.packing import IGNORED
+from llm_qa.models.fast.attention import document_bounds, document_mask
 from llm_qa.models.fast.graphs import GraphedPass
 from llm_qa.models.fast.lora_layer import recomputing
 from llm_qa.models.fast.loss import linear_cross_entropy
-from llm_qa.models.fast.neox_layer import (
-    BLOCK,
-    LayerWeights,
-    layer_forward,
-    layer_shape,
-    layer_weights,
-    linear_modules,
-    packed_mask,
-)
+from llm_qa.models.fast.neox_layer import LayerWeights, layer_forward, layer_shape, layer_weights, linear_modules
 from llm_qa.models.fast.products import dequantize, frozen_weight
 
 
@@ -45,13 +38,12 @@ class FastNeoX:
         dtype: torch.dtype,
         tokens: int,
         *,
-        flex: bool,
         compiled: bool,
         graphed: bool = False,
     ):
         self.model, self.usual = model, model.forward
         self.shape = layer_shape(model, dtype)
-        self.tokens, self.flex, self.graphed, self.recomputed = tokens, flex, graphed, 0
+        self.tokens, self.graphed, self.recomputed = tokens, graphed, 0
         self.graphs: GraphedPass | None = None
         self.unpacked: dict[torch.nn.Module, list[Tensor]] = {}
         self.layer = torch.compile(layer_forward, dynamic=False, fullgraph=True) if compiled else layer_forward
@@ -114,7 +106,7 @@ class FastNeoX:
         model, dtype = self.model.gpt_neox, self.shape.dtype
         x = model.embed_in(input_ids).to(dtype)
         rotary = self.rotary(x, position_ids)
-        mask = packed_mask(position_ids, self.flex)
+        bounds = document_bounds(position_ids)
         numbers = torch.arange(4 * len(model.layers), device=x.device).view(-1, 4, 1)
         seeds = (seed + numbers * 0x632BE5AB) & 0xFFFFFFFF
         shape = self.shape if self.model.training else dataclasses.replace(self.shape, dropout_threshold=0)
@@ -122,7 +114,7 @@ class FastNeoX:
             x.requires_grad_()  # the first layer is compiled like the others
         for number, layer in enumerate(model.layers):
             weights = layer_weights(layer, dtype, twins, self.unpacked)
-            x = self.run_layer(x, weights, rotary, mask, seeds[number], shape, recompute=number < self.recomputed)
+            x = self.run_layer(x, weights, rotary, bounds, seeds[number], shape, recompute=number < self.recomputed)
         norm = model.final_layer_norm
         return F.layer_norm(x.float(), x.shape[-1:], norm.weight.float(), norm.bias.float(), norm.eps).to(dtype)
 
@@ -151,7 +143,7 @@ class FastNeoX:
         x = torch.randn(tokens, self.model.config.hidden_size, generator=generator, device=device).to(self.shape.dtype)
         slope = torch.randn(x.shape, generator=generator, device=device).to(x.dtype)
         position_ids = torch.arange(tokens, device=device) % 100
-        rotary, mask = self.rotary(x, position_ids), packed_mask(position_ids, flex=False)
+        rotary, bounds = self.rotary(x, position_ids), document_bounds(position_ids)
         started = [(p, p.detach().clone()) for name, p in layer.named_parameters() if "lora_B" in name]
         for parameter, _ in started:
             parameter.data.normal_(0.0, 0.02, generator=generator)
@@ -161,12 +153,13 @@ class FastNeoX:
             with torch.autocast(device.type, self.shape.dtype, enabled=self.shape.dtype != torch.float32):
                 turns = rotary[0][None], rotary[1][None]
                 plain = x.detach().requires_grad_()
-                y = layer(plain[None], attention_mask=mask[None, None], position_embeddings=turns)
+                mask = document_mask(bounds[0])[None, None]
+                y = layer(plain[None], attention_mask=mask, position_embeddings=turns)
             (wanted,) = torch.autograd.grad(y, plain, slope[None].to(y.dtype))
             fast, shape = x.detach().requires_grad_(), dataclasses.replace(self.shape, dropout_threshold=0)
             seeds = torch.zeros(4, 1, dtype=torch.int64, device=device)
             (got,) = torch.autograd.grad(
-                layer_forward(fast, layer_weights(layer, shape.dtype), rotary, mask, seeds, shape), fast, slope
+                layer_forward(fast, layer_weights(layer, shape.dtype), rotary, bounds, seeds, shape), fast, slope
             )
         finally:
             layer.train(training)
@@ -183,24 +176,24 @@ class FastNeoX:
         layer, device = self.model.gpt_neox.layers[0], self.model.gpt_neox.embed_in.weight.device
         width, dtype = self.model.config.hidden_size, self.shape.dtype
         x = torch.randn(self.tokens, width, dtype=dtype, device=device, requires_grad=True)
-        position_ids = torch.arange(self.tokens, device=device) % BLOCK
+        position_ids = torch.arange(self.tokens, device=device) % 100
         rotary = self.rotary(x, position_ids)
-        mask, seeds = packed_mask(position_ids, self.flex), torch.zeros(4, 1, dtype=torch.int64, device=device)
+        bounds, seeds = document_bounds(position_ids), torch.zeros(4, 1, dtype=torch.int64, device=device)
         trained = [parameter for parameter in layer.parameters() if parameter.requires_grad]
         for _ in range(2):  # the first pass compiles
             torch.cuda.reset_peak_memory_stats()
             before = torch.cuda.memory_allocated()
             y = self.run_layer(
-                x, layer_weights(layer, dtype, None, self.unpacked), rotary, mask, seeds, self.shape, recompute=False
+                x, layer_weights(layer, dtype, None, self.unpacked), rotary, bounds, seeds, self.shape, recompute=False
             )
             kept = torch.cuda.memory_allocated() - before
             torch.autograd.grad(y, (x, *trained), torch.ones_like(y))
             passing = torch.cuda.max_memory_allocated() - before - kept
         return kept, passing, x.numel() * x.element_size()
 
-    def run_layer(self, x, weights: LayerWeights, rotary, mask, seeds, shape, *, recompute: bool) -> Tensor:
+    def run_layer(self, x, weights: LayerWeights, rotary, bounds, seeds, shape, *, recompute: bool) -> Tensor:
         """One layer, keeping everything for its backward pass or only its input."""
-        inputs = x, weights, rotary, mask, seeds, shape
+        inputs = x, weights, rotary, bounds, seeds, shape
         if not (recompute and torch.is_grad_enabled()):
             return self.layer(*inputs)
         return checkpoint(

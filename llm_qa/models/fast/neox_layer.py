@@ -1,4 +1,4 @@
-"""One GPT-NeoX decoder layer on a sequence of packed documents: its tensors, its mask, its forward pass.
+"""One GPT-NeoX decoder layer on a sequence of packed documents: its tensors and its forward pass.
 
 A function of tensors, so that torch.compile makes one graph for all layers. Architecture: Black et al. 2022,
 arXiv:2204.06745.
@@ -12,13 +12,11 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers.models.gpt_neox.modeling_gpt_neox import apply_rotary_pos_emb
 
-from llm_qa.models.fast.lora_layer import lora_product, mlp, residual, split_and_rotate
+from llm_qa.models.fast.attention import attend
+from llm_qa.models.fast.lora_layer import lora_product, mlp, residual, rotate, turn
 from llm_qa.models.fast.low_rank import dropout_threshold
 from llm_qa.models.fast.products import frozen_weight
-
-BLOCK = 128  # flex attention's mask is kept in blocks of this many tokens
 
 
 class LinearWeights(NamedTuple):
@@ -99,11 +97,17 @@ def layer_weights(
     )
 
 
-def layer_forward(x: Tensor, w: LayerWeights, rotary: tuple[Tensor, Tensor], mask, seeds: Tensor, shape: LayerShape):
+def layer_forward(
+    x: Tensor,
+    w: LayerWeights,
+    rotary: tuple[Tensor, Tensor],
+    bounds: tuple[Tensor, Tensor],
+    seeds: Tensor,
+    shape: LayerShape,
+) -> Tensor:
     """One decoder layer on a sequence of packed documents: (tokens, d) -> (tokens, d), both of shape.dtype.
 
-    `mask` is flex attention's BlockMask, or a bool (tokens, tokens) matrix for scaled_dot_product_attention. `seeds`
-    are four int64 seeds (4, 1) of the LoRA dropout.
+    `bounds` are those of attention.document_bounds. `seeds` are four int64 seeds (4, 1) of the LoRA dropout.
     """
     dtype, threshold, scale = shape.dtype, shape.dropout_threshold, shape.lora_scale
 
@@ -111,48 +115,22 @@ def layer_forward(x: Tensor, w: LayerWeights, rotary: tuple[Tensor, Tensor], mas
         weight, bias = weight_bias
         return F.layer_norm(x.float(), x.shape[-1:], weight.float(), bias.float(), shape.norm_eps).to(dtype)
 
-    def mix(query, key, value):
-        if isinstance(mask, Tensor):
-            mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-        else:
-            from torch.nn.attention.flex_attention import flex_attention
-
-            mixed = flex_attention(query, key, value, block_mask=mask)
-        return mixed.transpose(1, 2).reshape(len(x), -1)
-
     if w.dense.a is None:  # every weight is trained
 
         def linear(value, weights):
             return F.linear(value, weights.weight[0].to(dtype), weights.bias.to(dtype))
 
-        packed = linear(norm(w.attention_norm), w.query_key_value).view(1, len(x), shape.heads, -1).transpose(1, 2)
-        query, key, value = packed.chunk(3, dim=-1)
-        query, key = apply_rotary_pos_emb(query, key, rotary[0][None], rotary[1][None])
-        attended = linear(mix(query, key, value), w.dense)
+        packed = turn(linear(norm(w.attention_norm), w.query_key_value), *rotary, shape.heads)
+        mixed, _ = attend(packed, *bounds, shape.heads)
+        attended = linear(mixed, w.dense)
         return x + attended + linear(F.gelu(linear(norm(w.mlp_norm), w.dense_h_to_4h)), w.dense_4h_to_h)
 
     qkv, dense, up, down = w.query_key_value, w.dense, w.dense_h_to_4h, w.dense_4h_to_h
     packed, d = lora_product(norm(w.attention_norm), qkv.weight, qkv.a, seeds[0], len(qkv.b), threshold, False)
-    mixed = mix(*split_and_rotate(packed, d, qkv.b, qkv.bias, *rotary, shape.heads, scale))
+    mixed, _ = attend(rotate(packed, d, qkv.b, qkv.bias, *rotary, shape.heads, scale), *bounds, shape.heads)
     attended, d_attended = lora_product(mixed, dense.weight, dense.a, seeds[1], x.shape[1], threshold, True)
     perceived, d_perceived, _, _ = mlp(
         norm(w.mlp_norm), up.weight, up.a, up.b, up.bias, down.weight, down.a, seeds[2:], threshold, scale
     )
     bias = dense.bias + down.bias
     return residual(x, attended, d_attended, dense.b, perceived, d_perceived, down.b, bias, scale)
-
-
-def packed_mask(position_ids: Tensor, flex: bool):
-    """Causal attention inside documents for a sequence given by its position_ids (tokens,), 0 where one begins."""
-    places = torch.arange(len(position_ids), device=position_ids.device)
-    starts = places - position_ids  # of each token's document
-
-    def allowed(batch, head, query, key):
-        return (query >= key) & (key >= starts[query])
-
-    if not flex:
-        return allowed(None, None, places[:, None], places[None, :])
-    from torch.nn.attention.flex_attention import create_block_mask
-
-    tokens = len(places)
-    return create_block_mask(allowed, None, None, tokens, tokens, device=places.device, BLOCK_SIZE=BLOCK)

@@ -71,7 +71,7 @@ def choose_fast_path(
     if reason := reason_against(causal, recipe, zero_stage, capability):
         return plain_path(reason, recipe, precision)
     fast = FastNeoX(
-        causal, precision.compute, tokens, flex=True, compiled=True, graphed=recipe.method == "lora" and not zero_stage
+        causal, precision.compute, tokens, compiled=True, graphed=recipe.method == "lora" and not zero_stage
     )
     say("fast path: comparing a layer with the plain one and compiling it, up to a minute the first time")
     try:
@@ -102,8 +102,8 @@ def try_fast_path(fast: FastNeoX, model: torch.nn.Module, recipe: Recipe, precis
         fast.unpack(layers)
     fast.take_over()
     report = (
-        f"fast path: flex attention on {fast.tokens:,} packed tokens, compiled layers, {fast.recomputed} of {layers} "
-        f"layers recomputed ({why}), {precision.base}"
+        f"fast path: attention in documents of {fast.tokens:,} packed tokens, compiled layers, {fast.recomputed} of "
+        f"{layers} layers recomputed ({why}), {precision.base}"
         + (f" unpacked once into {copy / 2**30:.1f} GiB" if unpacked else "")
         + f", products in {SHORT[precision.compute]}"
     )

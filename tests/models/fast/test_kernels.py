@@ -10,7 +10,14 @@ ON_GPU = torch.cuda.is_available()
 if not ON_GPU and not os.environ.get("TRITON_INTERPRET"):  # read when Triton is imported, which others do before
     pytest.skip("no GPU and no TRITON_INTERPRET=1", allow_module_level=True)
 
-from llm_qa.models.fast import kernels, layer_kernels, lora_layer, low_rank  # noqa: E402
+from llm_qa.models.fast import (  # noqa: E402
+    attention,
+    attention_kernels,
+    kernels,
+    layer_kernels,
+    lora_layer,
+    low_rank,
+)
 
 DEVICE = "cuda" if ON_GPU else "cpu"
 TOKENS, WIDTH, RANK = 70, 272, 8
@@ -78,8 +85,21 @@ def test_rotation_and_back(noise, reference, heads):
     cos, sin = angles.cos(), angles.sin()
     packed, d, b = noise(TOKENS, 3 * heads * width), noise(TOKENS, RANK), noise(3 * heads * width, RANK)
     given = packed, d, b, noise(3 * heads * width), cos, sin, heads, 2.0
-    for one, other in zip(layer_kernels.split_and_rotate(*given), lora_layer.split_and_rotate(*given), strict=True):
-        near(one, other)
-    slopes = [noise(1, heads, TOKENS, width) for _ in range(3)]
-    wanted = lora_layer.split_and_rotate_backward(*slopes, d, b, cos, sin, 2.0)[0]
-    near(layer_kernels.join_and_rotate_back(*slopes, cos, sin), wanted)
+    near(layer_kernels.rotate(*given), lora_layer.rotate(*given))
+    slope = torch.randn_like(packed)
+    wanted = lora_layer.rotate_backward(slope, d, b, cos, sin, heads, 2.0)[0]
+    near(layer_kernels.rotate_back(slope, cos, sin, heads), wanted)
+
+
+@pytest.mark.parametrize("width", [16, 80])  # a power of two, and not
+def test_attention_inside_documents(noise, reference, width):
+    heads = 2
+    positions = torch.cat([torch.arange(length, device=DEVICE) for length in (70, 1, 1, 33, 96, 5)])
+    starts, ends = attention.document_bounds(positions)
+    packed, slope = noise(len(positions), 3 * heads * width), noise(len(positions), heads * width)
+    mixed, sums = attention.attend(packed, starts, ends, heads)
+    got = attention_kernels.attend(packed, starts, heads)
+    near(got[0], mixed)
+    near(got[1], sums)
+    given = slope, packed, mixed, sums, starts, ends, heads
+    near(attention_kernels.attend_backward(*given), attention.attend_backward(*given))

@@ -10,7 +10,6 @@ from llm_qa.data.packing import collate_packs
 from llm_qa.models import tiny
 from llm_qa.models.fast.low_rank import dropout_threshold, keep_mask, keep_scale
 from llm_qa.models.fast.neox import FastNeoX
-from llm_qa.models.fast.neox_layer import packed_mask
 from llm_qa.models.lora import add_lora
 from llm_qa.models.quantization import resolve_precision
 from llm_qa.models.random_weights import random_base
@@ -30,7 +29,7 @@ def build(**values):
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.05)
     causal = model.get_base_model() if recipe.method == "lora" else model
-    return model.train(), FastNeoX(causal, precision.compute, TOKENS, flex=False, compiled=False)
+    return model.train(), FastNeoX(causal, precision.compute, TOKENS, compiled=False)
 
 
 @pytest.fixture
@@ -161,13 +160,6 @@ def test_a_wrong_kernel_shows_in_that_comparison(monkeypatch):
     right = low_rank.up
     monkeypatch.setattr(low_rank, "up", lambda d, b, *rest: right(d * 0, b, *rest))
     assert fast.difference() > 0.05
-
-
-def test_documents_see_themselves_and_what_is_before():
-    positions = torch.tensor([0, 1, 2, 0, 1, 0, 0])
-    mask = packed_mask(positions, flex=False)
-    seen = [[i for i in range(7) if row[i]] for row in mask]
-    assert seen == [[0], [0, 1], [0, 1, 2], [3], [3, 4], [5], [6]]
 
 
 def test_weights_unpacked_once_are_those_unpacked_in_every_pass(batch):
