@@ -170,71 +170,73 @@ def residual(x, first, d_first, b_first, second, d_second, b_second, bias, scale
 
 
 @triton.jit
+def _angles(cos, sin, rows, turn, half, mask):
+    """cos and sin of each row's turn; 1 and 0, no turn, where the mask is False."""
+    place = rows[:, None] * (2 * half) + turn[None, :]
+    c = tl.load(cos + place, mask=mask, other=1.0).to(tl.float32)
+    return c, tl.load(sin + place, mask=mask, other=0.0).to(tl.float32)
+
+
+@triton.jit
 def _rotate_kernel(
     packed, out, d, b, bias, cos, sin, tokens, width, half, rank, b_rank, b_column, scale,
-    PRECISION: tl.constexpr, FORWARD: tl.constexpr, RANK: tl.constexpr, ROWS: tl.constexpr, HALF: tl.constexpr,
-    REST: tl.constexpr,
+    PRECISION: tl.constexpr, RANK: tl.constexpr, ROWS: tl.constexpr, HALF: tl.constexpr, REST: tl.constexpr,
 ):  # fmt: skip
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    head, heads = tl.program_id(1), tl.num_programs(1)
-    everything = 3 * heads * width
+    part, parts = tl.program_id(1), tl.num_programs(1)  # query, key and value of one head after the other
     turn, rest = tl.arange(0, HALF), tl.arange(0, REST) + 2 * half
     turning = (rows[:, None] < tokens) & (turn[None, :] < half)
     staying = (rows[:, None] < tokens) & (rest[None, :] < width)
-    angle = rows[:, None] * (2 * half) + turn[None, :]
-    c = tl.load(cos + angle, mask=turning, other=1.0).to(tl.float32)
-    s = tl.load(sin + angle, mask=turning, other=0.0).to(tl.float32)
-    if FORWARD:
-        left = tile(d, rows, tl.arange(0, RANK), rank, 1, tokens, rank)
-    else:
-        s = -s
-    for number in tl.static_range(3):
-        first = (3 * head + number) * width  # of this part in a packed row
-        place = rows.to(tl.int64)[:, None] * everything + first
-        source, target = packed + place, out + place
-        low = tl.load(source + turn[None, :], mask=turning, other=0.0).to(tl.float32)
-        high = tl.load(source + half + turn[None, :], mask=turning, other=0.0).to(tl.float32)
-        other = tl.load(source + rest[None, :], mask=staying, other=0.0).to(tl.float32)
-        if FORWARD:
-            low += _bias(bias + first, turn, half)
-            high += _bias(bias + first + half, turn, half)
-            other += _bias(bias + first, rest, width)
-            low = _add_update(
-                low, left, b + first * b_column, turn, b_rank, b_column, rank, half, scale, RANK, PRECISION
-            )
-            high = _add_update(
-                high, left, b + (first + half) * b_column, turn, b_rank, b_column, rank, half, scale, RANK, PRECISION
-            )
-            other = _add_update(
-                other, left, b + first * b_column, rest, b_rank, b_column, rank, width, scale, RANK, PRECISION
-            )
-        if number < 2:
-            turned = low * c - high * s
-            high = high * c + low * s
-            low = turned
-        tl.store(target + turn[None, :], low, mask=turning)
-        tl.store(target + half + turn[None, :], high, mask=turning)
-        tl.store(target + rest[None, :], other, mask=staying)
+    c, s = _angles(cos, sin, rows, turn, half, turning & (part % 3 < 2))
+    left = tile(d, rows, tl.arange(0, RANK), rank, 1, tokens, rank)
+    first = part * width
+    place = rows.to(tl.int64)[:, None] * (parts * width) + first
+    low = tl.load(packed + place + turn[None, :], mask=turning, other=0.0).to(tl.float32)
+    high = tl.load(packed + place + half + turn[None, :], mask=turning, other=0.0).to(tl.float32)
+    other = tl.load(packed + place + rest[None, :], mask=staying, other=0.0).to(tl.float32)
+    low += _bias(bias + first, turn, half)
+    high += _bias(bias + first + half, turn, half)
+    other += _bias(bias + first, rest, width)
+    b += first * b_column
+    low = _add_update(low, left, b, turn, b_rank, b_column, rank, half, scale, RANK, PRECISION)
+    high = _add_update(high, left, b + half * b_column, turn, b_rank, b_column, rank, half, scale, RANK, PRECISION)
+    other = _add_update(other, left, b, rest, b_rank, b_column, rank, width, scale, RANK, PRECISION)
+    tl.store(out + place + turn[None, :], low * c - high * s, mask=turning)
+    tl.store(out + place + half + turn[None, :], high * c + low * s, mask=turning)
+    tl.store(out + place + rest[None, :], other, mask=staying)
 
 
-def rotate(packed, d, b, bias, cos, sin, heads: int, scale: float) -> torch.Tensor:
+def rotate(packed, d, b, bias, cos, sin, heads: int, scale: float, shape=(32, 4)) -> torch.Tensor:
     """See lora_layer.rotate."""
-    return _rotate(packed, d, b, bias, cos, sin, heads, scale, forward=True)
-
-
-def rotate_back(slope, cos, sin, heads: int) -> torch.Tensor:
-    """See lora_layer.rotate_backward."""
-    return _rotate(slope, slope, slope, slope, cos, sin, heads, 0.0, forward=False)
-
-
-def _rotate(packed, d, b, bias, cos, sin, heads: int, scale: float, *, forward: bool, shape=(32, 4)) -> torch.Tensor:
-    out, (tokens, width), half = torch.empty_like(packed), packed.shape, cos.shape[1] // 2
-    width //= 3 * heads
-    rank, (rows, warps) = d.shape[1] if forward else 1, shape
-    _rotate_kernel[(triton.cdiv(tokens, rows), heads)](
+    out, tokens, width = torch.empty_like(packed), len(packed), packed.shape[1] // (3 * heads)
+    half, rank, (rows, warps) = cos.shape[1] // 2, d.shape[1], shape
+    _rotate_kernel[(triton.cdiv(tokens, rows), 3 * heads)](
         packed, out, d, b, bias, cos, sin, tokens, width, half, rank, b.stride(1), b.stride(0), scale,
-        PRECISION=precision(packed), FORWARD=forward, RANK=padded(rank), ROWS=rows,
-        HALF=max(16, triton.next_power_of_2(half)), REST=max(16, triton.next_power_of_2(width - 2 * half)),
-        num_warps=warps,
+        PRECISION=precision(packed), RANK=padded(rank), ROWS=rows, HALF=max(16, triton.next_power_of_2(half)),
+        REST=max(16, triton.next_power_of_2(width - 2 * half)), num_warps=warps,
     )  # fmt: skip
     return out
+
+
+@triton.jit
+def _turn_back_kernel(packed, cos, sin, tokens, width, half, ROWS: tl.constexpr, HALF: tl.constexpr):
+    rows, turn = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, HALF)
+    head, heads = tl.program_id(1), tl.num_programs(1)
+    mask = (rows[:, None] < tokens) & (turn[None, :] < half)
+    c, s = _angles(cos, sin, rows, turn, half, mask)
+    query = packed + rows.to(tl.int64)[:, None] * (3 * heads * width) + 3 * head * width + turn[None, :]
+    for part in tl.static_range(2):  # the query and the key
+        low = tl.load(query + part * width, mask=mask, other=0.0).to(tl.float32)
+        high = tl.load(query + part * width + half, mask=mask, other=0.0).to(tl.float32)
+        tl.store(query + part * width, low * c + high * s, mask=mask)
+        tl.store(query + part * width + half, high * c - low * s, mask=mask)
+
+
+def turn_back(slope, cos, sin, heads: int, shape=(32, 4)) -> torch.Tensor:
+    """See lora_layer.turn_back; `slope` is overwritten."""
+    tokens, half, (rows, warps) = len(slope), cos.shape[1] // 2, shape
+    _turn_back_kernel[(triton.cdiv(tokens, rows), heads)](
+        slope, cos, sin, tokens, slope.shape[1] // (3 * heads), half,
+        ROWS=rows, HALF=triton.next_power_of_2(half), num_warps=warps,
+    )  # fmt: skip
+    return slope

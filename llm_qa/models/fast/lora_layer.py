@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers.models.gpt_neox.modeling_gpt_neox import apply_rotary_pos_emb
 
 from llm_qa.models.fast import low_rank, products
+from llm_qa.models.fast.attention import attend, attend_backward
 
 _again = False
 
@@ -83,7 +84,7 @@ def _product_backward(ctx, dy, dd):
 lora_product.register_autograd(_product_backward, setup_context=_keep_product)
 
 
-# --- queries and keys turned by their positions -----------------------------------------------------------------------
+# --- attention: bias and update of queries, keys and values, their rotation, and what they mix ------------------------
 
 
 def turn(packed: Tensor, cos: Tensor, sin: Tensor, heads: int) -> Tensor:
@@ -96,11 +97,19 @@ def turn(packed: Tensor, cos: Tensor, sin: Tensor, heads: int) -> Tensor:
     return torch.cat([query, key, value], dim=-1).transpose(1, 2).reshape(packed.shape)
 
 
-@torch.library.custom_op("llm_qa::rotate", mutates_args=())
+def turn_back(slope: Tensor, cos: Tensor, sin: Tensor, heads: int) -> Tensor:
+    """The gradient of packed from that of turn(packed); `slope` may be overwritten."""
+    if slope.is_cuda:
+        from llm_qa.models.fast import layer_kernels
+
+        return layer_kernels.turn_back(slope, cos, sin, heads)
+    return turn(slope, cos, -sin, heads)
+
+
 def rotate(
     packed: Tensor, d: Tensor, b: Tensor, bias: Tensor, cos: Tensor, sin: Tensor, heads: int, scale: float
 ) -> Tensor:
-    """turn(packed + update + bias), (tokens, heads * 3 * width)."""
+    """turn(packed + bias + scale * d @ b^T), (tokens, heads * 3 * width)."""
     if packed.is_cuda:
         from llm_qa.models.fast import layer_kernels
 
@@ -108,28 +117,37 @@ def rotate(
     return turn(packed + bias.to(packed.dtype) + scale * (d @ b.to(d.dtype).T), cos, sin, heads)
 
 
-@rotate.register_fake
-def _(packed, d, b, bias, cos, sin, heads, scale):
-    return torch.empty_like(packed)
+@torch.library.custom_op("llm_qa::attention", mutates_args=())
+def attention(
+    packed: Tensor, d: Tensor, b: Tensor, bias: Tensor, cos: Tensor, sin: Tensor, starts: Tensor, ends: Tensor,
+    heads: int, scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """attend(rotate(packed, ...), starts, ends), and for the way back what rotate gave and attend's sums."""
+    turned = rotate(packed, d, b, bias, cos, sin, heads, scale)
+    mixed, sums = attend(turned, starts, ends, heads)
+    return mixed, turned, sums
 
 
-@torch.library.custom_op("llm_qa::rotate_backward", mutates_args=())
-def rotate_backward(
-    slope: Tensor, d: Tensor, b: Tensor, cos: Tensor, sin: Tensor, heads: int, scale: float
-) -> tuple[Tensor, Tensor, Tensor]:
+@attention.register_fake
+def _(packed, d, b, bias, cos, sin, starts, ends, heads, scale):
+    tokens = packed.shape[0]
+    mixed = packed.new_empty((tokens, packed.shape[1] // 3))
+    return mixed, torch.empty_like(packed), packed.new_empty((heads, tokens), dtype=torch.float32)
+
+
+@torch.library.custom_op("llm_qa::attention_backward", mutates_args=())
+def attention_backward(
+    slope: Tensor, mixed: Tensor, turned: Tensor, sums: Tensor, d: Tensor, b: Tensor, cos: Tensor, sin: Tensor,
+    starts: Tensor, ends: Tensor, heads: int, scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of packed, d and b. A turn is linear: its gradient is turned back, and nothing is kept for it."""
-    if slope.is_cuda:
-        from llm_qa.models.fast import layer_kernels
-
-        packed = layer_kernels.rotate_back(slope, cos, sin, heads)
-    else:
-        packed = turn(slope, cos, -sin, heads)
+    packed = turn_back(attend_backward(slope, turned, mixed, sums, starts, ends, heads), cos, sin, heads)
     return packed, *_update_gradients(packed, d, b, scale)
 
 
-@rotate_backward.register_fake
-def _(slope, d, b, cos, sin, heads, scale):
-    return torch.empty_like(slope), torch.empty_like(d), torch.empty_like(b)
+@attention_backward.register_fake
+def _(slope, mixed, turned, sums, d, b, cos, sin, starts, ends, heads, scale):
+    return torch.empty_like(turned), torch.empty_like(d), torch.empty_like(b)
 
 
 def _update_gradients(dy: Tensor, d: Tensor, b: Tensor, scale: float) -> tuple[Tensor, Tensor]:
@@ -138,17 +156,18 @@ def _update_gradients(dy: Tensor, d: Tensor, b: Tensor, scale: float) -> tuple[T
     return dd, low_rank.outer(d, dy, d, 0, scale, b.T).T
 
 
-def _keep_rotation(ctx, inputs, output):
-    _, d, b, _, cos, sin, ctx.heads, ctx.scale = inputs
-    ctx.save_for_backward(d, b, cos, sin)
+def _keep_attention(ctx, inputs, output):
+    _, d, b, _, cos, sin, starts, ends, ctx.heads, ctx.scale = inputs
+    ctx.set_materialize_grads(False)  # only mixed has a gradient
+    ctx.save_for_backward(*output, d, b, cos, sin, starts, ends)
 
 
-def _rotation_backward(ctx, slope):
-    dpacked, dd, db = rotate_backward(slope.contiguous(), *ctx.saved_tensors, ctx.heads, ctx.scale)
-    return dpacked, dd, db, None, None, None, None, None
+def _attention_backward(ctx, slope, _turned, _sums):
+    gradients = attention_backward(slope.contiguous(), *ctx.saved_tensors, ctx.heads, ctx.scale)
+    return *gradients, *[None] * 7
 
 
-rotate.register_autograd(_rotation_backward, setup_context=_keep_rotation)
+attention.register_autograd(_attention_backward, setup_context=_keep_attention)
 
 
 # --- the perceptron: up, GELU, and the frozen product down ------------------------------------------------------------

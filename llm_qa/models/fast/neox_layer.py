@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from llm_qa.models.fast.attention import attend
-from llm_qa.models.fast.lora_layer import lora_product, mlp, residual, rotate, turn
+from llm_qa.models.fast.lora_layer import attention, lora_product, mlp, residual, turn
 from llm_qa.models.fast.low_rank import dropout_threshold
 from llm_qa.models.fast.products import frozen_weight
 
@@ -127,7 +127,7 @@ def layer_forward(
 
     qkv, dense, up, down = w.query_key_value, w.dense, w.dense_h_to_4h, w.dense_4h_to_h
     packed, d = lora_product(norm(w.attention_norm), qkv.weight, qkv.a, seeds[0], len(qkv.b), threshold, False)
-    mixed, _ = attend(rotate(packed, d, qkv.b, qkv.bias, *rotary, shape.heads, scale), *bounds, shape.heads)
+    mixed, _, _ = attention(packed, d, qkv.b, qkv.bias, *rotary, *bounds, shape.heads, scale)
     attended, d_attended = lora_product(mixed, dense.weight, dense.a, seeds[1], x.shape[1], threshold, True)
     perceived, d_perceived, _, _ = mlp(
         norm(w.mlp_norm), up.weight, up.a, up.b, up.bias, down.weight, down.a, seeds[2:], threshold, scale
