@@ -69,10 +69,10 @@ def _down_kernel(
     tl.store(place, total * scale, mask=inside & (ranks[None, :] < rank))
 
 
-def down(x, a, seed, threshold: int, scale: float, shape=None) -> torch.Tensor:
+def down(x, a, seed, threshold: int, scale: float, shape=(32, 64, 2, 4)) -> torch.Tensor:
     """See low_rank.down."""
     (tokens, width), rank = x.shape, a.shape[0]
-    rows, columns, warps, stages = shape or ((64, 64, 4, 3) if threshold else (32, 64, 4, 4))
+    rows, columns, warps, stages = shape
     if a.stride(1) != 1 or rank > 32:  # read again and again, in wide tiles: worth a copy
         a = a.to(x.dtype).contiguous()
     blocks = triton.cdiv(tokens, rows)
