@@ -96,6 +96,8 @@ def try_fast_path(fast: FastNeoX, model: torch.nn.Module, recipe: Recipe, precis
         fast.unpack(1)
     need = measure_need(fast, model, recipe)
     fast.recomputed, why = layers_to_recompute(need, recipe, layers)
+    tight = need.room < layers * need.shared + need.graphs
+    fast.graphed = fast.graphed and not tight
     fast.unpacked.clear()
     # Where it is not taken, a pass makes the weights of one layer at a time: KEPT_FREE has room for those.
     if unpacked := copy and not fast.recomputed and copy <= need.room - layers * need.kept:
@@ -106,6 +108,7 @@ def try_fast_path(fast: FastNeoX, model: torch.nn.Module, recipe: Recipe, precis
         f"{layers} layers recomputed ({why}), {precision.base}"
         + (f" unpacked once into {copy / 2**30:.1f} GiB" if unpacked else "")
         + f", products in {SHORT[precision.compute]}"
+        + (", no CUDA graphs because memory is short" if tight else "")
     )
     return FastPath(True, report, fast.recomputed)
 
@@ -118,12 +121,13 @@ def plain_path(reason: str, recipe: Recipe, precision: Precision) -> FastPath:
 
 @dataclass(frozen=True)
 class Need:
-    """Bytes of the GPU: `room` for what layers keep; a layer `kept` and, when recomputed, `shared`."""
+    """Bytes of the GPU: `room` for what layers keep; a layer `kept` and, when recomputed, `shared`; graphs' `graphs`."""
 
     room: int
     free: int
     kept: int
     shared: int
+    graphs: int
 
 
 def measure_need(fast: FastNeoX, model: torch.nn.Module, recipe: Recipe) -> Need:
@@ -133,7 +137,8 @@ def measure_need(fast: FastNeoX, model: torch.nn.Module, recipe: Recipe) -> Need
     bits = 8 if "8bit" in str(recipe.training.get("optim", "")) else 32
     reserve = trained * (4 + OPTIMIZER_BYTES[bits])
     free, total = free_memory_bytes()
-    return Need(free - reserve - passing - int(KEPT_FREE * total), free, kept, shared)
+    graphs = trained * 8  # the backward graph's gradients and their copies
+    return Need(free - reserve - passing - int(KEPT_FREE * total), free, kept, shared, graphs)
 
 
 def layers_to_recompute(need: Need, recipe: Recipe, layers: int) -> tuple[int, str]:

@@ -95,6 +95,18 @@ def test_nf4_is_unpacked_once_where_the_copy_fits_beside_what_layers_keep(monkey
     assert len(fast.unpacked) == 4 * model.config.num_hidden_layers * unpacked
 
 
+@pytest.mark.parametrize(("free_mib", "graphed"), [(100, True), (3, False)])
+def test_where_memory_is_short_there_are_no_graphs(monkeypatch, free_mib, graphed):
+    recipe = make_recipe({"base_precision": "nf4", "compute_dtype": "bf16"})
+    precision = resolve_precision(recipe, H200)
+    model = add_lora(random_base(tiny.model_config(500, 0), precision, "cpu"), recipe)
+    monkeypatch.setattr(FastNeoX, "measure_layer", lambda self: (2**20, 2**20, 2**10))
+    monkeypatch.setattr("llm_qa.models.fast.policy.free_memory_bytes", lambda: (free_mib * 2**20, free_mib * 2**20))
+    path = choose_fast_path(model, recipe, precision, 128, 0, H200)
+    assert model.get_base_model().forward.func.__self__.graphed == graphed
+    assert ("no CUDA graphs because memory is short" in path.report) != graphed
+
+
 def test_a_kernel_that_does_not_fit_the_gpu_leaves_the_plain_path(monkeypatch):
     class OutOfResources(Exception):
         """Triton's name for it."""
