@@ -26,8 +26,9 @@ import transformers
 from llm_qa import files
 from llm_qa.benchmark.answering import ANSWERING, measure_answering
 from llm_qa.benchmark.ceiling import matrix_rate
-from llm_qa.benchmark.contenders import CONTENDERS, Trial, set_up
+from llm_qa.benchmark.contenders import CONTENDERS
 from llm_qa.benchmark.trace import Trace
+from llm_qa.benchmark.trial import Trial, set_up
 from llm_qa.config import Recipe, load_recipe, recipe_flags
 from llm_qa.console import EXIT_FAILED, UserError, format_table, is_main_process, run_script, say
 from llm_qa.models import gpus

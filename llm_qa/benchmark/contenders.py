@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,32 +16,16 @@ import torch
 from transformers import Trainer, default_data_collator
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from llm_qa.benchmark.documents import synthetic_pairs
 from llm_qa.benchmark.stopwatch import Stopwatch
-from llm_qa.benchmark.trace import Trace
-from llm_qa.config import EMBEDDED_MODEL, Recipe
-from llm_qa.console import UserError, say
-from llm_qa.data.packing import IGNORED, PackedDataset, TokenizedPairs, count_real_tokens, pack_collator
-from llm_qa.models import gpus, tiny
-from llm_qa.models.fast.policy import FastPath, choose_fast_path
-from llm_qa.models.loading import align_special_tokens
-from llm_qa.models.lora import add_lora, linear_parameters
-from llm_qa.models.quantization import Precision, gpu_capability, resolve_precision
-from llm_qa.models.random_weights import random_base
-from llm_qa.models.shapes import model_config
-from llm_qa.planning import check_hardware
+from llm_qa.benchmark.trial import Trial, fast_path, measured, packs_of, set_up
+from llm_qa.config import Recipe
+from llm_qa.console import UserError
+from llm_qa.data.packing import IGNORED, TokenizedPairs, count_real_tokens, pack_collator
+from llm_qa.models.fast.policy import FastPath
 from llm_qa.training.callbacks import RealTokens
 from llm_qa.training.non_finite import StopOnNonFinite
-from llm_qa.training.strategy import (
-    Strategy,
-    check_strategy,
-    engine_report,
-    fit_precision,
-    quiet_other_ranks,
-    read_strategy,
-    start_engine,
-)
-from llm_qa.training.trainer import build_trainer, training_arguments, use_fast_path
+from llm_qa.training.strategy import engine_report
+from llm_qa.training.trainer import build_trainer
 
 ORIGINAL_LENGTH = 128  # tokens; every pair padded or cut to it
 ORIGINAL_RECIPE = {
@@ -56,91 +40,6 @@ ORIGINAL_RECIPE = {
     "micro_batch_size": 8,
     "global_batch_size": 32,
 }
-
-
-@dataclass(frozen=True)
-class Trial:
-    """What every contender is given; `folder` is for what a trainer insists on writing."""
-
-    recipe: Recipe
-    warmup: int
-    steps: int
-    folder: str
-    trace: Trace | None = None
-
-
-@dataclass(frozen=True)
-class Setup:
-    """A model on its device, ready to train, with the arguments and documents for it."""
-
-    recipe: Recipe
-    strategy: Strategy
-    precision: Precision
-    arguments: Any  # TrainingArguments
-    model: torch.nn.Module
-    linears: int  # weights of the base that take part in products on every token
-    tokenizer: Any  # of no text: its special tokens alone count
-    pairs: TokenizedPairs
-
-
-def set_up(trial: Trial) -> Setup:
-    """Check the recipe against the machine, then build its model from random weights."""
-    recipe, strategy = trial.recipe, read_strategy()
-    check_hardware(recipe, gpu_capability())
-    check_strategy(recipe, strategy, torch.cuda.device_count() if torch.cuda.is_available() else None)
-    precision = fit_precision(resolve_precision(recipe, gpu_capability()), strategy)
-    quiet_other_ranks()
-    arguments = training_arguments(recipe, precision, strategy, trial.folder)
-    start_engine(strategy)
-    embedded = recipe.model == EMBEDDED_MODEL
-    config = tiny.model_config(tiny.VOCABULARY, 0) if embedded else model_config(recipe.model)
-    model = random_base(config, precision, arguments.device)
-    if torch.cuda.is_available():  # what the building needed is no part of training
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-    linears, tokenizer = linear_parameters(model), tiny.build_tokenizer([""])
-    align_special_tokens(model, tokenizer)
-    if recipe.method == "lora":
-        model = add_lora(model, recipe, precision.trains_in)
-    pairs = synthetic_pairs(config.vocab_size, recipe.max_length, recipe.seed)
-    return Setup(recipe, strategy, precision, arguments, model, linears, tokenizer, pairs)
-
-
-def fast_path(setup: Setup, packs: PackedDataset) -> FastPath:
-    """Let the policy choose, as train.py does."""
-    tokens = setup.arguments.per_device_train_batch_size * packs.capacity
-    path = choose_fast_path(
-        setup.model, setup.recipe, setup.precision, tokens, setup.strategy.zero_stage, gpu_capability()
-    )
-    use_fast_path(setup.arguments, path)
-    say(path.report)
-    return path
-
-
-def packs_of(setup: Setup) -> PackedDataset:
-    """The documents as the recipe packs them."""
-    recipe = setup.recipe
-    return PackedDataset(setup.pairs, recipe.pack_length, recipe.loss_on, recipe.seed, recipe.global_batch_size)
-
-
-def measured(setup: Setup, watch: Stopwatch, path: FastPath, epoch_tokens: int, **more: Any) -> dict[str, Any]:
-    """The row of a contender: speed, memory, and the FLOPs a token that its products took, recomputed ones too."""
-    linears, layers = setup.linears, int(setup.model.config.num_hidden_layers)
-    recomputed = path.recomputed if path.active else layers * (setup.recipe.recompute != "none")
-    flops = gpus.flops_per_token(linears, setup.recipe.method == "full") + 2.0 * linears * recomputed / layers
-    allocated = gpus.peak_memory_bytes()
-    result = watch.result()
-    return {
-        **result,
-        "peak_allocated_bytes": allocated,
-        "peak_reserved_bytes": torch.cuda.max_memory_reserved() if torch.cuda.is_available() else allocated,
-        "seconds_per_epoch": round(epoch_tokens / result["tokens_per_second"], 1),
-        "flops_per_token": flops,
-        "strategy": str(setup.strategy),
-        "path": path.report,
-        "settings": setup.recipe.to_dict(),
-        **more,
-    }
 
 
 def ours(trial: Trial) -> dict[str, Any]:

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from llm_qa.benchmark.contenders import ORIGINAL_LENGTH, PaddedPairs, Trial, original_recipe, ours
+from llm_qa.benchmark.contenders import ORIGINAL_LENGTH, PaddedPairs, original_recipe, ours
 from llm_qa.benchmark.documents import LONGEST, PAIRS, SHORTEST, synthetic_pairs
 from llm_qa.benchmark.stopwatch import Stopwatch
+from llm_qa.benchmark.trial import Trial
 from llm_qa.config import EMBEDDED_MODEL, make_recipe
 
 

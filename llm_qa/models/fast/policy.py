@@ -121,7 +121,7 @@ def plain_path(reason: str, recipe: Recipe, precision: Precision) -> FastPath:
 
 @dataclass(frozen=True)
 class Need:
-    """Bytes of the GPU: `room` for what layers keep; a layer `kept` and, when recomputed, `shared`; graphs' `graphs`."""
+    """Bytes of the GPU: `room` for what layers keep; a layer `kept`, recomputed `shared`; what `graphs` add."""
 
     room: int
     free: int
