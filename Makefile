@@ -97,7 +97,7 @@ test-optional: $(VENV)/installed ## the tests that need an extra's packages, whi
 test-distributed: $(VENV)/installed ## every recipe on every strategy, on processes of this machine (about half an hour on 2 cores)
 	$(BIN)/python -m pytest tests/distributed -m distributed $(ARGS)
 
-soak: $(VENV)/installed ## the long tests: hundreds of kills, thousands of bad inputs (an hour or more)
+soak: $(VENV)/installed ## the long tests: hundreds of kills, thousands of bad inputs (three quarters of an hour on 2 cores)
 	$(BIN)/python -m pytest -s -m slow $(ARGS)
 
 lint: $(VENV)/installed ## ruff: rules and format
