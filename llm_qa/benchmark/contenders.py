@@ -194,7 +194,8 @@ def trl(trial: Trial) -> dict[str, Any]:
         accelerator_config={"non_blocking": torch.cuda.is_available()},
         packing=True,
         max_length=recipe.pack_length,
-        pad_to_multiple_of=recipe.pack_length,  # flex attention is compiled, and tuned for a minute, for each length
+        pad_to_multiple_of=recipe.pack_length
+        or None,  # flex attention is compiled, and tuned for a minute, for each length
     )
     trainer = SFTTrainer(
         setup.model,

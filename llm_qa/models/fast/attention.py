@@ -1,7 +1,7 @@
 """Causal attention inside the documents of a packed sequence, on queries, keys and values as the projection lays them.
 
 A document is given by where it starts and ends, so a pass over it costs what its own length asks for: short documents
-leave most of a mask's blocks empty. Opaque to torch.compile, like the products beside it. `packed` is
+leave most of a mask's blocks empty. Opaque to torch.compile, like the products beside it. `packed` is contiguous,
 (tokens, heads * 3 * width): of each head its query, key and value; starts and ends are int32 (tokens,), of each
 token's document: its first token, and one past its last.
 """
@@ -13,13 +13,14 @@ from torch import Tensor
 
 
 def document_bounds(position_ids: Tensor) -> tuple[Tensor, Tensor]:
-    """starts and ends of the documents whose tokens are numbered by position_ids (tokens,), 0 where one begins."""
-    tokens = len(position_ids)
+    """starts and ends of the documents in a sequence given by its position_ids (tokens,), 0 where one begins."""
+    tokens, first = len(position_ids), position_ids == 0
     places = torch.arange(tokens, device=position_ids.device)
-    begins = torch.where(position_ids == 0, places, tokens)
+    starts = torch.where(first, places, 0).cummax(0).values
+    begins = torch.where(first, places, tokens)
     following = torch.cat([begins[1:], begins.new_full((1,), tokens)])
     ends = following.flip(0).cummin(0).values.flip(0)  # the first beginning after each token
-    return (places - position_ids).int(), ends.int()
+    return starts.int(), ends.int()
 
 
 def document_mask(starts: Tensor) -> Tensor:
@@ -89,7 +90,8 @@ def _keep(ctx, inputs, output):
     ctx.save_for_backward(packed, *output, starts, ends)
 
 
-def _backward(ctx, slope, _):
+def _backward(ctx, slope, of_sums):
+    assert of_sums is None
     return attend_backward(slope.contiguous(), *ctx.saved_tensors, ctx.heads), None, None, None
 
 

@@ -60,9 +60,10 @@ def _attend_kernel(
     tl.store(sums + head * tokens + own, (most + tl.log2(total)) * 0.6931471805599453, mask=own < tokens)
 
 
-def _tiles(width: int, shape: tuple[int, int, int, int]) -> dict[str, int]:
-    """The launch's keywords; wider heads take half the rows."""
+def _tiles(width: int, shape: tuple[int, int, int, int], dtype: torch.dtype) -> dict[str, int]:
+    """The launch's keywords; wider heads take half the rows, fp32 waits with less ahead, as shared memory asks for."""
     own, walked, warps, stages = shape
+    stages = 2 if dtype == torch.float32 else stages
     part = 1 if width <= 128 else 2
     tiles = {"WIDTH": max(16, triton.next_power_of_2(width)), "OWN": own // part, "WALKED": max(16, walked // part)}
     return {**tiles, "num_warps": warps, "num_stages": stages}
@@ -70,10 +71,11 @@ def _tiles(width: int, shape: tuple[int, int, int, int]) -> dict[str, int]:
 
 def attend(packed, starts, heads: int) -> tuple[torch.Tensor, torch.Tensor]:
     """See attention.attend."""
+    assert packed.is_contiguous()
     tokens, width = packed.shape[0], packed.shape[1] // (3 * heads)
     mixed = packed.new_empty((tokens, heads * width))
     sums = torch.empty((heads, tokens), device=packed.device)
-    tiles = _tiles(width, ATTEND)
+    tiles = _tiles(width, ATTEND, packed.dtype)
     _attend_kernel[(heads, triton.cdiv(tokens, tiles["OWN"]))](
         packed, mixed, sums, starts, tokens, width, width**-0.5, PRECISION=precision(packed), **tiles
     )
@@ -144,11 +146,11 @@ def attend_backward(slope, packed, mixed, sums, starts, ends, heads: int) -> tor
     """See attention.attend_backward."""
     tokens, width = packed.shape[0], packed.shape[1] // (3 * heads)
     out, inner = torch.empty_like(packed), torch.empty_like(sums)
-    tiles = _tiles(width, QUERY)
+    tiles = _tiles(width, QUERY, packed.dtype)
     _attend_query_kernel[(heads, triton.cdiv(tokens, tiles["OWN"]))](
         slope, packed, mixed, sums, inner, out, starts, tokens, width, width**-0.5, PRECISION=precision(packed), **tiles
     )
-    tiles = _tiles(width, KEY)
+    tiles = _tiles(width, KEY, packed.dtype)
     _attend_key_kernel[(heads, triton.cdiv(tokens, tiles["OWN"]))](
         slope, packed, sums, inner, out, ends, tokens, width, width**-0.5, PRECISION=precision(packed), **tiles
     )

@@ -92,9 +92,9 @@ def turn(packed: Tensor, cos: Tensor, sin: Tensor, heads: int) -> Tensor:
 
     packed is (tokens, heads * 3 * width), cos and sin are (tokens, rotated).
     """
-    query, key, value = packed.view(1, len(packed), heads, -1).transpose(1, 2).chunk(3, dim=-1)
-    query, key = apply_rotary_pos_emb(query, key, cos[None], sin[None])
-    return torch.cat([query, key, value], dim=-1).transpose(1, 2).reshape(packed.shape)
+    query, key, value = packed.view(1, len(packed), heads, -1).chunk(3, dim=-1)
+    query, key = apply_rotary_pos_emb(query, key, cos[None], sin[None], unsqueeze_dim=2)
+    return torch.cat([query, key, value], dim=-1).view(packed.shape)
 
 
 def turn_back(slope: Tensor, cos: Tensor, sin: Tensor, heads: int) -> Tensor:
@@ -162,7 +162,9 @@ def _keep_attention(ctx, inputs, output):
     ctx.save_for_backward(*output, d, b, cos, sin, starts, ends)
 
 
-def _attention_backward(ctx, slope, _turned, _sums):
+def _attention_backward(ctx, slope, of_turned, of_sums):
+    assert of_turned is None
+    assert of_sums is None
     gradients = attention_backward(slope.contiguous(), *ctx.saved_tensors, ctx.heads, ctx.scale)
     return *gradients, *[None] * 7
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import torch
@@ -79,7 +80,9 @@ def choose_fast_path(
     except Exception as error:
         if type(error).__name__ != "OutOfResources":  # Triton's; there is no Triton on a CPU to import it from
             raise
-        return plain_path(f"at --lora-r {recipe.lora_r} its kernels need more than this GPU has", recipe, precision)
+        size = f"--lora-r {recipe.lora_r} in " if recipe.method == "lora" else ""
+        reason = f"its kernels for {size}{SHORT[precision.compute]} need more than this GPU has"
+        return plain_path(reason, recipe, precision)
 
 
 def try_fast_path(fast: FastNeoX, model: torch.nn.Module, recipe: Recipe, precision: Precision) -> FastPath:
@@ -95,16 +98,19 @@ def try_fast_path(fast: FastNeoX, model: torch.nn.Module, recipe: Recipe, precis
     if copy and copy <= free_memory_bytes()[0] / 2:  # it will be taken, most likely: compile for it, not for both
         fast.unpack(1)
     need = measure_need(fast, model, recipe)
-    fast.recomputed, why = layers_to_recompute(need, recipe, layers)
-    tight = need.room < layers * need.shared + need.graphs
+    least = layers * (need.kept if recipe.recompute == "none" else need.shared)
+    tight = fast.graphed and need.room < least + need.graphs
     fast.graphed = fast.graphed and not tight
+    if fast.graphed:
+        need = dataclasses.replace(need, room=need.room - need.graphs)
+    fast.recomputed, why = layers_to_recompute(need, recipe, layers)
     fast.unpacked.clear()
     # Where it is not taken, a pass makes the weights of one layer at a time: KEPT_FREE has room for those.
     if unpacked := copy and not fast.recomputed and copy <= need.room - layers * need.kept:
         fast.unpack(layers)
     fast.take_over()
     report = (
-        f"fast path: attention in documents of {fast.tokens:,} packed tokens, compiled layers, {fast.recomputed} of "
+        f"fast path: attention inside documents, {fast.tokens:,} packed tokens, compiled layers, {fast.recomputed} of "
         f"{layers} layers recomputed ({why}), {precision.base}"
         + (f" unpacked once into {copy / 2**30:.1f} GiB" if unpacked else "")
         + f", products in {SHORT[precision.compute]}"

@@ -15,6 +15,13 @@ def test_documents_begin_and_end_where_their_positions_say():
     assert ends.tolist() == [3, 3, 3, 5, 5, 6, 7]
 
 
+@pytest.mark.parametrize("positions", [[0, 1, 2, 2, 3], [5, 6, 7, 8, 9]])
+def test_only_a_0_begins_a_document(positions):
+    starts, ends = document_bounds(torch.tensor(positions))
+    assert starts.tolist() == [0] * 5
+    assert ends.tolist() == [5] * 5
+
+
 def test_documents_see_themselves_and_what_is_before():
     mask = document_mask(document_bounds(torch.tensor([0, 1, 2, 0, 1, 0, 0]))[0])
     seen = [[i for i in range(7) if row[i]] for row in mask]

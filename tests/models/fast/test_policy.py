@@ -95,16 +95,35 @@ def test_nf4_is_unpacked_once_where_the_copy_fits_beside_what_layers_keep(monkey
     assert len(fast.unpacked) == 4 * model.config.num_hidden_layers * unpacked
 
 
-@pytest.mark.parametrize(("free_mib", "graphed"), [(100, True), (3, False)])
-def test_where_memory_is_short_there_are_no_graphs(monkeypatch, free_mib, graphed):
-    recipe = make_recipe({"base_precision": "nf4", "compute_dtype": "bf16"})
+@pytest.mark.parametrize(
+    ("recompute", "free_mib", "graphed"),
+    [("auto", 100, True), ("auto", 6, True), ("auto", 3, False), ("none", 7.5, True), ("none", 5.5, False)],
+)
+def test_where_memory_is_short_there_are_no_graphs(monkeypatch, recompute, free_mib, graphed):
+    recipe = make_recipe({"base_precision": "bf16", "compute_dtype": "bf16", "recompute": recompute})
     precision = resolve_precision(recipe, H200)
     model = add_lora(random_base(tiny.model_config(500, 0), precision, "cpu"), recipe)
-    monkeypatch.setattr(FastNeoX, "measure_layer", lambda self: (2**20, 2**20, 2**10))
-    monkeypatch.setattr("llm_qa.models.fast.policy.free_memory_bytes", lambda: (free_mib * 2**20, free_mib * 2**20))
+    kept, shared, free = 2**20, 2**10, int(free_mib * 2**20)
+    monkeypatch.setattr(FastNeoX, "measure_layer", lambda self: (kept, 2**20, shared))
+    monkeypatch.setattr("llm_qa.models.fast.policy.free_memory_bytes", lambda: (free, free))
     path = choose_fast_path(model, recipe, precision, 128, 0, H200)
-    assert model.get_base_model().forward.func.__self__.graphed == graphed
+    fast = model.get_base_model().forward.func.__self__
+    assert fast.graphed == graphed
     assert ("no CUDA graphs because memory is short" in path.report) != graphed
+    if graphed:
+        need, layers = measure_need(fast, model, recipe), model.config.num_hidden_layers
+        used = fast.recomputed * shared + (layers - fast.recomputed) * kept
+        assert used + need.graphs <= need.room
+
+
+def test_full_fine_tuning_has_no_graphs_to_leave_out(monkeypatch):
+    recipe = make_recipe({"method": "full", "base_precision": "fp32", "compute_dtype": "bf16"})
+    precision = resolve_precision(recipe, H200)
+    monkeypatch.setattr(FastNeoX, "measure_layer", lambda self: (2**20, 2**20, 2**10))
+    monkeypatch.setattr("llm_qa.models.fast.policy.free_memory_bytes", lambda: (2**20, 2**20))
+    path = choose_fast_path(tiny_model(), recipe, precision, 128, 0, H200)
+    assert path.active
+    assert "graphs" not in path.report
 
 
 def test_a_kernel_that_does_not_fit_the_gpu_leaves_the_plain_path(monkeypatch):
@@ -120,7 +139,7 @@ def test_a_kernel_that_does_not_fit_the_gpu_leaves_the_plain_path(monkeypatch):
     monkeypatch.setattr(FastNeoX, "difference", too_large)
     path = choose_fast_path(model, recipe, resolve_precision(recipe, None), 128, 0, H200)
     assert not path.active
-    assert "plain path (at --lora-r 256 its kernels need more than this GPU has)" in path.report
+    assert "plain path (its kernels for --lora-r 256 in fp32 need more than this GPU has)" in path.report
     assert model.get_base_model().forward == before
 
 
