@@ -56,18 +56,24 @@ def _(x, weight, a, seed, outputs, threshold, last):
 
 @torch.library.custom_op("llm_qa::lora_product_backward", mutates_args=())
 def lora_product_backward(
-    dy: Tensor, dd: Tensor, x: Tensor, weight: Sequence[Tensor], a: Tensor, seed: Tensor, threshold: int
+    dy: Tensor, dd: Tensor, x: Tensor, weight: Sequence[Tensor], a: Tensor, seed: Tensor, threshold: int, wanted: bool
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of x and a from those of the product and of d."""
+    """Gradients of x (empty unless `wanted`) and a from those of the product and of d."""
     keep = low_rank.keep_scale(threshold)
     da = low_rank.outer(dd, x, seed, threshold, keep, a)
+    return _input_gradient(dy, dd, x, weight, a, seed, threshold, wanted), da
+
+
+def _input_gradient(dy, dd, x, weight, a, seed, threshold, wanted) -> Tensor:
+    if not wanted:  # the first layer's input is made of frozen weights
+        return x.new_empty(0)
     dx = products.backward(dy, list(weight), x.shape[1])
-    return low_rank.up(dd, a, seed, threshold, keep, dx), da
+    return low_rank.up(dd, a, seed, threshold, low_rank.keep_scale(threshold), dx)
 
 
 @lora_product_backward.register_fake
-def _(dy, dd, x, weight, a, seed, threshold):
-    return torch.empty_like(x), torch.empty_like(a)
+def _(dy, dd, x, weight, a, seed, threshold, wanted):
+    return torch.empty_like(x) if wanted else x.new_empty(0), torch.empty_like(a)
 
 
 def _keep_product(ctx, inputs, output):
@@ -77,8 +83,9 @@ def _keep_product(ctx, inputs, output):
 
 def _product_backward(ctx, dy, dd):
     x, a, seed, *weight = ctx.saved_tensors
-    dx, da = lora_product_backward(dy.contiguous(), dd.contiguous(), x, weight, a, seed, ctx.threshold)
-    return dx, [None] * len(weight), da, None, None, None, None
+    wanted = ctx.needs_input_grad[0]
+    dx, da = lora_product_backward(dy.contiguous(), dd.contiguous(), x, weight, a, seed, ctx.threshold, wanted)
+    return dx if wanted else None, [None] * len(weight), da, None, None, None, None
 
 
 lora_product.register_autograd(_product_backward, setup_context=_keep_product)
@@ -233,21 +240,21 @@ def _(x, up, up_a, up_b, up_bias, down, down_a, seeds, threshold, scale):
 @torch.library.custom_op("llm_qa::mlp_backward", mutates_args=())
 def mlp_backward(
     dy: Tensor, dd_down: Tensor, x: Tensor, h: Tensor, d_up: Tensor, up: Sequence[Tensor], up_a: Tensor, up_b: Tensor,
-    up_bias: Tensor, down: Sequence[Tensor], down_a: Tensor, seeds: Tensor, threshold: int, scale: float,
+    up_bias: Tensor, down: Sequence[Tensor], down_a: Tensor, seeds: Tensor, threshold: int, scale: float, wanted: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients of x, up_a, up_b and down_a."""
+    """Gradients of x (empty unless `wanted`), up_a, up_b and down_a."""
     keep = low_rank.keep_scale(threshold)
     du = products.backward(dy, list(down), h.shape[1])
     dh, down_da, up_db = gelu_backward(du, dd_down, down_a, h, d_up, up_b, up_bias, seeds[1], threshold, scale)
     dd_up = low_rank.down(dh, up_b.T, d_up, 0, scale)
     up_da = low_rank.outer(dd_up, x, seeds[0], threshold, keep, up_a)
-    dx = products.backward(dh, list(up), x.shape[1])
-    return low_rank.up(dd_up, up_a, seeds[0], threshold, keep, dx), up_da, up_db, down_da
+    return _input_gradient(dh, dd_up, x, up, up_a, seeds[0], threshold, wanted), up_da, up_db, down_da
 
 
 @mlp_backward.register_fake
-def _(dy, dd_down, x, h, d_up, up, up_a, up_b, up_bias, down, down_a, seeds, threshold, scale):
-    return torch.empty_like(x), torch.empty_like(up_a), torch.empty_like(up_b), torch.empty_like(down_a)
+def _(dy, dd_down, x, h, d_up, up, up_a, up_b, up_bias, down, down_a, seeds, threshold, scale, wanted):
+    dx = torch.empty_like(x) if wanted else x.new_empty(0)
+    return dx, torch.empty_like(up_a), torch.empty_like(up_b), torch.empty_like(down_a)
 
 
 def _keep_mlp(ctx, inputs, output):
@@ -261,11 +268,12 @@ def _keep_mlp(ctx, inputs, output):
 def _mlp_backward(ctx, dy, dd_down, _dh, _dd_up):
     x, h, d_up, up_a, up_b, up_bias, down_a, seeds, *weights = ctx.saved_tensors
     up, down = weights[: ctx.ups], weights[ctx.ups :]
+    wanted = ctx.needs_input_grad[0]
     dx, up_da, up_db, down_da = mlp_backward(
         dy.contiguous(), dd_down.contiguous(), x, h, d_up, up, up_a, up_b, up_bias, down, down_a, seeds, ctx.threshold,
-        ctx.scale,
+        ctx.scale, wanted,
     )  # fmt: skip
-    return dx, [None] * len(up), up_da, up_db, None, [None] * len(down), down_da, None, None, None
+    return dx if wanted else None, [None] * len(up), up_da, up_db, None, [None] * len(down), down_da, None, None, None
 
 
 mlp.register_autograd(_mlp_backward, setup_context=_keep_mlp)

@@ -24,12 +24,15 @@ from llm_qa.models.fast.loss import linear_cross_entropy
 from llm_qa.models.fast.neox_layer import LayerWeights, layer_forward, layer_shape, layer_weights, linear_modules
 from llm_qa.models.fast.products import dequantize, frozen_weight
 
+TILE = 128  # rows of a matrix product that the GPU computes together
+
 
 class FastNeoX:
     """Takes over `forward` of a GPTNeoXForCausalLM for batches with labels; everything else goes the usual way.
 
-    `tokens` is the length that every batch is padded to, so that one graph serves all; `recomputed` is how many layers
-    keep only their input.
+    `tokens` is the length that every batch is padded to, so that one graph serves all; `learned` the most tokens of a
+    batch that have a label, without which the last layer and the head compute all; `recomputed` is how many layers keep
+    only their input.
     """
 
     def __init__(
@@ -37,6 +40,7 @@ class FastNeoX:
         model: torch.nn.Module,
         dtype: torch.dtype,
         tokens: int,
+        learned: int | None = None,
         *,
         compiled: bool,
         graphed: bool = False,
@@ -44,6 +48,7 @@ class FastNeoX:
         self.model, self.usual = model, model.forward
         self.shape = layer_shape(model, dtype)
         self.tokens, self.graphed, self.recomputed = tokens, graphed, 0
+        self.learned = tokens if learned is None else min(tokens, -(-learned // TILE) * TILE)
         self.graphs: GraphedPass | None = None
         self.unpacked: dict[torch.nn.Module, list[Tensor]] = {}
         self.layer = torch.compile(layer_forward, dynamic=False, fullgraph=True) if compiled else layer_forward
@@ -65,17 +70,21 @@ class FastNeoX:
 
     def loss(self, input_ids: Tensor, position_ids: Tensor, labels: Tensor, items=None) -> Tensor:
         """Cross entropy of (rows, length) packs, a fp32 scalar: mean over learned tokens, or sum over `items`."""
-        targets = F.pad(labels[:, 1:], (0, 1), value=IGNORED).reshape(-1)
         padding = (0, max(0, self.tokens - input_ids.numel()))
-        inputs = (
+        targets = F.pad(F.pad(labels[:, 1:], (0, 1), value=IGNORED).reshape(-1), padding, value=IGNORED)
+        inputs = [
             F.pad(input_ids.reshape(-1), padding),
             F.pad(position_ids.reshape(-1), padding),
             self.seed(input_ids.device),
-        )
+        ]
+        count = (targets != IGNORED).sum()
+        if torch.is_grad_enabled() and self.learned < len(targets):
+            torch._assert_async(count <= self.learned, "more labels than any batch was said to have")
+            inputs.append(torch.argsort((targets == IGNORED).int(), stable=True)[: self.learned])  # those with a label
+            targets = targets[inputs[-1]]
         hidden = self.run(*inputs)
         head = self.model.get_output_embeddings().weight.to(self.shape.dtype)
-        total = linear_cross_entropy(hidden[: len(targets)], head, targets)
-        return total / ((targets != IGNORED).sum() if items is None else items)
+        return linear_cross_entropy(hidden, head, targets) / (count if items is None else items)
 
     def seed(self, device: torch.device) -> Tensor:
         """The seed of a forward pass (1,): drawn from torch's generator on the CPU, which checkpoints keep."""
@@ -90,7 +99,7 @@ class FastNeoX:
             trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
             # Tensors on the same memory that nobody else has a gradient of: a parameter's may belong to another stream.
             self.twins = {parameter: parameter.detach().requires_grad_() for parameter in trained}
-            self.graphs = GraphedPass(lambda *given: self.hidden(*given, self.twins), inputs, self.twins)
+            self.graphs = GraphedPass(lambda *given: self.hidden(*given, twins=self.twins), inputs, self.twins)
         return self.graphs(*inputs)
 
     def rotary(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -98,10 +107,17 @@ class FastNeoX:
         cos, sin = self.model.gpt_neox.rotary_emb(x[None], position_ids[None])
         return cos[0].contiguous(), sin[0].contiguous()
 
-    def hidden(self, input_ids: Tensor, position_ids: Tensor, seed: Tensor, twins: dict | None = None) -> Tensor:
+    def hidden(
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor,
+        seed: Tensor,
+        rows: Tensor | None = None,
+        twins: dict | None = None,
+    ) -> Tensor:
         """What the head reads, of `tokens` tokens and a seed (1,) for the dropout of all layers: (tokens, d).
 
-        Parameters that are in `twins` are replaced by what that says.
+        With `rows` only those of the last layer's output are computed: (len(rows), d). Parameters that are in `twins` are replaced by what that says.
         """
         model, dtype = self.model.gpt_neox, self.shape.dtype
         x = model.embed_in(input_ids).to(dtype)
@@ -110,11 +126,11 @@ class FastNeoX:
         numbers = torch.arange(4 * len(model.layers), device=x.device).view(-1, 4, 1)
         seeds = (seed + numbers * 0x632BE5AB) & 0xFFFFFFFF
         shape = self.shape if self.model.training else dataclasses.replace(self.shape, dropout_threshold=0)
-        if torch.is_grad_enabled():
-            x.requires_grad_()  # the first layer is compiled like the others
         for number, layer in enumerate(model.layers):
             weights = layer_weights(layer, dtype, twins, self.unpacked)
-            x = self.run_layer(x, weights, rotary, bounds, seeds[number], shape, recompute=number < self.recomputed)
+            wanted = rows if layer is model.layers[-1] else None
+            recompute = number < self.recomputed
+            x = self.run_layer(x, weights, rotary, bounds, seeds[number], shape, wanted, recompute=recompute)
         norm = model.final_layer_norm
         return F.layer_norm(x.float(), x.shape[-1:], norm.weight.float(), norm.bias.float(), norm.eps).to(dtype)
 
@@ -191,13 +207,19 @@ class FastNeoX:
             passing = torch.cuda.max_memory_allocated() - before - kept
         return kept, passing, x.numel() * x.element_size()
 
-    def run_layer(self, x, weights: LayerWeights, rotary, bounds, seeds, shape, *, recompute: bool) -> Tensor:
-        """One layer, keeping everything for its backward pass or only its input."""
-        inputs = x, weights, rotary, bounds, seeds, shape
-        if not (recompute and torch.is_grad_enabled()):
-            return self.layer(*inputs)
+    def run_layer(
+        self, x: Tensor, weights: LayerWeights, rotary, bounds, seeds, shape, rows=None, *, recompute: bool
+    ) -> Tensor:
+        """layer_forward, keeping everything for its backward pass or only its input."""
+        inputs, training = (x, weights, rotary, bounds, seeds, shape, rows), torch.is_grad_enabled()
+        # A last layer of some rows alone and a first one on frozen embeddings, whose gradient nobody wants, are run as
+        # they are: to compile them too would take longer than it saves.
+        usual = rows is None and (x.requires_grad or not training)
+        layer = self.layer if usual else layer_forward
+        if not (recompute and training):
+            return layer(*inputs)
         return checkpoint(
-            self.layer,
+            layer,
             *inputs,
             use_reentrant=False,
             preserve_rng_state=False,  # the dropout is a function of its seeds

@@ -97,6 +97,26 @@ def layer_weights(
     )
 
 
+class _Rows(torch.autograd.Function):
+    """x[rows] for rows that are all different: its gradient is put in place, where indexing would have to add."""
+
+    @staticmethod
+    def forward(ctx, x, rows):
+        ctx.save_for_backward(rows)
+        ctx.tokens = len(x)
+        return x.index_select(0, rows)
+
+    @staticmethod
+    def backward(ctx, slope):
+        (rows,) = ctx.saved_tensors
+        return slope.new_zeros((ctx.tokens, slope.shape[1])).index_copy_(0, rows, slope), None
+
+
+def take_rows(x: Tensor, rows: Tensor | None) -> Tensor:
+    """The rows (n,), all different, of x (tokens, d): (n, d); x itself where rows is None."""
+    return x if rows is None else _Rows.apply(x, rows)
+
+
 def layer_forward(
     x: Tensor,
     w: LayerWeights,
@@ -104,14 +124,16 @@ def layer_forward(
     bounds: tuple[Tensor, Tensor],
     seeds: Tensor,
     shape: LayerShape,
+    rows: Tensor | None = None,
 ) -> Tensor:
     """One decoder layer on a sequence of packed documents: (tokens, d) -> (tokens, d), both of shape.dtype.
 
-    `bounds` are those of attention.document_bounds. `seeds` are four int64 seeds (4, 1) of the LoRA dropout.
+    `bounds` are those of attention.document_bounds. `seeds` are four int64 seeds (4, 1) of the LoRA dropout. With
+    `rows`, int64 and all different, only those of the output are computed, in that order: (len(rows), d).
     """
     dtype, threshold, scale = shape.dtype, shape.dropout_threshold, shape.lora_scale
 
-    def norm(weight_bias):
+    def norm(x, weight_bias):
         weight, bias = weight_bias
         return F.layer_norm(x.float(), x.shape[-1:], weight.float(), bias.float(), shape.norm_eps).to(dtype)
 
@@ -120,17 +142,19 @@ def layer_forward(
         def linear(value, weights):
             return F.linear(value, weights.weight[0].to(dtype), weights.bias.to(dtype))
 
-        packed = turn(linear(norm(w.attention_norm), w.query_key_value), *rotary, shape.heads)
+        packed = turn(linear(norm(x, w.attention_norm), w.query_key_value), *rotary, shape.heads)
         mixed, _ = attend(packed, *bounds, shape.heads)
+        x, mixed = take_rows(x, rows), take_rows(mixed, rows)
         attended = linear(mixed, w.dense)
-        return x + attended + linear(F.gelu(linear(norm(w.mlp_norm), w.dense_h_to_4h)), w.dense_4h_to_h)
+        return x + attended + linear(F.gelu(linear(norm(x, w.mlp_norm), w.dense_h_to_4h)), w.dense_4h_to_h)
 
     qkv, dense, up, down = w.query_key_value, w.dense, w.dense_h_to_4h, w.dense_4h_to_h
-    packed, d = lora_product(norm(w.attention_norm), qkv.weight, qkv.a, seeds[0], len(qkv.b), threshold, False)
+    packed, d = lora_product(norm(x, w.attention_norm), qkv.weight, qkv.a, seeds[0], len(qkv.b), threshold, False)
     mixed, _, _ = attention(packed, d, qkv.b, qkv.bias, *rotary, *bounds, shape.heads, scale)
+    x, mixed = take_rows(x, rows), take_rows(mixed, rows)
     attended, d_attended = lora_product(mixed, dense.weight, dense.a, seeds[1], x.shape[1], threshold, True)
     perceived, d_perceived, _, _ = mlp(
-        norm(w.mlp_norm), up.weight, up.a, up.b, up.bias, down.weight, down.a, seeds[2:], threshold, scale
+        norm(x, w.mlp_norm), up.weight, up.a, up.b, up.bias, down.weight, down.a, seeds[2:], threshold, scale
     )
     bias = dense.bias + down.bias
     return residual(x, attended, d_attended, dense.b, perceived, d_perceived, down.b, bias, scale)
