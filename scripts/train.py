@@ -146,9 +146,10 @@ def main() -> int:
             model = add_lora(model, recipe, precision.trains_in)
     say(trainable_report(model))
     total, trainable = parameter_counts(model)
-    tokens_a_pass = arguments.per_device_train_batch_size * train_set.capacity
+    rows = arguments.per_device_train_batch_size
+    sizes = rows * train_set.capacity, rows * train_set.most_learned
     with memory_for_training(recipe, options.run, strategy, fit=options.fit):
-        path = choose_fast_path(model, recipe, precision, tokens_a_pass, strategy.zero_stage, gpu_capability())
+        path = choose_fast_path(model, recipe, precision, *sizes, strategy.zero_stage, gpu_capability())
     use_fast_path(arguments, path)
     say(path.report)
 

@@ -82,9 +82,10 @@ def set_up(trial: Trial) -> Setup:
 
 def fast_path(setup: Setup, packs: PackedDataset) -> FastPath:
     """Let the policy choose, as train.py does."""
-    tokens = setup.arguments.per_device_train_batch_size * packs.capacity
+    rows = setup.arguments.per_device_train_batch_size
+    sizes = rows * packs.capacity, rows * packs.most_learned
     path = choose_fast_path(
-        setup.model, setup.recipe, setup.precision, tokens, setup.strategy.zero_stage, gpu_capability()
+        setup.model, setup.recipe, setup.precision, *sizes, setup.strategy.zero_stage, gpu_capability()
     )
     use_fast_path(setup.arguments, path)
     say(path.report)

@@ -194,6 +194,12 @@ class PackedDataset(torch.utils.data.Dataset):
         """Share of the packs' capacity that is real tokens."""
         return len(self.pairs.tokens) / (len(self.packs) * self.capacity)
 
+    @property
+    def most_learned(self) -> int:
+        """The most tokens of one pack that have a label."""
+        learned = self.pairs.lengths - (1 if self.loss_on == "everything" else self.pairs.prompt_lengths)
+        return int(np.add.reduceat(learned[self.packs.documents], self.packs.starts[:-1]).max())
+
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         if index >= len(self.packs):
             pad = torch.zeros(1, dtype=torch.int64)

@@ -297,6 +297,15 @@ def test_loss_on_everything_leaves_out_each_documents_first_token(tokenizer, rec
     assert torch.equal(item["labels"] == IGNORED, item["position_ids"] == 0)
 
 
+@pytest.mark.parametrize("loss_on", ["answer", "everything"])
+@pytest.mark.parametrize("pack_length", [0, 256])
+def test_the_most_learned_tokens_of_a_pack_are_known_beforehand(tokenizer, records, pack_length, loss_on):
+    pairs, _ = tokenize_records(tokenizer, records, 256)
+    packed = PackedDataset(pairs, pack_length, loss_on, seed=0, multiple_of=1000)
+    counts = [int((packed[i]["labels"] != IGNORED).sum()) for i in range(len(packed))]
+    assert packed.most_learned == max(counts) < packed.capacity
+
+
 def test_real_tokens_are_counted_without_padding(tokenizer, records):
     pairs, _ = tokenize_records(tokenizer, records, 256)
     packed = PackedDataset(pairs, 256, "answer", seed=0)

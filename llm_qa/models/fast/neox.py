@@ -117,7 +117,8 @@ class FastNeoX:
     ) -> Tensor:
         """What the head reads, of `tokens` tokens and a seed (1,) for the dropout of all layers: (tokens, d).
 
-        With `rows` only those of the last layer's output are computed: (len(rows), d). Parameters that are in `twins` are replaced by what that says.
+        With `rows` only those of the last layer's output are computed: (len(rows), d). Parameters that are in `twins`
+        are replaced by what that says.
         """
         model, dtype = self.model.gpt_neox, self.shape.dtype
         x = model.embed_in(input_ids).to(dtype)

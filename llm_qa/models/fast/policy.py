@@ -64,15 +64,19 @@ def choose_fast_path(
     recipe: Recipe,
     precision: Precision,
     tokens: int,
+    learned: int,
     zero_stage: int,
     capability: tuple[int, int] | None,
 ) -> FastPath:
-    """Put the fast path on `model` (plain or with LoRA) where it is valid. `tokens` are those of a forward pass."""
+    """Put the fast path on `model` (plain or with LoRA) where it is valid.
+
+    `tokens` are those of a forward pass, of which at most `learned` have a label.
+    """
     causal = model.get_base_model() if hasattr(model, "get_base_model") else model
     if reason := reason_against(causal, recipe, zero_stage, capability):
         return plain_path(reason, recipe, precision)
     fast = FastNeoX(
-        causal, precision.compute, tokens, compiled=True, graphed=recipe.method == "lora" and not zero_stage
+        causal, precision.compute, tokens, learned, compiled=True, graphed=recipe.method == "lora" and not zero_stage
     )
     say("fast path: comparing a layer with the plain one and compiling it, up to a minute the first time")
     try:

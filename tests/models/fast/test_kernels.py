@@ -17,6 +17,8 @@ from llm_qa.models.fast import (  # noqa: E402
     kernels,
     layer_kernels,
     lora_layer,
+    loss,
+    loss_kernels,
     low_rank,
 )
 
@@ -55,6 +57,19 @@ def test_products_of_low_rank(noise, reference, threshold, tokens, width):
     near(across.T, low_rank.outer(d, x, seed, threshold, 2.0, a))
     onto = x.clone(), x.clone()
     near(kernels.up(d, b.T, seed, threshold, 2.0, onto[0]), low_rank.up(d, b.T, seed, threshold, 2.0, onto[1]))
+
+
+@pytest.mark.parametrize(("rows", "words"), [(5, 500), (70, 30080)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_softmax_cross_entropy_and_its_slope(noise, reference, rows, words, dtype):
+    logits = (3 * noise(rows, words)).to(dtype)
+    targets = torch.randint(0, words, (rows,), device=DEVICE)
+    targets[::3] = -100
+    wanted, wanted_slope = loss.cross_entropy(logits.clone(), targets)
+    got, slope = loss_kernels.cross_entropy(logits, targets)
+    assert not slope[::3].any()
+    near(got, wanted)
+    near(slope, wanted_slope, 1e-5 if dtype == torch.float32 else 1e-3)
 
 
 def test_sums_of_the_larger_size_are_split():

@@ -6,8 +6,10 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
 from llm_qa.config import make_recipe
-from llm_qa.data.packing import collate_packs
+from llm_qa.data.packing import IGNORED, collate_packs
 from llm_qa.models import tiny
+from llm_qa.models.fast import neox
+from llm_qa.models.fast.loss import linear_cross_entropy
 from llm_qa.models.fast.low_rank import dropout_threshold, keep_mask, keep_scale
 from llm_qa.models.fast.neox import FastNeoX
 from llm_qa.models.lora import add_lora
@@ -75,6 +77,45 @@ def test_loss_and_gradients_are_those_of_the_plain_path(batch, values, bound):
     loss = fast.loss(**batch)
     assert loss.item() == pytest.approx(plain.item(), rel=min(bound, 1e-3))
     assert largest_difference(gradients(model, loss), wanted) < bound
+
+
+@pytest.mark.parametrize("values", [{"base_precision": "nf4"}, {"base_precision": "fp32", "method": "full"}])
+@pytest.mark.parametrize("recomputed", [0, 2])
+def test_only_learned_tokens_go_through_the_last_layer(batch, monkeypatch, values, recomputed):
+    monkeypatch.setattr(neox, "TILE", 8)
+    model, fast = build(**({} if values.get("method") == "full" else {"lora_dropout": 0.0}), **values)
+    wanted_loss = fast.loss(**batch)
+    wanted = gradients(model, wanted_loss)
+    learned = int((batch["labels"] != IGNORED).sum())
+    fast, rows = FastNeoX(fast.model, fast.shape.dtype, TOKENS, learned, compiled=False), []
+    fast.recomputed = recomputed
+    monkeypatch.setattr(
+        neox, "linear_cross_entropy", lambda h, *rest: rows.append(len(h)) or linear_cross_entropy(h, *rest)
+    )
+    loss = fast.loss(**batch)
+    assert rows == [-(-learned // 8) * 8]
+    assert loss.item() == pytest.approx(wanted_loss.item(), rel=1e-6)
+    assert largest_difference(gradients(model, loss), wanted) < 1e-5
+    with torch.no_grad():  # validation's batches have their own numbers
+        assert fast.loss(**batch).item() == pytest.approx(wanted_loss.item(), rel=1e-6)
+
+
+def test_more_learned_tokens_than_were_said_are_an_error(batch, monkeypatch):
+    monkeypatch.setattr(neox, "TILE", 8)
+    _, fast = build(base_precision="fp32")
+    fast = FastNeoX(fast.model, fast.shape.dtype, TOKENS, int((batch["labels"] != IGNORED).sum()) // 2, compiled=False)
+    with pytest.raises(RuntimeError, match="more labels than"):
+        fast.loss(**batch)
+
+
+def test_frozen_embeddings_get_no_gradient_and_nobody_computes_one(batch, monkeypatch):
+    from llm_qa.models.fast import products
+
+    _, fast = build(base_precision="nf4")
+    calls, backward = [], products.backward
+    monkeypatch.setattr(products, "backward", lambda *given: calls.append(1) or backward(*given))
+    fast.loss(**batch).backward()
+    assert len(calls) == 4 * len(fast.model.gpt_neox.layers) - 2  # not into the first layer's norms
 
 
 @pytest.mark.parametrize("recomputed", [1, 2])

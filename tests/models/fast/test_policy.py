@@ -55,7 +55,7 @@ def test_linear_layers_without_lora_and_other_architectures_take_the_plain_path(
 def test_the_plain_path_is_said_aloud_and_changes_nothing():
     model, recipe = tiny_model(), make_recipe({"method": "full", "base_precision": "fp32", "recompute": "none"})
     before = model.forward
-    path = choose_fast_path(model, recipe, resolve_precision(recipe, None), 128, 0, None)
+    path = choose_fast_path(model, recipe, resolve_precision(recipe, None), 128, 128, 0, None)
     assert not path.active
     assert path.report == "plain path (no GPU): sdpa attention, no layer recomputed, fp32"
     assert model.forward == before
@@ -88,7 +88,7 @@ def test_nf4_is_unpacked_once_where_the_copy_fits_beside_what_layers_keep(monkey
     model = add_lora(random_base(tiny.model_config(500, 0), precision, "cpu"), recipe)
     monkeypatch.setattr(FastNeoX, "measure_layer", lambda self: (2**20, 2**20, 2**10))
     monkeypatch.setattr("llm_qa.models.fast.policy.free_memory_bytes", lambda: (free_mib * 2**20, free_mib * 2**20))
-    path = choose_fast_path(model, recipe, precision, 128, 0, H200)
+    path = choose_fast_path(model, recipe, precision, 128, 128, 0, H200)
     assert path.active
     assert ("unpacked once into" in path.report) == unpacked
     fast = model.get_base_model().forward.func.__self__
@@ -106,7 +106,7 @@ def test_where_memory_is_short_there_are_no_graphs(monkeypatch, recompute, free_
     kept, shared, free = 2**20, 2**10, int(free_mib * 2**20)
     monkeypatch.setattr(FastNeoX, "measure_layer", lambda self: (kept, 2**20, shared))
     monkeypatch.setattr("llm_qa.models.fast.policy.free_memory_bytes", lambda: (free, free))
-    path = choose_fast_path(model, recipe, precision, 128, 0, H200)
+    path = choose_fast_path(model, recipe, precision, 128, 128, 0, H200)
     fast = model.get_base_model().forward.func.__self__
     assert fast.graphed == graphed
     assert ("no CUDA graphs because memory is short" in path.report) != graphed
@@ -121,7 +121,7 @@ def test_full_fine_tuning_has_no_graphs_to_leave_out(monkeypatch):
     precision = resolve_precision(recipe, H200)
     monkeypatch.setattr(FastNeoX, "measure_layer", lambda self: (2**20, 2**20, 2**10))
     monkeypatch.setattr("llm_qa.models.fast.policy.free_memory_bytes", lambda: (2**20, 2**20))
-    path = choose_fast_path(tiny_model(), recipe, precision, 128, 0, H200)
+    path = choose_fast_path(tiny_model(), recipe, precision, 128, 128, 0, H200)
     assert path.active
     assert "graphs" not in path.report
 
@@ -137,7 +137,7 @@ def test_a_kernel_that_does_not_fit_the_gpu_leaves_the_plain_path(monkeypatch):
     model = add_lora(tiny_model(), recipe)
     before = model.get_base_model().forward
     monkeypatch.setattr(FastNeoX, "difference", too_large)
-    path = choose_fast_path(model, recipe, resolve_precision(recipe, None), 128, 0, H200)
+    path = choose_fast_path(model, recipe, resolve_precision(recipe, None), 128, 128, 0, H200)
     assert not path.active
     assert "plain path (its kernels for --lora-r 256 in fp32 need more than this GPU has)" in path.report
     assert model.get_base_model().forward == before
