@@ -2,17 +2,17 @@
 
 import launching
 import pytest
-from forked_rank import forked_ranks
+from forked_python import fork_server
 from small_base import save_small_base
 
 
 @pytest.fixture(scope="session", autouse=True)
-def ranks(tmp_path_factory):
+def server(tmp_path_factory):
     """Runs that are trained to their end fork their ranks; what is killed, stopped or refused is started in full."""
-    with forked_ranks(tmp_path_factory.mktemp("ranks")) as variables:
-        launching.FORKED.update(variables)
+    with fork_server(tmp_path_factory.mktemp("server")) as variables:
+        launching.FORKS.update(variables)
         yield
-        launching.FORKED.clear()
+        launching.FORKS.clear()
 
 
 @pytest.fixture(scope="session", autouse=True)
