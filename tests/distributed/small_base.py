@@ -15,10 +15,11 @@ def save_small_base(folder: Path) -> Path:
     """Save a random GPT-NeoX of two layers with a tokenizer of the bundled data, as a recipe's `model` names a folder.
 
     Its matrices are whole numbers of 64-weight nf4 blocks; the middle of its MLP is odd, so that ZeRO-3 must pad what
-    it shares out. The weights are large enough (.05) that attention and MLP matter to the loss.
+    it shares out. The weights are large enough (.05) that attention and MLP matter to the loss. The seed is one with
+    which the packs of the first updates differ enough in their loss to tell a mean of means.
     """
     tokenizer = build_tokenizer(documents(load_split(prepared_folder(None), "train")))
-    torch.manual_seed(0)
+    torch.manual_seed(1)
     config = GPTNeoXConfig(
         vocab_size=-(-len(tokenizer) // 64) * 64,
         hidden_size=128,

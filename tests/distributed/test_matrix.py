@@ -38,7 +38,7 @@ ENGINE = {
     "zero3_offload": ("DeepSpeedEngine", 3),
 }
 ROUNDING = {"lora_bf16": 2e-2}  # 16-bit products, and under DeepSpeed 16-bit LoRA weights beside fp32 masters
-ROUNDED_LOSS = {"lora_bf16": 2e-4}
+ROUNDED_LOSS = {"lora_bf16": 2e-4}  # a mean over thousands of tokens; one update changes it by 1.6e-3
 EXACT = 1e-5
 
 
@@ -113,7 +113,7 @@ def test_every_strategy_is_the_same_mathematics(kind, strategy, runs, expected):
     assert not unmatched
     assert sum(tensor.numel() for tensor in saved_weights(run).values()) == training(run)["trainable_parameters"]
     assert largest < (5e-5 if kind not in ROUNDING else 5e-3)
-    assert mean < (5e-5 if kind not in ROUNDING else 1e-4)
+    assert mean < 1e-4
 
 
 @pytest.mark.parametrize(("kind", "strategy"), CELLS)
@@ -135,7 +135,7 @@ def test_what_is_saved_is_whole_and_answers(kind, strategy, runs):
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=kind == "lora_bf16"):
             loss_sum += model(**batch, use_cache=False).loss.item() * learned
         tokens += learned
-    assert loss_sum / tokens == pytest.approx(validation_loss(run), rel=ROUNDING.get(kind, EXACT))
+    assert loss_sum / tokens == pytest.approx(validation_loss(run), rel=ROUNDED_LOSS.get(kind, EXACT))
     answers = generate_answers(
         model, tokenizer, [("벽지가 들뜨는 이유는 무엇인가요?",)], GenerationSettings(max_new_tokens=8)
     )
@@ -166,3 +166,13 @@ def test_a_whole_epoch_ends_alike_where_packs_do_not_divide(runs):
     assert training(together)["tokens"] == training(alone)["tokens"]
     assert validation_loss(together) == pytest.approx(validation_loss(alone), rel=1e-4)
     assert fall(alone) > LEAST_FALL
+
+
+def test_two_processes_share_the_embedded_model(runs):
+    """The base that needs no path: one process builds or finds it, both train on it, and the run carries a copy."""
+    run = runs("nf4", "ddp", "-embedded", model="embedded", max_steps=1)
+    assert training(run)["engine"]["processes"] == 2
+    model, _ = load_run(run)
+    live = torch.load(run / "live_logits.pt")
+    with torch.no_grad():
+        assert (model(**probe(), use_cache=False).logits - live).abs().max() < EXACT * live.abs().max()
