@@ -94,7 +94,7 @@ test-optional: $(VENV)/installed ## the tests that need an extra's packages, whi
 	$(BIN)/python -m pip install --disable-pip-version-check -q -e '.[kobest,submission]' -c requirements.txt
 	$(BIN)/python -m pytest -m optional $(ARGS)
 
-test-distributed: $(VENV)/installed ## every recipe on every strategy, on processes of this machine (about half an hour on 2 cores)
+test-distributed: $(VENV)/installed ## every recipe on every strategy, on processes of this machine (about a quarter of an hour on 2 cores)
 	$(BIN)/python -m pytest tests/distributed -m distributed $(ARGS)
 
 soak: $(VENV)/installed ## the long tests: hundreds of kills, thousands of bad inputs (three quarters of an hour on 2 cores)

@@ -11,7 +11,7 @@ import yaml
 from command_line import ROOT, environment
 
 RECIPE = {
-    "model": "embedded",
+    "model": None,  # the small base, once it is saved (conftest.py)
     "max_length": 256,
     "pack_length": 256,
     "global_batch_size": 8,
@@ -35,7 +35,8 @@ KINDS = {
 PROCESSES = {"single_gpu": 1, "ddp": 2, "zero2": 2, "zero3": 2, "zero3_offload": 2}
 
 
-FORKED: dict[str, str] = {}  # the variables that let a launch fork its ranks (conftest.py)
+FORKED_PYTHON = str(Path(__file__).with_name("forked_python.py"))
+FORKS: dict[str, str] = {}  # the variables that it needs (conftest.py)
 
 
 def write_recipe(folder: Path, kind: str, **changes) -> Path:
@@ -49,10 +50,16 @@ TRAIN = "scripts/train.py"
 
 
 def command(
-    strategy: str, recipe: Path, run: Path, *flags: str, launch: tuple[str, ...] = (), script: str = TRAIN
+    strategy: str,
+    recipe: Path,
+    run: Path,
+    *flags: str,
+    launch: tuple[str, ...] = (),
+    script: str = TRAIN,
+    python: str = sys.executable,
 ) -> list[str]:
     """`accelerate launch` of a recipe with a strategy, as in the README, on a port that is free."""
-    start = [sys.executable, "-m", "accelerate.commands.launch", "--quiet"]
+    start = [python, "-m", "accelerate.commands.launch", "--quiet"]
     port = () if strategy == "single_gpu" else ("--main_process_port", "0")
     config = ["--config_file", f"accelerate_configs/{strategy}.yaml", *port, *launch]
     return [*start, *config, script, str(recipe), "--run", str(run), *flags]
@@ -82,22 +89,23 @@ def kill(launch: subprocess.Popen) -> None:
         launch.wait()
 
 
-def train(
-    strategy: str,
-    recipe: Path,
-    run: Path,
-    *flags: str,
-    launch: tuple[str, ...] = (),
-    script: str = TRAIN,
-) -> str:
-    """Train to the end and return what was printed; the test fails with that text if the run does."""
+def attempt(strategy: str, recipe: Path, run: Path, *flags: str, **more) -> tuple[str, int]:
+    """Let a run end by itself; returns what was printed, by earlier starts too, and the exit code.
+
+    Launcher and ranks are forked; `more` is for `command`.
+    """
     log = run.with_suffix(".txt")
-    launched = start(command(strategy, recipe, run, *flags, launch=launch, script=script), log, **FORKED)
+    launched = start(command(strategy, recipe, run, *flags, **more, python=FORKED_PYTHON), log, **FORKS)
     try:
         code = launched.wait(timeout=300)
     finally:
         kill(launched)  # one that hangs must not slow down the tests after it
-    printed = log.read_text(encoding="utf-8")
+    return log.read_text(encoding="utf-8"), code
+
+
+def train(strategy: str, recipe: Path, run: Path, *flags: str, **more) -> str:
+    """Train to the end and return what was printed; the test fails with that text if the run does."""
+    printed, code = attempt(strategy, recipe, run, *flags, **more)
     assert code == 0, printed[-4000:]
     return printed
 
@@ -106,6 +114,16 @@ def losses(run: Path) -> list[float]:
     """The training losses of a run, step by step."""
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text(encoding="utf-8").splitlines()]
     return [line["loss"] for line in sorted(lines, key=lambda line: line["step"]) if "loss" in line]
+
+
+LEAST_FALL = 0.2  # nats a token: what a long run must learn, of some 7 that it starts with
+
+
+def fall(run: Path) -> float:
+    """By how much a long run's last five losses are below its first five, in the mean."""
+    every = losses(run)
+    assert len(every) > 30
+    return (sum(every[:5]) - sum(every[-5:])) / 5
 
 
 def validation_loss(run: Path) -> float:

@@ -13,16 +13,14 @@ from llm_qa.data.records import load_split
 from llm_qa.models.loading import load_base, load_tokenizer
 from llm_qa.models.lora import add_lora
 from llm_qa.models.quantization import resolve_precision
-from llm_qa.models.tiny import embedded_model
 
 
 def load(recipe_path):
     """(recipe, model as training starts, tokenizer, training packs) of a recipe on the bundled data."""
     recipe = load_recipe(recipe_path)
     records = load_split(prepared_folder(None), "train")
-    source = embedded_model(records)
-    tokenizer = load_tokenizer(source)
-    model = load_base(source, resolve_precision(recipe, None))
+    tokenizer = load_tokenizer(recipe.model)
+    model = load_base(recipe.model, resolve_precision(recipe, None))
     if recipe.method == "lora":
         model = add_lora(model, recipe)
     pairs, _ = tokenize_records(tokenizer, records, recipe.max_length)

@@ -6,7 +6,7 @@ import time
 
 import psutil
 import pytest
-from launching import command, kill, losses, start, train, training, write_recipe
+from launching import LEAST_FALL, command, fall, kill, losses, start, train, training, write_recipe
 
 pytestmark = pytest.mark.distributed
 SILENCE_SECONDS = 10
@@ -56,6 +56,13 @@ def goes_on_to_the_same_end(strategy, recipe, run, expected):
     assert losses(run) == losses(expected)
     assert (run / FINAL).read_bytes() == (expected / FINAL).read_bytes()
     assert training(run)["tokens"] == training(expected)["tokens"]
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "zero2"])
+def test_forty_steps_teach_something(strategy, undisturbed):
+    """A run that learns nothing would come to the same end whatever was lost."""
+    _, run = undisturbed(strategy)
+    assert fall(run) > LEAST_FALL
 
 
 def test_a_rank_that_dies_is_named_and_the_others_end(undisturbed, tmp_path):

@@ -5,7 +5,18 @@ import functools
 import oracle
 import pytest
 import torch
-from launching import KINDS, PROCESSES, command, losses, start, train, training, validation_loss, write_recipe
+from launching import (
+    KINDS,
+    LEAST_FALL,
+    PROCESSES,
+    attempt,
+    fall,
+    losses,
+    train,
+    training,
+    validation_loss,
+    write_recipe,
+)
 from safetensors.torch import load_file
 from train_keeping_logits import probe
 
@@ -27,6 +38,7 @@ ENGINE = {
     "zero3_offload": ("DeepSpeedEngine", 3),
 }
 ROUNDING = {"lora_bf16": 2e-2}  # 16-bit products, and under DeepSpeed 16-bit LoRA weights beside fp32 masters
+ROUNDED_LOSS = {"lora_bf16": 2e-4}  # a mean over thousands of tokens; one update changes it by 1.6e-3
 EXACT = 1e-5
 
 
@@ -60,7 +72,7 @@ def saved_weights(run):
 
 
 def difference(run, weights):
-    """Largest difference between saved weights and the oracle's, and the names that are not in both in one shape."""
+    """How saved weights differ from the oracle's: (most, in the mean, names that are not in both in one shape)."""
     saved = {
         name.replace("lora_A.weight", "lora_A.default.weight").replace("lora_B.weight", "lora_B.default.weight"): tensor
         for name, tensor in saved_weights(run).items()
@@ -69,7 +81,8 @@ def difference(run, weights):
     unmatched = {name for name in {*saved, *weights} if name not in saved or name not in weights}
     unmatched |= {name for name in {*saved} & {*weights} if saved[name].shape != weights[name].shape}
     both = {*saved, *weights} - unmatched
-    return max((saved[name].float() - weights[name].float()).abs().max().item() for name in both), unmatched
+    apart = torch.cat([(saved[name].float() - weights[name].float()).abs().flatten() for name in both])
+    return apart.max().item(), apart.mean().item(), unmatched
 
 
 def test_the_packs_are_uneven_enough_to_tell_a_mean_of_means(runs):
@@ -95,12 +108,12 @@ def test_every_strategy_is_the_same_mathematics(kind, strategy, runs, expected):
     assert inside["zero_stage"] == stage
     assert inside["processes"] == PROCESSES[strategy]
     reference, weights = expected(kind)
-    tolerance = ROUNDING.get(kind, EXACT)
-    assert losses(run) == pytest.approx(reference, rel=tolerance)
-    largest, unmatched = difference(run, weights)
+    assert losses(run) == pytest.approx(reference, rel=ROUNDED_LOSS.get(kind, EXACT))
+    largest, mean, unmatched = difference(run, weights)
     assert not unmatched
     assert sum(tensor.numel() for tensor in saved_weights(run).values()) == training(run)["trainable_parameters"]
     assert largest < (5e-5 if kind not in ROUNDING else 5e-3)
+    assert mean < 1e-4
 
 
 @pytest.mark.parametrize(("kind", "strategy"), CELLS)
@@ -122,7 +135,7 @@ def test_what_is_saved_is_whole_and_answers(kind, strategy, runs):
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=kind == "lora_bf16"):
             loss_sum += model(**batch, use_cache=False).loss.item() * learned
         tokens += learned
-    assert loss_sum / tokens == pytest.approx(validation_loss(run), rel=ROUNDING.get(kind, EXACT))
+    assert loss_sum / tokens == pytest.approx(validation_loss(run), rel=ROUNDED_LOSS.get(kind, EXACT))
     answers = generate_answers(
         model, tokenizer, [("벽지가 들뜨는 이유는 무엇인가요?",)], GenerationSettings(max_new_tokens=8)
     )
@@ -131,10 +144,10 @@ def test_what_is_saved_is_whole_and_answers(kind, strategy, runs):
 
 @pytest.mark.parametrize(("kind", "strategy"), REFUSED)
 def test_a_pair_that_cannot_work_is_refused(kind, strategy, runs):
-    log = runs.folder / "refused.txt"
     recipe = write_recipe(runs.folder, kind)
-    assert start(command(strategy, recipe, runs.folder / "refused"), log).wait(timeout=120) != 0
-    assert REFUSED[kind, strategy] in log.read_text(encoding="utf-8")
+    printed, code = attempt(strategy, recipe, runs.folder / "refused")
+    assert code != 0
+    assert REFUSED[kind, strategy] in printed
     assert not (runs.folder / "refused").exists()
 
 
@@ -152,3 +165,14 @@ def test_a_whole_epoch_ends_alike_where_packs_do_not_divide(runs):
     assert losses(together) == pytest.approx(losses(alone), rel=1e-4)
     assert training(together)["tokens"] == training(alone)["tokens"]
     assert validation_loss(together) == pytest.approx(validation_loss(alone), rel=1e-4)
+    assert fall(alone) > LEAST_FALL
+
+
+def test_two_processes_share_the_embedded_model(runs):
+    """The base that needs no path: one process builds or finds it, both train on it, and the run carries a copy."""
+    run = runs("nf4", "ddp", "-embedded", model="embedded", max_steps=1)
+    assert training(run)["engine"]["processes"] == 2
+    model, _ = load_run(run)
+    live = torch.load(run / "live_logits.pt")
+    with torch.no_grad():
+        assert (model(**probe(), use_cache=False).logits - live).abs().max() < EXACT * live.abs().max()

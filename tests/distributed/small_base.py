@@ -1,0 +1,37 @@
+"""The base that these tests fine-tune: real in every part, small enough that two cores train it in seconds."""
+
+from pathlib import Path
+
+import torch
+from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+
+from llm_qa.data.preparation import prepared_folder
+from llm_qa.data.records import load_split
+from llm_qa.models.loading import save_tokenizer
+from llm_qa.models.tiny import CONTEXT, build_tokenizer, documents
+
+
+def save_small_base(folder: Path) -> Path:
+    """Save a random GPT-NeoX of two layers with a tokenizer of the bundled data, as a recipe's `model` names a folder.
+
+    Its matrices are whole numbers of 64-weight nf4 blocks; the middle of its MLP is odd, so that ZeRO-3 must pad what
+    it shares out. The weights are large enough (.05) that attention and MLP matter to the loss. The seed is one with
+    which the packs of the first updates differ enough in their loss to tell a mean of means.
+    """
+    tokenizer = build_tokenizer(documents(load_split(prepared_folder(None), "train")))
+    torch.manual_seed(1)
+    config = GPTNeoXConfig(
+        vocab_size=-(-len(tokenizer) // 64) * 64,
+        hidden_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=511,
+        max_position_embeddings=CONTEXT,
+        rotary_pct=0.5,
+        bos_token_id=tokenizer.eos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        initializer_range=0.05,
+    )
+    GPTNeoXForCausalLM(config).save_pretrained(folder)
+    save_tokenizer(tokenizer, folder)
+    return folder
