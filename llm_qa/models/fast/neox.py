@@ -13,6 +13,7 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.graph import save_on_cpu
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
@@ -27,12 +28,24 @@ from llm_qa.models.fast.products import dequantize, frozen_weight
 TILE = 128  # rows of a matrix product that the GPU computes together
 
 
+class HostEmbedding(torch.nn.Module):
+    """A frozen embedding (words, d) in the machine's memory; what is looked up goes to the device of the ids."""
+
+    def __init__(self, weight: Tensor):
+        super().__init__()
+        self.weight = weight.detach().cpu()  # no parameter: Module.to() would bring it back
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """int64 (...) -> (..., d)."""
+        return F.embedding(input_ids.cpu(), self.weight).to(input_ids.device)
+
+
 class FastNeoX:
     """Takes over `forward` of a GPTNeoXForCausalLM for batches with labels; everything else goes the usual way.
 
     `tokens` is the length that every batch is padded to, so that one graph serves all; `learned` the most tokens of a
     batch that have a label, without which the last layer and the head compute all; `recomputed` is how many layers keep
-    only their input.
+    only their input, which after spill() lies in the machine's memory.
     """
 
     def __init__(
@@ -47,7 +60,7 @@ class FastNeoX:
     ):
         self.model, self.usual = model, model.forward
         self.shape = layer_shape(model, dtype)
-        self.tokens, self.graphed, self.recomputed = tokens, graphed, 0
+        self.tokens, self.graphed, self.recomputed, self.spilled = tokens, graphed, 0, False
         self.learned = tokens if learned is None else min(tokens, -(-learned // TILE) * TILE)
         self.graphs: GraphedPass | None = None
         self.unpacked: dict[torch.nn.Module, list[Tensor]] = {}
@@ -135,6 +148,14 @@ class FastNeoX:
         norm = model.final_layer_norm
         return F.layer_norm(x.float(), x.shape[-1:], norm.weight.float(), norm.bias.float(), norm.eps).to(dtype)
 
+    def spill(self) -> None:
+        """Keep in the machine's memory what the GPU needs once a pass: the embedding and recomputed layers' inputs."""
+        assert not self.graphed, "a graph cannot wait for the machine"
+        self.spilled = True
+        embedding = self.model.get_input_embeddings()
+        if not (embedding.weight.requires_grad or embedding.weight is self.model.get_output_embeddings().weight):
+            self.model.set_input_embeddings(HostEmbedding(embedding.weight))
+
     def unpack(self, layers: int) -> None:
         """Keep the first layers' frozen nf4 weights in the compute dtype too: the same numbers, made once."""
         dtype = self.shape.dtype
@@ -155,7 +176,7 @@ class FastNeoX:
 
         Without dropout, and with noise in place of LoRA's B, which is 0 at the start and would hide half of it.
         """
-        layer, device = self.model.gpt_neox.layers[0], self.model.gpt_neox.embed_in.weight.device
+        layer, device = self.model.gpt_neox.layers[0], self.model.gpt_neox.final_layer_norm.weight.device
         generator = torch.Generator(device).manual_seed(0)
         x = torch.randn(tokens, self.model.config.hidden_size, generator=generator, device=device).to(self.shape.dtype)
         slope = torch.randn(x.shape, generator=generator, device=device).to(x.dtype)
@@ -190,7 +211,7 @@ class FastNeoX:
 
         Runs a layer forward and backward on noise, which compiles it too.
         """
-        layer, device = self.model.gpt_neox.layers[0], self.model.gpt_neox.embed_in.weight.device
+        layer, device = self.model.gpt_neox.layers[0], self.model.gpt_neox.final_layer_norm.weight.device
         width, dtype = self.model.config.hidden_size, self.shape.dtype
         x = torch.randn(self.tokens, width, dtype=dtype, device=device, requires_grad=True)
         position_ids = torch.arange(self.tokens, device=device) % 100
@@ -219,10 +240,11 @@ class FastNeoX:
         layer = self.layer if usual else layer_forward
         if not (recompute and training):
             return layer(*inputs)
-        return checkpoint(
-            layer,
-            *inputs,
-            use_reentrant=False,
-            preserve_rng_state=False,  # the dropout is a function of its seeds
-            context_fn=lambda: (nullcontext(), recomputing()),
-        )
+        with save_on_cpu(pin_memory=x.is_cuda) if self.spilled else nullcontext():
+            return checkpoint(
+                layer,
+                *inputs,
+                use_reentrant=False,
+                preserve_rng_state=False,  # the dropout is a function of its seeds
+                context_fn=lambda: (nullcontext(), recomputing()),
+            )

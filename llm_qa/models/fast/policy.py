@@ -108,6 +108,8 @@ def try_fast_path(fast: FastNeoX, model: torch.nn.Module, recipe: Recipe, precis
     if fast.graphed:
         need = dataclasses.replace(need, room=need.room - need.graphs)
     fast.recomputed, why = layers_to_recompute(need, recipe, layers)
+    if short := fast.recomputed == layers and need.room < layers * need.shared:
+        fast.spill()
     fast.unpacked.clear()
     # Where it is not taken, a pass makes the weights of one layer at a time: KEPT_FREE has room for those.
     if unpacked := copy and not fast.recomputed and copy <= need.room - layers * need.kept:
@@ -119,6 +121,7 @@ def try_fast_path(fast: FastNeoX, model: torch.nn.Module, recipe: Recipe, precis
         + (f" unpacked once into {copy / 2**30:.1f} GiB" if unpacked else "")
         + f", products in {SHORT[precision.compute]}"
         + (", no CUDA graphs because memory is short" if tight else "")
+        + (", embedding and layers' inputs in the machine's memory" if short else "")
     )
     return FastPath(True, report, fast.recomputed)
 

@@ -129,6 +129,32 @@ def test_recomputed_layers_give_the_same_to_the_last_bit_with_dropout(batch, rec
     assert all(torch.equal(got[name], wanted[name]) for name in wanted)
 
 
+def test_what_is_kept_in_the_machine_s_memory_changes_nothing(batch, monkeypatch):
+    kept = []
+
+    class Watched(torch.autograd.graph.save_on_cpu):
+        def __init__(self, **how):
+            super().__init__(**how)
+            pack = self.pack_hook
+            self.pack_hook = lambda tensor: kept.append(tensor.shape) or pack(tensor)
+
+    monkeypatch.setattr(neox, "save_on_cpu", Watched)
+    model, fast = build(base_precision="nf4", lora_dropout=DROPOUT)
+    embedding = fast.model.get_input_embeddings().weight
+    fast.recomputed = len(fast.model.gpt_neox.layers)
+    torch.manual_seed(1)
+    wanted = gradients(model, fast.loss(**batch))
+    assert not kept
+    fast.spill()
+    torch.manual_seed(1)
+    got = gradients(model, fast.loss(**batch))
+    assert all(torch.equal(got[name], wanted[name]) for name in wanted)
+    assert kept.count((TOKENS, embedding.shape[1])) == fast.recomputed
+    moved = fast.model.get_input_embeddings().weight
+    assert torch.equal(moved, embedding)
+    assert not any(parameter is embedding or parameter is moved for parameter in model.parameters())
+
+
 class GivenMask(torch.nn.Module):
     """Dropout of a linear layer's input with the fast path's mask, as a module for peft's own layers."""
 

@@ -4,7 +4,7 @@ import torch
 from llm_qa.config import make_recipe
 from llm_qa.console import UserError
 from llm_qa.models import tiny
-from llm_qa.models.fast.neox import FastNeoX
+from llm_qa.models.fast.neox import FastNeoX, HostEmbedding
 from llm_qa.models.fast.policy import choose_fast_path, layers_to_recompute, measure_need, reason_against
 from llm_qa.models.lora import add_lora
 from llm_qa.models.quantization import resolve_precision
@@ -114,6 +114,18 @@ def test_where_memory_is_short_there_are_no_graphs(monkeypatch, recompute, free_
         need, layers = measure_need(fast, model, recipe), model.config.num_hidden_layers
         used = fast.recomputed * shared + (layers - fast.recomputed) * kept
         assert used + need.graphs <= need.room
+
+
+@pytest.mark.parametrize(("free_mib", "short"), [(1, True), (3, False)])
+def test_where_even_layers_inputs_do_not_fit_the_machine_keeps_them(monkeypatch, free_mib, short):
+    recipe = make_recipe({"base_precision": "nf4", "compute_dtype": "bf16"})
+    precision = resolve_precision(recipe, H200)
+    model = add_lora(random_base(tiny.model_config(500, 0), precision, "cpu"), recipe)
+    monkeypatch.setattr(FastNeoX, "measure_layer", lambda self: (2**24, 2**20, 2**10))
+    monkeypatch.setattr("llm_qa.models.fast.policy.free_memory_bytes", lambda: (free_mib * 2**20, free_mib * 2**20))
+    path = choose_fast_path(model, recipe, precision, 128, 128, 0, H200)
+    assert ("layers' inputs in the machine's memory" in path.report) == short
+    assert isinstance(model.get_input_embeddings(), HostEmbedding) == short
 
 
 def test_full_fine_tuning_has_no_graphs_to_leave_out(monkeypatch):
