@@ -82,12 +82,9 @@ def gibibytes(text: str) -> float:
 
 def measure(contender: str, recipe: Recipe, options: argparse.Namespace) -> dict:
     """One row, measured in this process."""
-    if options.gpu_memory_limit and torch.cuda.is_available():
-        total = torch.cuda.get_device_properties(0).total_memory
-        torch.cuda.set_per_process_memory_fraction(min(1.0, options.gpu_memory_limit * 2**30 / total))
     trace = Trace() if options.trace and contender == "ours" else None
     with tempfile.TemporaryDirectory() as folder:
-        trial = Trial(recipe, options.warmup, options.steps, folder, trace)
+        trial = Trial(recipe, options.warmup, options.steps, folder, trace, options.gpu_memory_limit)
         row = answer(trial, contender, options) if options.generate else CONTENDERS[contender](trial)
     if trace:
         say(format_table(["GPU time of one update", "ms", "share", "largest kernels (times)"], trace.rows))

@@ -34,13 +34,17 @@ from llm_qa.training.trainer import training_arguments, use_fast_path
 
 @dataclass(frozen=True)
 class Trial:
-    """What every contender is given; `folder` is for what a trainer insists on writing."""
+    """What every contender is given; `folder` is for what a trainer insists on writing.
+
+    `memory_limit`, in GiB, is what a smaller card would have, of which training may take all.
+    """
 
     recipe: Recipe
     warmup: int
     steps: int
     folder: str
     trace: Trace | None = None
+    memory_limit: float | None = None
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,9 @@ def set_up(trial: Trial) -> Setup:
     if torch.cuda.is_available():  # what the building needed is no part of training
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
+        if trial.memory_limit:
+            total = torch.cuda.get_device_properties(0).total_memory
+            torch.cuda.set_per_process_memory_fraction(min(1.0, trial.memory_limit * 2**30 / total))
     linears, tokenizer = linear_parameters(model), tiny.build_tokenizer([""])
     align_special_tokens(model, tokenizer)
     if recipe.method == "lora":
