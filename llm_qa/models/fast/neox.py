@@ -149,9 +149,11 @@ class FastNeoX:
         return F.layer_norm(x.float(), x.shape[-1:], norm.weight.float(), norm.bias.float(), norm.eps).to(dtype)
 
     def spill(self) -> None:
-        """Keep in the machine's memory what the GPU needs once a pass: the embedding and recomputed layers' inputs."""
-        assert not self.graphed, "a graph cannot wait for the machine"
-        self.spilled = True
+        """Keep in the machine's memory what the GPU needs once a pass: the embedding and recomputed layers' inputs.
+
+        Without CUDA graphs, which cannot wait for the machine. Calling it again changes nothing.
+        """
+        self.spilled, self.graphed = True, False
         embedding = self.model.get_input_embeddings()
         if not (embedding.weight.requires_grad or embedding.weight is self.model.get_output_embeddings().weight):
             self.model.set_input_embeddings(HostEmbedding(embedding.weight))

@@ -10,13 +10,14 @@ from transformers import GPTNeoXForCausalLM
 
 from llm_qa.config import Recipe
 from llm_qa.console import say
-from llm_qa.models.fast.neox import FastNeoX
+from llm_qa.models.fast.neox import FastNeoX, HostEmbedding
 from llm_qa.models.gpus import free_memory_bytes
 from llm_qa.models.linear_modules import linear_layers
 from llm_qa.models.quantization import BF16_CAPABILITY, SHORT, Precision
 
 OPTIMIZER_BYTES = {8: 2, 32: 8}  # Adam's two moments of a trained weight, in 8 or 32 bits
 MOST_DIFFERENT, MOST_DIFFERENT_FP8 = 0.05, 0.2  # of a layer's gradient from the plain one's, relative
+SPILL_BELOW = 3  # times the embedding: with less memory free, it goes before a layer is tried
 KEPT_FREE = 0.06  # share of the memory that is left to fragmentation, the head's logits and cuBLAS
 
 
@@ -91,6 +92,8 @@ def choose_fast_path(
 
 def try_fast_path(fast: FastNeoX, model: torch.nn.Module, recipe: Recipe, precision: Precision) -> FastPath:
     """Compare, measure, choose, take over; Triton's OutOfResources where a kernel does not fit the GPU."""
+    if free_memory_bytes()[0] < SPILL_BELOW * fast.model.get_input_embeddings().weight.nbytes:
+        fast.spill()
     if (difference := fast.difference()) > (MOST_DIFFERENT_FP8 if precision.fp8 else MOST_DIFFERENT):
         return plain_path(
             f"on this GPU the fast layer differs by {difference:.0%} from the plain one, please report it",
@@ -108,20 +111,22 @@ def try_fast_path(fast: FastNeoX, model: torch.nn.Module, recipe: Recipe, precis
     if fast.graphed:
         need = dataclasses.replace(need, room=need.room - need.graphs)
     fast.recomputed, why = layers_to_recompute(need, recipe, layers)
-    if short := fast.recomputed == layers and need.room < layers * need.shared:
+    if fast.recomputed == layers and need.room < layers * need.shared:
         fast.spill()
     fast.unpacked.clear()
     # Where it is not taken, a pass makes the weights of one layer at a time: KEPT_FREE has room for those.
     if unpacked := copy and not fast.recomputed and copy <= need.room - layers * need.kept:
         fast.unpack(layers)
     fast.take_over()
+    moved = isinstance(fast.model.get_input_embeddings(), HostEmbedding)
+    spilled = "layers' inputs" + " and the embedding" * moved
     report = (
         f"fast path: attention inside documents, {fast.tokens:,} packed tokens, compiled layers, {fast.recomputed} of "
         f"{layers} layers recomputed ({why}), {precision.base}"
         + (f" unpacked once into {copy / 2**30:.1f} GiB" if unpacked else "")
         + f", products in {SHORT[precision.compute]}"
         + (", no CUDA graphs because memory is short" if tight else "")
-        + (", embedding and layers' inputs in the machine's memory" if short else "")
+        + (f", {spilled} in the machine's memory" if fast.spilled else "")
     )
     return FastPath(True, report, fast.recomputed)
 

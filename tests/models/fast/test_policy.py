@@ -116,16 +116,21 @@ def test_where_memory_is_short_there_are_no_graphs(monkeypatch, recompute, free_
         assert used + need.graphs <= need.room
 
 
-@pytest.mark.parametrize(("free_mib", "short"), [(1, True), (3, False)])
-def test_where_even_layers_inputs_do_not_fit_the_machine_keeps_them(monkeypatch, free_mib, short):
+@pytest.mark.parametrize(
+    ("free_mib", "inputs_mib", "first", "spilled"), [(1, 0, True, True), (9, 4, False, True), (9, 1, False, False)]
+)
+def test_where_memory_is_too_short_the_machine_keeps_what_it_can(monkeypatch, free_mib, inputs_mib, first, spilled):
     recipe = make_recipe({"base_precision": "nf4", "compute_dtype": "bf16"})
     precision = resolve_precision(recipe, H200)
     model = add_lora(random_base(tiny.model_config(500, 0), precision, "cpu"), recipe)
-    monkeypatch.setattr(FastNeoX, "measure_layer", lambda self: (2**24, 2**20, 2**10))
+    compare, before = FastNeoX.difference, []
+    monkeypatch.setattr(FastNeoX, "difference", lambda self: before.append(self.spilled) or compare(self))
+    monkeypatch.setattr(FastNeoX, "measure_layer", lambda self: (2**24, 2**20, inputs_mib * 2**20))
     monkeypatch.setattr("llm_qa.models.fast.policy.free_memory_bytes", lambda: (free_mib * 2**20, free_mib * 2**20))
     path = choose_fast_path(model, recipe, precision, 128, 128, 0, H200)
-    assert ("layers' inputs in the machine's memory" in path.report) == short
-    assert isinstance(model.get_input_embeddings(), HostEmbedding) == short
+    assert before == [first]
+    assert ("layers' inputs and the embedding in the machine's memory" in path.report) == spilled
+    assert isinstance(model.get_input_embeddings(), HostEmbedding) == spilled
 
 
 def test_full_fine_tuning_has_no_graphs_to_leave_out(monkeypatch):
@@ -149,6 +154,7 @@ def test_a_kernel_that_does_not_fit_the_gpu_leaves_the_plain_path(monkeypatch):
     model = add_lora(tiny_model(), recipe)
     before = model.get_base_model().forward
     monkeypatch.setattr(FastNeoX, "difference", too_large)
+    monkeypatch.setattr("llm_qa.models.fast.policy.free_memory_bytes", lambda: (2**30, 2**30))
     path = choose_fast_path(model, recipe, resolve_precision(recipe, None), 128, 128, 0, H200)
     assert not path.active
     assert "plain path (its kernels for --lora-r 256 in fp32 need more than this GPU has)" in path.report
