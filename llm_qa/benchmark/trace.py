@@ -21,7 +21,10 @@ CATEGORIES = {  # of GPU kernels, by a part of their names; the first that fits 
 
 
 class Trace(TrainerCallback):
-    """GPU time of the last update, by category of kernel, and how long the GPU waited."""
+    """GPU time of the last update, by category of kernel, and how long the GPU waited.
+
+    It waits for the first kernels of an update that is measured alone; in training they are queued before.
+    """
 
     def __init__(self):
         self.profile = torch.profiler.profile(

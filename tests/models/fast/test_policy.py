@@ -117,7 +117,7 @@ def test_where_memory_is_short_there_are_no_graphs(monkeypatch, recompute, free_
 
 
 @pytest.mark.parametrize(
-    ("free_mib", "inputs_mib", "first", "spilled"), [(1, 0, True, True), (9, 4, False, True), (9, 1, False, False)]
+    ("free_mib", "inputs_mib", "first", "spilled"), [(0.1, 0, True, True), (9, 4, False, True), (9, 1, False, False)]
 )
 def test_where_memory_is_too_short_the_machine_keeps_what_it_can(monkeypatch, free_mib, inputs_mib, first, spilled):
     recipe = make_recipe({"base_precision": "nf4", "compute_dtype": "bf16"})
@@ -126,7 +126,7 @@ def test_where_memory_is_too_short_the_machine_keeps_what_it_can(monkeypatch, fr
     compare, before = FastNeoX.difference, []
     monkeypatch.setattr(FastNeoX, "difference", lambda self: before.append(self.spilled) or compare(self))
     monkeypatch.setattr(FastNeoX, "measure_layer", lambda self: (2**24, 2**20, inputs_mib * 2**20))
-    monkeypatch.setattr("llm_qa.models.fast.policy.free_memory_bytes", lambda: (free_mib * 2**20, free_mib * 2**20))
+    monkeypatch.setattr("llm_qa.models.fast.policy.free_memory_bytes", lambda: (int(free_mib * 2**20),) * 2)
     path = choose_fast_path(model, recipe, precision, 128, 128, 0, H200)
     assert before == [first]
     assert ("layers' inputs and the embedding in the machine's memory" in path.report) == spilled
