@@ -56,7 +56,7 @@ class Setup:
     precision: Precision
     arguments: Any  # TrainingArguments
     model: torch.nn.Module
-    linears: int  # weights of the base that take part in products on every token
+    linears: int  # weights of the base that take part in products on a token
     tokenizer: Any  # of no text: its special tokens alone count
     pairs: TokenizedPairs
 
@@ -90,10 +90,11 @@ def set_up(trial: Trial) -> Setup:
 def fast_path(setup: Setup, packs: PackedDataset) -> FastPath:
     """Let the policy choose, as train.py does."""
     rows = setup.arguments.per_device_train_batch_size
-    sizes = rows * packs.capacity, rows * packs.most_learned
+    sizes = {"tokens": rows * packs.capacity, "learned": rows * packs.most_learned}
     path = choose_fast_path(
-        setup.model, setup.recipe, setup.precision, *sizes, setup.strategy.zero_stage, gpu_capability()
-    )
+        setup.model, setup.recipe, setup.precision, **sizes, zero_stage=setup.strategy.zero_stage,
+        capability=gpu_capability(),
+    )  # fmt: skip
     use_fast_path(setup.arguments, path)
     say(path.report)
     return path
@@ -110,6 +111,7 @@ def measured(setup: Setup, watch: Stopwatch, path: FastPath, epoch_tokens: int, 
     linears, layers = setup.linears, int(setup.model.config.num_hidden_layers)
     recomputed = path.recomputed if path.active else layers * (setup.recipe.recompute != "none")
     flops = gpus.flops_per_token(linears, setup.recipe.method == "full") + 2.0 * linears * recomputed / layers
+    flops -= path.skipped_flops
     allocated = gpus.peak_memory_bytes()
     result = watch.result()
     return {

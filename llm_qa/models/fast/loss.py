@@ -15,7 +15,7 @@ CHUNK = 2048  # tokens; 123 MB of 16-bit logits at 30,080 words
 def cross_entropy(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """-log softmax(logits)[target] of each row (rows,), fp32 in nats, and its gradient (rows, words) in logits' dtype.
 
-    Both are 0 where the target is below 0. `logits` may be overwritten.
+    Both are 0 where the target is below 0; it must be below words. `logits` may be overwritten.
     """
     if logits.is_cuda:
         from llm_qa.models.fast import loss_kernels
@@ -27,7 +27,7 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     losses = torch.where(learned, normalizer - logits.gather(1, target), 0.0)
     slope = (logits - normalizer).exp()  # softmax
     slope = slope.scatter_add(1, target, -torch.ones_like(target, dtype=slope.dtype))
-    return losses[:, 0], (slope * learned).to(dtype)
+    return losses[:, 0], torch.where(learned, slope, 0.0).to(dtype)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):

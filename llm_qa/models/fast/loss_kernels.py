@@ -32,7 +32,7 @@ def _cross_entropy_kernel(logits, targets, losses, words, WORDS: tl.constexpr):
 def cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """See loss.cross_entropy; the gradient takes the logits' place."""
     (rows, words), block = logits.shape, triton.next_power_of_2(logits.shape[1])
-    losses = torch.empty(rows, device=logits.device)
+    losses = torch.empty(rows, dtype=torch.float32, device=logits.device)
     _cross_entropy_kernel[(rows,)](
         logits, targets, losses, words, WORDS=block, num_warps=max(1, min(32, block // 2048))
     )

@@ -26,6 +26,7 @@ from llm_qa.models.fast.neox_layer import LayerWeights, layer_forward, layer_sha
 from llm_qa.models.fast.products import dequantize, frozen_weight
 
 TILE = 128  # rows of a matrix product that the GPU computes together
+MOST_CHOSEN = 0.8  # share of a pass's tokens above which to choose the learned ones costs more than it saves
 
 
 class HostEmbedding(torch.nn.Module):
@@ -61,7 +62,8 @@ class FastNeoX:
         self.model, self.usual = model, model.forward
         self.shape = layer_shape(model, dtype)
         self.tokens, self.graphed, self.recomputed, self.spilled = tokens, graphed, 0, False
-        self.learned = tokens if learned is None else min(tokens, -(-learned // TILE) * TILE)
+        rows = tokens if learned is None else -(-learned // TILE) * TILE
+        self.learned = rows if rows <= MOST_CHOSEN * tokens else tokens
         self.graphs: GraphedPass | None = None
         self.unpacked: dict[torch.nn.Module, list[Tensor]] = {}
         self.layer = torch.compile(layer_forward, dynamic=False, fullgraph=True) if compiled else layer_forward
@@ -142,9 +144,9 @@ class FastNeoX:
         shape = self.shape if self.model.training else dataclasses.replace(self.shape, dropout_threshold=0)
         for number, layer in enumerate(model.layers):
             weights = layer_weights(layer, dtype, twins, self.unpacked)
-            wanted = rows if layer is model.layers[-1] else None
+            chosen = rows if layer is model.layers[-1] else None
             recompute = number < self.recomputed
-            x = self.run_layer(x, weights, rotary, bounds, seeds[number], shape, wanted, recompute=recompute)
+            x = self.run_layer(x, weights, rotary, bounds, seeds[number], shape, chosen, recompute=recompute)
         norm = model.final_layer_norm
         return F.layer_norm(x.float(), x.shape[-1:], norm.weight.float(), norm.bias.float(), norm.eps).to(dtype)
 
@@ -166,6 +168,18 @@ class FastNeoX:
                 base = module.get_base_layer()
                 shape = base.out_features, base.in_features
                 self.unpacked[base] = [dequantize(frozen_weight(base, dtype), shape, dtype)]
+
+    def skipped_flops(self, flops_per_weight: float) -> float:
+        """FLOPs a token of the model's products that are not made, of `flops_per_weight` for each weight.
+
+        Those of the head and of the last layer behind its attention where no token is learned, and of the first layer's
+        gradient of a frozen embedding (2 a weight).
+        """
+        layers, head = self.model.gpt_neox.layers, self.model.get_output_embeddings().weight.numel()
+        into, _, up, _ = (linear.in_features * linear.out_features for linear in linear_modules(layers[0]))
+        behind = sum(linear.in_features * linear.out_features for linear in linear_modules(layers[-1])[1:]) + head
+        frozen = not self.model.get_input_embeddings().weight.requires_grad
+        return flops_per_weight * behind * (1 - self.learned / self.tokens) + 2.0 * (into + up) * frozen
 
     def unpacked_bytes(self) -> int:
         """What the weights of all layers take in the compute dtype."""

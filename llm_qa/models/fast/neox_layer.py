@@ -1,7 +1,7 @@
 """One GPT-NeoX decoder layer on a sequence of packed documents: its tensors and its forward pass.
 
-A function of tensors, so that torch.compile makes one graph for all layers. Architecture: Black et al. 2022,
-arXiv:2204.06745.
+A function of tensors, so that torch.compile makes one graph for all layers that are run alike. Architecture: Black et
+al. 2022, arXiv:2204.06745.
 """
 
 from __future__ import annotations
@@ -129,7 +129,8 @@ def layer_forward(
     """One decoder layer on a sequence of packed documents: (tokens, d) -> (tokens, d), both of shape.dtype.
 
     `bounds` are those of attention.document_bounds. `seeds` are four int64 seeds (4, 1) of the LoRA dropout. With
-    `rows`, int64 and all different, only those of the output are computed, in that order: (len(rows), d).
+    `rows`, int64 and all different, only those of the output are computed, in that order: (len(rows), d); what is
+    behind the attention then draws its dropout for places among them.
     """
     dtype, threshold, scale = shape.dtype, shape.dropout_threshold, shape.lora_scale
 

@@ -16,6 +16,7 @@ from llm_qa.models.gpus import free_memory_bytes
 from llm_qa.models.linear_modules import linear_layers
 from llm_qa.models.quantization import BF16_CAPABILITY, SHORT, Precision
 
+LAST_LAYER = 3  # inputs of a layer that the last one keeps beside what the others do: it is not compiled
 OPTIMIZER_BYTES = {8: 2, 32: 8}  # Adam's two moments of a trained weight, in 8 or 32 bits
 MOST_DIFFERENT, MOST_DIFFERENT_FP8 = 0.05, 0.2  # of a layer's gradient from the plain one's, relative
 SPILL_BELOW = 3  # times the embedding: with less memory free, it goes before a layer is tried
@@ -30,6 +31,7 @@ class FastPath:
     active: bool
     report: str
     recomputed: int = 0
+    skipped_flops: float = 0.0  # a token, of the model's own
 
 
 def reason_against(
@@ -130,7 +132,8 @@ def try_fast_path(fast: FastNeoX, model: torch.nn.Module, recipe: Recipe, precis
     )
     if fast.spilled and EXPANDABLE not in os.environ.get("PYTORCH_CUDA_ALLOC_CONF", ""):
         report += f"; start with PYTORCH_CUDA_ALLOC_CONF={EXPANDABLE} if that is still too much for the GPU's"
-    return FastPath(True, report, fast.recomputed)
+    skipped = fast.skipped_flops(6.0 if recipe.method == "full" else 4.0)
+    return FastPath(True, report, fast.recomputed, skipped)
 
 
 def what_is_spilled(fast: FastNeoX) -> str:
@@ -161,7 +164,7 @@ def measure_need(fast: FastNeoX, model: torch.nn.Module, recipe: Recipe) -> Need
     kept, passing, shared = fast.measure_layer()
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     bits = 8 if "8bit" in str(recipe.training.get("optim", "")) else 32
-    reserve = trained * (4 + OPTIMIZER_BYTES[bits])
+    reserve = trained * (4 + OPTIMIZER_BYTES[bits]) + LAST_LAYER * shared
     free, total = free_memory_bytes()
     graphs = trained * 8  # the backward graph's gradients and their copies
     return Need(free - reserve - passing - int(KEPT_FREE * total), free, kept, shared, graphs)

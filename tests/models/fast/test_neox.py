@@ -12,6 +12,7 @@ from llm_qa.models.fast import neox
 from llm_qa.models.fast.loss import linear_cross_entropy
 from llm_qa.models.fast.low_rank import dropout_threshold, keep_mask, keep_scale
 from llm_qa.models.fast.neox import FastNeoX
+from llm_qa.models.fast.neox_layer import layer_forward
 from llm_qa.models.lora import add_lora
 from llm_qa.models.quantization import resolve_precision
 from llm_qa.models.random_weights import random_base
@@ -96,8 +97,46 @@ def test_only_learned_tokens_go_through_the_last_layer(batch, monkeypatch, value
     assert rows == [-(-learned // 8) * 8]
     assert loss.item() == pytest.approx(wanted_loss.item(), rel=1e-6)
     assert largest_difference(gradients(model, loss), wanted) < 1e-5
-    with torch.no_grad():  # validation's batches have their own numbers
-        assert fast.loss(**batch).item() == pytest.approx(wanted_loss.item(), rel=1e-6)
+
+
+def test_validation_s_batches_may_have_more_learned_tokens(batch, monkeypatch):
+    monkeypatch.setattr(neox, "TILE", 8)
+    _, fast = build(base_precision="fp32")
+    fast.model.eval()
+    wanted = fast.loss(**batch).item()
+    few = FastNeoX(fast.model, fast.shape.dtype, TOKENS, int((batch["labels"] != IGNORED).sum()) // 2, compiled=False)
+    with torch.no_grad():
+        assert few.loss(**batch).item() == pytest.approx(wanted, rel=1e-6)
+
+
+@pytest.mark.parametrize(("values", "compiled"), [({}, -2), ({"method": "full"}, -1)])
+def test_layers_that_are_run_alike_are_compiled(batch, values, compiled):
+    _, fast = build(base_precision="fp32", **values)
+    fast = FastNeoX(fast.model, fast.shape.dtype, TOKENS, int((batch["labels"] != IGNORED).sum()), compiled=False)
+    fast.learned, calls, layers = 64, [], len(fast.model.gpt_neox.layers)
+    fast.layer = lambda *given: calls.append(1) or layer_forward(*given)
+    fast.loss(**batch).backward()
+    assert len(calls) == layers + compiled
+    calls.clear()
+    with torch.no_grad():
+        fast.loss(**batch)
+    assert len(calls) == layers
+
+
+def test_choosing_nearly_all_tokens_would_save_nothing():
+    _, fast = build(base_precision="fp32")
+    sizes = [FastNeoX(fast.model, torch.float32, 1280, learned, compiled=False).learned for learned in (900, 1025)]
+    assert sizes == [1024, 1280]
+
+
+def test_flops_of_products_that_are_not_made(batch):
+    _, fast = build(base_precision="nf4")
+    fast.learned = TOKENS // 4
+    model = fast.model
+    d, words = model.config.hidden_size, model.get_output_embeddings().weight.shape[0]
+    assert model.config.intermediate_size == 4 * d
+    expected = 4 * (9 * d * d + words * d) * 3 / 4 + 2 * 7 * d * d
+    assert fast.skipped_flops(4.0) == pytest.approx(expected)
 
 
 def test_more_learned_tokens_than_were_said_are_an_error(batch, monkeypatch):
@@ -118,9 +157,11 @@ def test_frozen_embeddings_get_no_gradient_and_nobody_computes_one(batch, monkey
     assert len(calls) == 4 * len(fast.model.gpt_neox.layers) - 2  # not into the first layer's norms
 
 
-@pytest.mark.parametrize("recomputed", [1, 2])
-def test_recomputed_layers_give_the_same_to_the_last_bit_with_dropout(batch, recomputed):
+@pytest.mark.parametrize("learned", [64, TOKENS])
+@pytest.mark.parametrize("recomputed", [1, 2, 4])
+def test_recomputed_layers_give_the_same_to_the_last_bit_with_dropout(batch, recomputed, learned):
     model, fast = build(base_precision="nf4", lora_dropout=DROPOUT)
+    fast.learned = learned
     torch.manual_seed(1)
     wanted = gradients(model, fast.loss(**batch))
     fast.recomputed = recomputed
