@@ -133,7 +133,8 @@ def test_one_wish_passed_on_twice_is_one_and_a_lost_terminal_never_ends_at_once(
 
 
 def test_a_worker_whose_launcher_dies_is_asked_to_save():
-    launcher = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1]])"
+    launcher = "import signal, subprocess, sys; signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup's would last\n"
+    launcher += "subprocess.run([sys.executable, '-c', sys.argv[1]])"
     process = subprocess.Popen(
         [sys.executable, "-c", launcher, WAITS_IN_C],
         cwd=ROOT,
