@@ -147,10 +147,16 @@ def main() -> int:
     say(trainable_report(model))
     total, trainable = parameter_counts(model)
     rows = arguments.per_device_train_batch_size
-    about = {"tokens": rows * train_set.capacity, "learned": rows * train_set.most_learned}
-    about |= {"zero_stage": strategy.zero_stage, "capability": gpu_capability()}
     with memory_for_training(recipe, options.run, strategy, fit=options.fit):
-        path = choose_fast_path(model, recipe, precision, **about)
+        path = choose_fast_path(
+            model,
+            recipe,
+            precision,
+            tokens=rows * train_set.capacity,
+            learned=rows * train_set.most_learned,
+            zero_stage=strategy.zero_stage,
+            capability=gpu_capability(),
+        )
     use_fast_path(arguments, path)
     say(path.report)
 

@@ -90,11 +90,15 @@ def set_up(trial: Trial) -> Setup:
 def fast_path(setup: Setup, packs: PackedDataset) -> FastPath:
     """Let the policy choose, as train.py does."""
     rows = setup.arguments.per_device_train_batch_size
-    sizes = {"tokens": rows * packs.capacity, "learned": rows * packs.most_learned}
     path = choose_fast_path(
-        setup.model, setup.recipe, setup.precision, **sizes, zero_stage=setup.strategy.zero_stage,
+        setup.model,
+        setup.recipe,
+        setup.precision,
+        tokens=rows * packs.capacity,
+        learned=rows * packs.most_learned,
+        zero_stage=setup.strategy.zero_stage,
         capability=gpu_capability(),
-    )  # fmt: skip
+    )
     use_fast_path(setup.arguments, path)
     say(path.report)
     return path

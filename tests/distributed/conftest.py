@@ -8,7 +8,7 @@ from small_base import save_small_base
 
 @pytest.fixture(scope="session", autouse=True)
 def server(tmp_path_factory):
-    """Runs that are trained to their end fork their ranks; what is killed, stopped or refused is started in full."""
+    """Runs that end by themselves are forked; what is killed or stopped, and two machines, are started in full."""
     with fork_server(tmp_path_factory.mktemp("server")) as variables:
         launching.FORKS.update(variables)
         yield

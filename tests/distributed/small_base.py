@@ -3,12 +3,20 @@
 from pathlib import Path
 
 import torch
-from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+from transformers import GPTNeoXForCausalLM
 
 from llm_qa.data.preparation import prepared_folder
 from llm_qa.data.records import load_split
 from llm_qa.models.loading import save_tokenizer
-from llm_qa.models.tiny import CONTEXT, build_tokenizer, documents
+from llm_qa.models.tiny import build_tokenizer, documents, model_config
+
+SHAPE = {
+    "hidden_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 511,
+    "initializer_range": 0.05,
+}
 
 
 def save_small_base(folder: Path) -> Path:
@@ -20,18 +28,8 @@ def save_small_base(folder: Path) -> Path:
     """
     tokenizer = build_tokenizer(documents(load_split(prepared_folder(None), "train")))
     torch.manual_seed(1)
-    config = GPTNeoXConfig(
-        vocab_size=-(-len(tokenizer) // 64) * 64,
-        hidden_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=511,
-        max_position_embeddings=CONTEXT,
-        rotary_pct=0.5,
-        bos_token_id=tokenizer.eos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        initializer_range=0.05,
-    )
+    config = model_config(len(tokenizer), tokenizer.eos_token_id)
+    config.update(SHAPE)
     GPTNeoXForCausalLM(config).save_pretrained(folder)
     save_tokenizer(tokenizer, folder)
     return folder

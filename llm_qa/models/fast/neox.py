@@ -45,8 +45,8 @@ class FastNeoX:
     """Takes over `forward` of a GPTNeoXForCausalLM for batches with labels; everything else goes the usual way.
 
     `tokens` is the length that every batch is padded to, so that one graph serves all; `learned` the most tokens of a
-    batch that have a label, without which the last layer and the head compute all; `recomputed` is how many layers keep
-    only their input, which after spill() lies in the machine's memory.
+    batch that have a label, for which alone the last layer's end and the head are computed; `recomputed` is how many
+    layers keep only their input, which after spill() lies in the machine's memory.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class FastNeoX:
         model: torch.nn.Module,
         dtype: torch.dtype,
         tokens: int,
-        learned: int | None = None,
+        learned: int,
         *,
         compiled: bool,
         graphed: bool = False,
@@ -62,7 +62,7 @@ class FastNeoX:
         self.model, self.usual = model, model.forward
         self.shape = layer_shape(model, dtype)
         self.tokens, self.graphed, self.recomputed, self.spilled = tokens, graphed, 0, False
-        rows = tokens if learned is None else -(-learned // TILE) * TILE
+        rows = -(-learned // TILE) * TILE
         self.learned = rows if rows <= MOST_CHOSEN * tokens else tokens
         self.graphs: GraphedPass | None = None
         self.unpacked: dict[torch.nn.Module, list[Tensor]] = {}
@@ -87,16 +87,16 @@ class FastNeoX:
         """Cross entropy of (rows, length) packs, a fp32 scalar: mean over learned tokens, or sum over `items`."""
         padding = (0, max(0, self.tokens - input_ids.numel()))
         targets = F.pad(F.pad(labels[:, 1:], (0, 1), value=IGNORED).reshape(-1), padding, value=IGNORED)
-        inputs = [
+        inputs = (
             F.pad(input_ids.reshape(-1), padding),
             F.pad(position_ids.reshape(-1), padding),
             self.seed(input_ids.device),
-        ]
+        )
         count = (targets != IGNORED).sum()
         if torch.is_grad_enabled() and self.learned < len(targets):
             torch._assert_async(count <= self.learned, "more labels than any batch was said to have")
-            inputs.append(torch.argsort((targets == IGNORED).int(), stable=True)[: self.learned])  # those with a label
-            targets = targets[inputs[-1]]
+            rows = torch.argsort((targets == IGNORED).int(), stable=True)[: self.learned]  # those with a label first
+            inputs, targets = (*inputs, rows), targets[rows]
         hidden = self.run(*inputs)
         head = self.model.get_output_embeddings().weight.to(self.shape.dtype)
         return linear_cross_entropy(hidden, head, targets) / (count if items is None else items)

@@ -12,7 +12,7 @@ from transformers import GPTNeoXForCausalLM
 from llm_qa.config import Recipe
 from llm_qa.console import say
 from llm_qa.models.fast.neox import FastNeoX, HostEmbedding
-from llm_qa.models.gpus import free_memory_bytes
+from llm_qa.models.gpus import flops_per_token, free_memory_bytes
 from llm_qa.models.linear_modules import linear_layers
 from llm_qa.models.quantization import BF16_CAPABILITY, SHORT, Precision
 
@@ -130,9 +130,10 @@ def try_fast_path(fast: FastNeoX, model: torch.nn.Module, recipe: Recipe, precis
         + (", no CUDA graphs because memory is short" if tight else "")
         + (f", {what_is_spilled(fast)} in the machine's memory" if fast.spilled else "")
     )
-    if fast.spilled and EXPANDABLE not in os.environ.get("PYTORCH_CUDA_ALLOC_CONF", ""):
+    settings = (os.environ.get(name, "") for name in ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"))
+    if fast.spilled and not any(EXPANDABLE in setting for setting in settings):
         report += f"; start with PYTORCH_CUDA_ALLOC_CONF={EXPANDABLE} if that is still too much for the GPU's"
-    skipped = fast.skipped_flops(6.0 if recipe.method == "full" else 4.0)
+    skipped = fast.skipped_flops(flops_per_token(1, recipe.method == "full"))
     return FastPath(True, report, fast.recomputed, skipped)
 
 

@@ -32,7 +32,7 @@ def build(**values):
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.05)
     causal = model.get_base_model() if recipe.method == "lora" else model
-    return model.train(), FastNeoX(causal, precision.compute, TOKENS, compiled=False)
+    return model.train(), FastNeoX(causal, precision.compute, TOKENS, TOKENS, compiled=False)
 
 
 @pytest.fixture

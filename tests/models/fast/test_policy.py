@@ -64,7 +64,7 @@ def test_the_plain_path_is_said_aloud_and_changes_nothing():
 @pytest.mark.parametrize(("free_gib", "recomputed"), [(100, 0), (41, 16), (22, 35), (1, 40)])
 def test_as_few_layers_are_recomputed_as_the_memory_allows(monkeypatch, free_gib, recomputed):
     """40 layers that keep 17/16 GiB, or 1/16 GiB if recomputed; taken are 6% of 100 GiB, 10 GiB in passing, 3/16."""
-    fast = FastNeoX(tiny_model(), torch.float32, 128, compiled=False)
+    fast = FastNeoX(tiny_model(), torch.float32, 128, 128, compiled=False)
     monkeypatch.setattr(fast, "measure_layer", lambda: (17 * 2**26, 10 * 2**30, 2**26))
     monkeypatch.setattr(
         "llm_qa.models.fast.policy.free_memory_bytes", lambda: (free_gib * 2**30 + 5 * 2**29, 100 * 2**30)
