@@ -34,6 +34,7 @@ LIBRARIES = (
     "peft",
     "bitsandbytes",
     "deepspeed",
+    "torch-optimi",
     "datasets",
     "evaluate",
     "numpy",

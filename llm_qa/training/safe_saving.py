@@ -11,6 +11,7 @@ ends or stops; the thread itself speaks with nobody.
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import sys
@@ -29,6 +30,7 @@ from llm_qa.console import UserError, is_main_process, say
 from llm_qa.training.checkpoints import all_checkpoints
 from llm_qa.training.loss_so_far import LossSoFar
 from llm_qa.training.ranks import on_main, tell_all
+from llm_qa.training.sharing import checkpoint_bytes
 from llm_qa.training.staging import STAGING, SaveError, commit, disk_problem, remove, reserve
 
 WRITING_BYTES_PER_SECOND = 100e6  # a slow disk, until the first save has been timed
@@ -90,11 +92,15 @@ class SafeSaving(Trainer):
         return super()._finalize_training(*arguments)
 
     def needed_bytes(self) -> int:
-        """Bytes of the next checkpoint: those of the last one, or before it what trains with two moments in fp32."""
+        """Bytes of the next checkpoint: those of the last one, or before it an estimate (`sharing.py`)."""
         if self.last_bytes:
             return self.last_bytes
-        trained = [getattr(p, "ds_numel", p.numel()) for p in self.model.parameters() if p.requires_grad]
-        return sum(trained) * (16 if self.is_deepspeed_enabled else 12)
+        optim, stage = str(getattr(self.args.optim, "value", self.args.optim)), int(self.is_deepspeed_enabled)
+        return sum(
+            getattr(p, "ds_numel", p.numel()) * checkpoint_bytes(p.element_size(), optim, stage)
+            for p in self.model.parameters()
+            if p.requires_grad
+        )
 
     def seconds_to_save(self) -> float:
         """How long a save that begins now takes until it is safe, the one before it included where it is not yet."""
@@ -155,7 +161,18 @@ class SafeSaving(Trainer):
             if not path.exists():
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text(text, encoding="utf-8")
-        reserve(self.checkpoints, self.needed_bytes())
+        try:
+            reserve(self.checkpoints, self.needed_bytes())
+        except OSError as error:
+            # Of an estimate one cannot be sure, of the last one's size one can. Under DeepSpeed a disk that fills up in
+            # the middle of a save ends the run: the other ranks wait in a collective.
+            if self.last_bytes or self.is_deepspeed_enabled or error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            say(
+                f"Step {self.state.global_step}: a checkpoint is estimated at {self.needed_bytes():,} bytes"
+                f"{free_bytes(self.checkpoints)}: trying all the same"
+            )
+            reserve(self.checkpoints, 0)
 
     def _stage(self, model, trial) -> None:
         """Trainer's own save, in which the best checkpoint is named by where it will lie."""

@@ -18,6 +18,7 @@ from llm_qa.console import UserError, is_main_process, progress, say
 from llm_qa.data.packing import IGNORED, PackedDataset, pack_collator
 from llm_qa.models.fast.policy import FastPath
 from llm_qa.models.quantization import Precision
+from llm_qa.training.optimizer import check_optimizer, choose_optimizer, optimizer_defaults, optimizer_report
 from llm_qa.training.ranks import sum_over_ranks
 from llm_qa.training.safe_saving import SafeSaving
 from llm_qa.training.strategy import Strategy, accumulation_steps, micro_batch_size
@@ -27,6 +28,7 @@ def training_arguments(
     recipe: Recipe, precision: Precision, strategy: Strategy, run_dir: str | Path
 ) -> TrainingArguments:
     """TrainingArguments of a recipe: its own TrainingArguments names over the project's defaults."""
+    check_optimizer(recipe, strategy)
     known = {f.name for f in dataclasses.fields(TrainingArguments)}
     checkpointing = "activation_checkpointing" if "activation_checkpointing" in known else "gradient_checkpointing"
     on_cpu = not torch.cuda.is_available()
@@ -47,6 +49,7 @@ def training_arguments(
         "lr_scheduler_type": "cosine",
         # A copy that is waited for would empty the GPU's queue before every pass.
         "accelerator_config": {"non_blocking": not on_cpu},
+        **optimizer_defaults(recipe),
         **recipe.training,
         "output_dir": str(Path(run_dir) / files.CHECKPOINTS),
         "per_device_train_batch_size": micro_batch_size(recipe, strategy.processes),
@@ -150,7 +153,9 @@ def build_trainer(
         eval_dataset=validation_set,
         processing_class=tokenizer,
         callbacks=callbacks,
+        optimizer_cls_and_kwargs=choose_optimizer(model, arguments),
     )
+    say(optimizer_report(model, arguments))
     trainer.about = {"fingerprint": made_of}
     trainer.stop_when_unsaved = stop_when_unsaved
     run_dir = Path(arguments.output_dir).parent
