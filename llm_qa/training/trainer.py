@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 import torch
-from transformers import TrainerCallback, TrainingArguments
+from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
 from transformers.integrations import get_reporting_integration_callbacks
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import EvalLoopOutput, IntervalStrategy
@@ -106,6 +106,32 @@ class PackTrainer(SafeSaving):
 
     Trainer's own is a mean over batches, in which a pack of few answers counts as much as a full one.
     """
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
+        """Trainer's; all weights of a model are read as from_pretrained reads them, which knows their names on disk.
+
+        Trainer takes the names on disk for the model's own and goes on where they differ: GPT-NeoX's head is stored as
+        `embed_out` and would start again from the base.
+        """
+        model = self.model if model is None else model
+        if not isinstance(model, PreTrainedModel):
+            return super()._load_from_checkpoint(resume_from_checkpoint, model)
+        saved, found = type(model).from_pretrained(
+            resume_from_checkpoint, dtype=model.dtype, local_files_only=True, output_loading_info=True
+        )
+        if wrong := [name for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") for name in found[kind]]:
+            raise RuntimeError(f"{resume_from_checkpoint} does not hold this model: {', '.join(map(str, wrong[:5]))}.")
+        model.load_state_dict(saved.state_dict())
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Trainer's; UserError for the optimizer of a run of bf16 weights from before they were compensated."""
+        super()._load_optimizer_and_scheduler(checkpoint)
+        kahan = self.optimizer_cls_and_kwargs is not None
+        if checkpoint and kahan and not all("kahan_sum" in group for group in self.optimizer.param_groups):
+            raise UserError(
+                f"{checkpoint} began with an AdamW that rounds most of its updates of bf16 weights away: begin anew with "
+                "--resume never."
+            )
 
     def evaluation_loop(
         self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
