@@ -8,8 +8,8 @@ import sys
 
 import torch
 
-# Dense fp16/bf16 tensor-core peak with fp32 accumulation, FLOP/s, from the vendor's datasheets, by the card's whole name
-# without vendor, memory and socket ("NVIDIA A100-SXM4-80GB" is the A100).
+# Dense fp16/bf16 tensor-core peak with fp32 accumulation, FLOP/s, from the vendor's datasheets, by the card's whole
+# name without vendor, memory and socket ("NVIDIA A100-SXM4-80GB" is the A100).
 PEAK_FLOPS = {
     "H200": 989e12,
     "H100 PCIE": 756e12,

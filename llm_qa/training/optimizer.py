@@ -32,7 +32,7 @@ def keeps_bf16(recipe: Recipe) -> bool:
 
 
 def optimizer_defaults(recipe: Recipe) -> dict[str, Any]:
-    """TrainingArguments that a recipe gets unless it names them: the same for every strategy, so that all train alike."""
+    """TrainingArguments of a recipe that does not name them, the same for every strategy: all train alike."""
     return {"adam_beta2": BETA2} if keeps_bf16(recipe) else {}
 
 

@@ -23,11 +23,11 @@ from contextlib import suppress
 from pathlib import Path
 
 from transformers import Trainer, TrainerCallback
-from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import SaveStrategy
 
 from llm_qa.console import UserError, is_main_process, say
-from llm_qa.training.checkpoints import all_checkpoints
+from llm_qa.training.best import best_first, validation_losses
+from llm_qa.training.checkpoints import all_checkpoints, checkpoint_step
 from llm_qa.training.loss_so_far import LossSoFar
 from llm_qa.training.ranks import on_main, tell_all
 from llm_qa.training.sharing import checkpoint_bytes
@@ -42,12 +42,14 @@ class SafeSaving(Trainer):
     """Trainer whose checkpoints are staged, hashed, renamed and read back.
 
     `about` goes into each manifest; `run_files` (path -> text) are written again where the run folder vanished.
-    `patience_seconds` is how long a save of the schedule waits for the one before it to be safe.
+    `patience_seconds` is how long a save of the schedule waits for the one before it to be safe. With `keep_best` the
+    checkpoint with the lowest validation loss stays, beside the newest.
     """
 
     about: dict = {}  # noqa: RUF012  set once by build_trainer
     run_files: dict[Path, str] = {}  # noqa: RUF012
     stop_when_unsaved = False
+    keep_best = False
     patience_seconds = 0.1
 
     def __init__(self, *arguments, callbacks: list[TrainerCallback], **keywords):
@@ -83,12 +85,9 @@ class SafeSaving(Trainer):
             self.control.should_training_stop = True
 
     def _finalize_training(self, *arguments):
-        """Trainer's end, which may load the best checkpoint: only with the last one known to be safe."""
+        """Trainer's end, with the last checkpoint known to be safe; which one is the best is decided in `best.py`."""
         self._settle(SAVED_AS_IT_IS)
-        best = self.state.best_model_checkpoint
-        if best and not on_main(lambda: Path(best).is_dir()):
-            say(f"{best}, the best by validation, could not be saved: what was trained last is kept instead")
-            self.state.best_model_checkpoint = None
+        self.state.best_model_checkpoint = None
         return super()._finalize_training(*arguments)
 
     def needed_bytes(self) -> int:
@@ -133,15 +132,16 @@ class SafeSaving(Trainer):
             return
         self.unsettled = step
         if is_main_process():
-            best = self.state.best_model_checkpoint
-            self.commit = self.thread.submit(self._publish, step, best and Path(best), began)
+            losses = validation_losses(self.state) if self.keep_best else {}
+            self.commit = self.thread.submit(self._publish, step, losses, began)
         if self.control.should_training_stop or self.stop_when_unsaved:
             self._settle(and_now)
 
     def _is_left_out(self) -> bool:
         """Whether a save gives way to the one before it: only one of the schedule, which others will follow."""
         scheduled = self.args.save_strategy == SaveStrategy.STEPS and not self.control.should_training_stop
-        if not scheduled or self.state.best_global_step == self.state.global_step:
+        losses = validation_losses(self.state) if self.keep_best else {}
+        if not scheduled or best_first(losses, losses)[:1] == [self.state.global_step]:
             return False
         return bool(wait([self.commit], self.patience_seconds).not_done)
 
@@ -175,21 +175,18 @@ class SafeSaving(Trainer):
             reserve(self.checkpoints, 0)
 
     def _stage(self, model, trial) -> None:
-        """Trainer's own save, in which the best checkpoint is named by where it will lie."""
+        """Trainer's own save."""
+        self.state.best_global_step = None  # of a schedule on plateaus: Trainer would name the staged folder for it
         super()._save_checkpoint(model, trial)
-        staged = self.staging / f"checkpoint-{self.state.global_step}"
-        best = self.state.best_global_step
-        if best and (best == self.state.global_step or (self.checkpoints / f"checkpoint-{best}").is_dir()):
-            self.state.best_model_checkpoint = str(self.checkpoints / f"checkpoint-{best}")
-            if is_main_process():
-                self.state.save_to_json(str(staged / TRAINER_STATE_NAME))
         if is_main_process():
+            staged = self.staging / f"checkpoint-{self.state.global_step}"
             (staged / "training_args.bin").unlink(missing_ok=True)  # a pickle that nobody reads
 
-    def _publish(self, step: int, best: Path | None, began: float) -> tuple[int, float]:
+    def _publish(self, step: int, losses: dict[int, float], began: float) -> tuple[int, float]:
         """Make the staged checkpoint of a step count, and let old ones go; returns (its bytes, seconds since `began`).
 
-        In a thread of its own, beside a training that goes on: nothing that training changes is read here.
+        Beside it stays the one with the lowest of `losses`. In a thread of its own, while training goes on: nothing
+        that training changes is read here.
         """
         final = self.checkpoints / f"checkpoint-{step}"
         commit(self.checkpoints / STAGING / final.name, final, {"step": step, **self.about})
@@ -197,8 +194,9 @@ class SafeSaving(Trainer):
         (self.checkpoints / STAGING).rmdir()
         limit = self.args.save_total_limit
         if limit and limit > 0:
-            kept = {path for path in (final, best or final) if path.is_dir()}
-            old = [path for path in all_checkpoints(self.checkpoints) if path not in kept]
+            there = {checkpoint_step(path): path for path in all_checkpoints(self.checkpoints)}
+            kept = {final, *(there[best] for best in best_first(losses, there)[:1])}
+            old = [path for path in there.values() if path not in kept]
             for path in old[: max(0, len(old) + len(kept) - max(limit, len(kept)))]:
                 remove(path)
         return size, time.monotonic() - began

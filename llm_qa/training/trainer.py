@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from pathlib import Path
 
@@ -23,12 +24,16 @@ from llm_qa.training.ranks import sum_over_ranks
 from llm_qa.training.safe_saving import SafeSaving
 from llm_qa.training.strategy import Strategy, accumulation_steps, micro_batch_size
 
+EVALUATIONS = 5  # in a run, at least
+
 
 def training_arguments(
     recipe: Recipe, precision: Precision, strategy: Strategy, run_dir: str | Path
 ) -> TrainingArguments:
     """TrainingArguments of a recipe: its own TrainingArguments names over the project's defaults."""
     check_optimizer(recipe, strategy)
+    if recipe.training.get("save_strategy") == "best":
+        raise UserError("save_strategy best: set it to steps, and --keep best (the default) keeps the best checkpoint.")
     known = {f.name for f in dataclasses.fields(TrainingArguments)}
     checkpointing = "activation_checkpointing" if "activation_checkpointing" in known else "gradient_checkpointing"
     on_cpu = not torch.cuda.is_available()
@@ -85,6 +90,19 @@ def training_arguments(
     return arguments
 
 
+def validate_in_time(arguments: TrainingArguments, recipe: Recipe, packs: int) -> None:
+    """See to it that a short run is validated, and saved, EVALUATIONS times, unless its recipe says how often.
+
+    `packs` are the training set's. The best of one or two evaluations would say little.
+    """
+    by_steps = arguments.eval_strategy == IntervalStrategy.STEPS
+    if not by_steps or {"save_steps", "eval_steps"} & recipe.training.keys():
+        return
+    epochs = math.ceil(packs / recipe.global_batch_size) * arguments.num_train_epochs
+    updates = arguments.max_steps if arguments.max_steps > 0 else math.ceil(epochs)
+    arguments.eval_steps = arguments.save_steps = min(arguments.save_steps, math.ceil(updates / EVALUATIONS))
+
+
 def use_fast_path(arguments: TrainingArguments, path: FastPath) -> None:
     """The fast path decides about recomputation itself: Trainer's own activation checkpointing goes off."""
     if path.active:
@@ -129,8 +147,8 @@ class PackTrainer(SafeSaving):
         kahan = self.optimizer_cls_and_kwargs is not None
         if checkpoint and kahan and not all("kahan_sum" in group for group in self.optimizer.param_groups):
             raise UserError(
-                f"{checkpoint} began with an AdamW that rounds most of its updates of bf16 weights away: begin anew with "
-                "--resume never."
+                f"{checkpoint} began with an AdamW that rounds most of its updates of bf16 weights away: begin anew "
+                "with --resume never."
             )
 
     def evaluation_loop(
@@ -162,14 +180,16 @@ def build_trainer(
     validation_set: PackedDataset | None,
     callbacks: list[TrainerCallback],
     made_of: dict | None = None,
+    *,
     stop_when_unsaved: bool = False,
+    keep_best: bool = False,
 ) -> PackTrainer:
     """Trainer on packs, with the project's own log line and bar in place of Trainer's.
 
     `made_of` is the fingerprint that every checkpoint keeps; None where nothing will be saved.
     """
     if validation_set is None and arguments.eval_strategy != IntervalStrategy.NO:
-        say("the data has no validation records: no validation loss during training")
+        say("the data has no validation records: no validation loss during training, the last weights are kept")
         arguments.eval_strategy = IntervalStrategy.NO
     trainer = PackTrainer(
         model=model,
@@ -183,7 +203,7 @@ def build_trainer(
     )
     say(optimizer_report(model, arguments))
     trainer.about = {"fingerprint": made_of}
-    trainer.stop_when_unsaved = stop_when_unsaved
+    trainer.stop_when_unsaved, trainer.keep_best = stop_when_unsaved, keep_best
     run_dir = Path(arguments.output_dir).parent
     if is_main_process() and made_of is not None:
         trainer.run_files = {
