@@ -189,10 +189,9 @@ def main() -> int:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
     # --- saving --------------------------------------------------------------------------------------------------
-    state = trainer.state
+    state, seconds = trainer.state, step_log.elapsed()
     ends_with_best = stop.reason is None and recipe.keep == "best"
     kept = on_main(lambda: choose_best(state, options.run)) if ends_with_best else None
-    seconds = step_log.elapsed()
     summary = {
         "finished": stop.reason is None,
         "kept": {"step": kept.step, "validation_loss": kept.validation_loss} if kept else None,

@@ -1,4 +1,4 @@
-"""Full training of bf16 weights on two processes follows fp32's path: Kahan summation under DDP, masters under ZeRO-3."""
+"""Full training of bf16 weights on two processes takes fp32's path: Kahan summation for DDP, masters for ZeRO-3."""
 
 from pathlib import Path
 
