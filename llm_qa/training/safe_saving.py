@@ -69,6 +69,7 @@ class SafeSaving(Trainer):
 
     def train(self, *arguments, **keywords):
         """Trainer's training; a checkpoint on its way is finished whatever ends it, and no process leaves before."""
+        self.last_bytes = on_main(lambda: sum(map(folder_bytes, all_checkpoints(self.checkpoints)[-1:])))
         try:
             return super().train(*arguments, **keywords)
         finally:
@@ -91,7 +92,7 @@ class SafeSaving(Trainer):
         return super()._finalize_training(*arguments)
 
     def needed_bytes(self) -> int:
-        """Bytes of the next checkpoint: those of the last one, or before it an estimate (`sharing.py`)."""
+        """Bytes of the next checkpoint: those of the run's last one, or before it an estimate (`sharing.py`)."""
         if self.last_bytes:
             return self.last_bytes
         optim, stage = str(getattr(self.args.optim, "value", self.args.optim)), int(self.is_deepspeed_enabled)
@@ -190,7 +191,7 @@ class SafeSaving(Trainer):
         """
         final = self.checkpoints / f"checkpoint-{step}"
         commit(self.checkpoints / STAGING / final.name, final, {"step": step, **self.about})
-        size = sum(path.stat().st_size for path in final.rglob("*") if path.is_file())
+        size = folder_bytes(final)
         (self.checkpoints / STAGING).rmdir()
         limit = self.args.save_total_limit
         if limit and limit > 0:
@@ -239,6 +240,11 @@ def let_training_go_first() -> None:
     if sys.platform == "linux":
         with suppress(OSError):  # forbidden here: it costs training a little, no more
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
+
+
+def folder_bytes(folder: Path) -> int:
+    """Bytes of all files in a folder."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def free_bytes(folder: Path) -> str:
