@@ -57,6 +57,12 @@ class Recipe:
         "auto", "layers whose activations are computed again for the backward pass; auto is as few as the memory allows"
     )
     fast: Literal["auto", "off"] = _key("auto", "the fast path where it is valid, or plain transformers and peft")
+    keep: Literal["best", "last"] = _key(
+        "best", "which weights the run ends with: those with the lowest validation loss, or those of the last step"
+    )
+    early_stopping: int | None = _key(
+        None, "stop after so many evaluations without a lower validation loss; left out, train to the end", at_least=1
+    )
     max_hours: float | None = _key(
         None, "wall-clock budget: save and stop (exit code 75) before it is spent", above=0.0
     )
@@ -99,6 +105,9 @@ DECIDED_ELSEWHERE = {
     "accelerator_config": "name it in an accelerate config and pass that to accelerate launch --config_file",
     "fsdp_config": "name it in an accelerate config and pass that to accelerate launch --config_file",
     "hub_token": "a recipe is copied into the run folder; a secret belongs into the environment (HF_TOKEN)",
+    "load_best_model_at_end": "use keep",
+    "metric_for_best_model": "the best is the one with the lowest validation loss; use keep",
+    "greater_is_better": "the best is the one with the lowest validation loss; use keep",
     "push_to_hub": "training works without the network; upload the finished folder yourself",
 }
 

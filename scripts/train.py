@@ -28,6 +28,7 @@ from llm_qa.models.lora import add_lora, linear_parameters, parameter_counts, tr
 from llm_qa.models.quantization import gpu_capability, resolve_precision
 from llm_qa.models.tiny import embedded_model
 from llm_qa.training.agreement import check_ranks_agree
+from llm_qa.training.best import BestCheckpoint, check_early_stopping, choose_best
 from llm_qa.training.callbacks import RealTokens, StepLog
 from llm_qa.training.checkpoints import check_layout, make_universal, resume_point
 from llm_qa.training.energy import EnergyUsed
@@ -48,7 +49,7 @@ from llm_qa.training.strategy import (
     read_strategy,
     start_engine,
 )
-from llm_qa.training.trainer import build_trainer, training_arguments, use_fast_path
+from llm_qa.training.trainer import build_trainer, training_arguments, use_fast_path, validate_in_time
 from llm_qa.training.watchdog import SILENCE_SECONDS, Watchdog
 
 
@@ -127,6 +128,9 @@ def main() -> int:
         validation_pairs, _ = tokenize_records(tokenizer, validation_records, recipe.max_length, what="validation")
         at_once = arguments.per_device_eval_batch_size * strategy.processes
         validation_set = PackedDataset(validation_pairs, recipe.pack_length, recipe.loss_on, recipe.seed, at_once)
+    check_early_stopping(recipe, validation_set is not None and arguments.eval_strategy != "no")
+    if validation_set is not None:
+        validate_in_time(arguments, recipe, len(train_set.packs))
     say(
         f"data: {data_dir}, {len(train_records):,} records, {len(pairs):,} pairs, {len(pairs.tokens):,} tokens in "
         f"{len(train_set.packs):,} packs, {train_set.efficiency:.1%} full"
@@ -166,9 +170,9 @@ def main() -> int:
     )
     stop, energy = StopInTime(recipe.max_hours), EnergyUsed()
     # Tokens are counted after the wish to stop and save.
-    callbacks = [stop, RealTokens(), step_log, energy, StopOnNonFinite(train_set)]
-    sets, unsaved = (train_set, validation_set), options.unsaved == "stop"
-    trainer = build_trainer(model, tokenizer, arguments, *sets, callbacks, made_of, unsaved)
+    callbacks = [stop, RealTokens(), step_log, energy, StopOnNonFinite(train_set), BestCheckpoint(recipe)]
+    saving = {"stop_when_unsaved": options.unsaved == "stop", "keep_best": recipe.keep == "best"}
+    trainer = build_trainer(model, tokenizer, arguments, train_set, validation_set, callbacks, made_of, **saving)
     if checkpoint:
         say(f"going on from {checkpoint}")
     if reshape:
@@ -185,10 +189,12 @@ def main() -> int:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
     # --- saving --------------------------------------------------------------------------------------------------
-    state = trainer.state
-    seconds = step_log.elapsed()
+    state, seconds = trainer.state, step_log.elapsed()
+    ends_with_best = stop.reason is None and recipe.keep == "best"
+    kept = on_main(lambda: choose_best(state, options.run)) if ends_with_best else None
     summary = {
         "finished": stop.reason is None,
+        "kept": {"step": kept.step, "validation_loss": kept.validation_loss} if kept else None,
         "steps": state.global_step,
         "epochs": state.epoch,
         "records": len(train_records),
@@ -217,16 +223,20 @@ def main() -> int:
             f"stopped early at step {state.global_step} of {state.max_steps} ({stop.reason}); everything is saved in "
             f"{options.run}, and the same command goes on"
         )
-    weights = final_weights(trainer)
-    if is_main_process():
+    weights = kept.checkpoint if kept and kept.checkpoint else final_weights(trainer)
+
+    def save() -> Path:
         if recipe.model == EMBEDDED_MODEL:
             shutil.copytree(model_source, options.run / EMBEDDED_BASE, dirs_exist_ok=True)
         unwrapped = trainer.accelerator.unwrap_model(trainer.model)
-        final = save_final(unwrapped, weights, tokenizer, options.run, recipe, summary)
-        say(
-            f"done: {state.global_step} steps in {format_seconds(seconds)}, {summary['tokens_per_second']:,.0f} tok/s; "
-            f"{final} is saved and read back equal"
-        )
+        return save_final(unwrapped, weights, tokenizer, options.run, recipe, summary)
+
+    final = on_main(save)
+    say(
+        f"done: {state.global_step} steps in {format_seconds(seconds)}, {summary['tokens_per_second']:,.0f} tok/s; "
+        f"{final} is saved and read back equal"
+        + (f"; it holds the best checkpoint ({kept}; --keep last keeps the last)" if kept else "")
+    )
     end_together(watchdog.stop)
     return 0
 

@@ -24,6 +24,7 @@ from llm_qa.data.packing import IGNORED, TokenizedPairs, count_real_tokens, pack
 from llm_qa.models.fast.policy import FastPath
 from llm_qa.training.callbacks import RealTokens
 from llm_qa.training.non_finite import StopOnNonFinite
+from llm_qa.training.optimizer import choose_optimizer
 from llm_qa.training.strategy import engine_report
 from llm_qa.training.trainer import build_trainer
 
@@ -78,7 +79,8 @@ def loop(trial: Trial) -> dict[str, Any]:
         dataloader_config=DataLoaderConfiguration(non_blocking=on_gpu),
     )
     trained = [parameter for parameter in setup.model.parameters() if parameter.requires_grad]
-    kind, keywords = Trainer.get_optimizer_cls_and_kwargs(arguments, setup.model)
+    chosen = choose_optimizer(setup.model, arguments)
+    kind, keywords = chosen or Trainer.get_optimizer_cls_and_kwargs(arguments, setup.model)
     optimizer = kind(trained, **keywords)
     loader = torch.utils.data.DataLoader(
         packs,

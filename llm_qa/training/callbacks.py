@@ -39,9 +39,9 @@ class RealTokens(TrainerCallback):
         self.hook = model.register_forward_pre_hook(self._count, with_kwargs=True)
 
     def on_step_end(self, args, state, control, **kwargs):
-        """Move the count to the state when someone is going to read it."""
-        last = state.global_step >= state.max_steps
-        if self.pending is not None and (control.should_log or control.should_save or last):
+        """Move the count to the state when someone is going to read it; an evaluation may lead to a checkpoint."""
+        read = control.should_log or control.should_save or control.should_evaluate
+        if self.pending is not None and (read or state.global_step >= state.max_steps):
             state.num_input_tokens_seen += int(sum_over_ranks([self.pending.item()], args.device)[0])
             self.pending = None
 

@@ -91,12 +91,34 @@ def all_checkpoints(folder: Path) -> list[Path]:
     )
 
 
+def missing_states(checkpoint: Path) -> list[str]:
+    """What a checkpoint lacks that training needs to go on as if it had never stopped, in words.
+
+    Weights alone (`save_only_model`) resume without an error, with fresh moments, learning rate and random numbers.
+    DeepSpeed keeps the optimizer in shares, one for each process, and may keep the scheduler there too.
+    """
+    names = {path.name for path in checkpoint.iterdir()}
+    stage, processes = layout(checkpoint)
+    random_states = [name for name in names if re.fullmatch(r"rng_state(_\d+)?\.pth", name)]
+    found = []
+    if stage == 0 and "optimizer.pt" not in names:
+        found.append("the optimizer's state")
+    if stage == 0 and "scheduler.pt" not in names:
+        found.append("the scheduler's state")
+    if "trainer_state.json" not in names:
+        found.append("trainer_state.json")
+    if len(random_states) < processes:
+        found.append("the random numbers' state" + (" of every process" if random_states else ""))
+    return [f"it was saved without {what}" for what in found]
+
+
 def flaws(checkpoint: Path) -> list[str]:
-    """Why nothing should be loaded from a checkpoint: it is not what was written, or loading it could run code.
+    """Why nothing should be loaded from a checkpoint: it is not what was written, lacks a state that training needs to
+    go on alike, or loading it could run code.
 
     DeepSpeed unpickles its shares whole, so what they name is held against a list first, without running any of it.
     """
-    found = damage(checkpoint)
+    found = damage(checkpoint) or missing_states(checkpoint)
     if not found:
         latest = checkpoint / "latest"  # the folder that DeepSpeed reads
         if latest.is_file() and latest.read_text(errors="replace") not in {p.name for p in checkpoint.iterdir()}:

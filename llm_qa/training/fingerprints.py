@@ -9,12 +9,13 @@ from llm_qa.config import Recipe
 from llm_qa.console import UserError, say
 
 KINDS = ("recipe", "data", "processes")  # the words of --allow-change
-FREE = ("max_hours", "save_total_limit")  # change nothing that is computed
+FREE = ("max_hours", "save_total_limit", "keep")  # change nothing that is computed
 # Read anew at every start. Other keys live on in the checkpoint (learning_rate in the optimizer's state, save_steps in
 # Trainer's) or in the weights: a change would be ignored in silence or would be another training.
 READ_ANEW = (
     *("max_steps", "num_train_epochs", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "max_grad_norm"),
     *("micro_batch_size", "recompute", "report_to", "dataloader_num_workers", "dataloader_prefetch_factor"),
+    "early_stopping",
 )
 
 

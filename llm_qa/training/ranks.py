@@ -9,9 +9,10 @@ from typing import TypeVar
 
 import torch
 
-from llm_qa.console import UserError, is_main_process
+from llm_qa.console import Failed, StoppedEarly, UserError, is_main_process
 
 T = TypeVar("T")
+OWN_ERRORS = (UserError, Failed, StoppedEarly)
 
 
 def together() -> bool:
@@ -69,16 +70,26 @@ def tell_all(text: str) -> list[str]:
 
 
 def on_main(work: Callable[[], T]) -> T:
-    """What `work` gives in the main process, for every rank; a UserError there is one everywhere."""
+    """What `work` gives in the main process, for every rank; what it raises there ends every rank.
+
+    The project's own errors are the same everywhere; of any other the main process keeps the traceback, and the others
+    fail with its sentence. Without that they would wait in the collective for a process that has left.
+    """
     if not together():
         return work()
-    box: list = [None, None]
+    box: list = [None, None, None]
+    raised: BaseException | None = None
     if is_main_process():
         try:
             box[0] = work()
-        except UserError as error:
-            box[1] = str(error)
+        except BaseException as error:  # an interrupt too
+            raised = error
+            own = next((kind for kind in OWN_ERRORS if isinstance(error, kind)), None)
+            told = str(error) if own else f"the first process failed with {type(error).__name__}: {error}"
+            box[1:] = [(own or Failed).__name__, told]
     torch.distributed.broadcast_object_list(box, src=0)
+    if raised is not None:
+        raise raised
     if box[1] is not None:
-        raise UserError(box[1])
+        raise next(kind for kind in OWN_ERRORS if kind.__name__ == box[1])(box[2])
     return box[0]

@@ -23,9 +23,11 @@ from llm_qa.models.loading import final_folder, save_tokenizer
 from llm_qa.models.safety import ADAPTER_CONFIG
 from llm_qa.training.checkpoints import set_later_aside
 from llm_qa.training.fingerprints import check_same
-from llm_qa.training.manifest import flush, read_manifest
+from llm_qa.training.manifest import flush, read_manifest, sha256_from_disk
 from llm_qa.training.staging import disk_problem
 
+# Of a checkpoint, what from_pretrained reads.
+WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", ADAPTER_CONFIG)
 LEFTOVERS = ".*.part"  # what a killed process was about to rename
 LIBRARIES = (
     "torch",
@@ -34,6 +36,7 @@ LIBRARIES = (
     "peft",
     "bitsandbytes",
     "deepspeed",
+    "torch-optimi",
     "datasets",
     "evaluate",
     "numpy",
@@ -128,7 +131,7 @@ def set_aside(run_dir: Path) -> None:
 
 def save_final(
     model: PreTrainedModel | PeftModel,
-    weights: dict[str, torch.Tensor],
+    weights: dict[str, torch.Tensor] | Path,
     tokenizer,
     run_dir: Path,
     recipe: Recipe,
@@ -136,7 +139,8 @@ def save_final(
 ) -> Path:
     """Save the adapter or the model with its tokenizer and card, staged then renamed; returns the folder.
 
-    `weights` are whole tensors by their names in `model`, whose own may be shares (ZeRO-3). UserError where the disk
+    `weights` are whole tensors by their names in `model`, whose own may be shares (ZeRO-3), or a checkpoint of it whose
+    files are taken as they are. UserError where the disk
     has no room or may not be written to: the checkpoints are still there.
     """
     final = final_folder(run_dir, recipe)
@@ -151,7 +155,8 @@ def save_final(
         shutil.rmtree(staged, ignore_errors=True)
         if not (problem := disk_problem(error)):
             raise
-        needed = sum(tensor.nbytes for tensor in weights.values())
+        files_of = [path.stat().st_size for path in weight_files(weights)] if isinstance(weights, Path) else None
+        needed = sum(tensor.nbytes for tensor in weights.values()) if files_of is None else sum(files_of)
         raise UserError(
             f"{final} cannot be written ({problem}). It needs {needed:,} bytes: make "
             "room, or correct the folder, and run the same command again, which goes on from the newest checkpoint."
@@ -161,7 +166,7 @@ def save_final(
 
 def write_final(
     model: PreTrainedModel | PeftModel,
-    weights: dict[str, torch.Tensor],
+    weights: dict[str, torch.Tensor] | Path,
     tokenizer,
     staged: Path,
     recipe: Recipe,
@@ -169,15 +174,36 @@ def write_final(
 ) -> None:
     """Fill `staged` with what `save_final` renames, on the disk and read back. Errors pass."""
     staged.mkdir()
-    model.save_pretrained(staged, state_dict=weights)
+    if isinstance(weights, Path):
+        for path in weight_files(weights):
+            shutil.copyfile(path, staged / path.name)
+    else:
+        model.save_pretrained(staged, state_dict=weights)
     if isinstance(model, PeftModel):  # peft writes a set, in another order each time
         config = files.read_json(staged / ADAPTER_CONFIG)
         files.write_json(staged / ADAPTER_CONFIG, {**config, "target_modules": sorted(config["target_modules"])})
     save_tokenizer(tokenizer, staged)
-    check_saved(model, weights, staged)
+    if isinstance(weights, Path):
+        check_copied(weights, staged)
+    else:
+        check_saved(model, weights, staged)
     files.write_text(staged / "README.md", model_card(recipe, summary))
     for path in (*staged.iterdir(), staged):
         flush(path)
+
+
+def weight_files(checkpoint: Path) -> list[Path]:
+    """The files of a checkpoint that from_pretrained reads: weights and their configs, no state of training."""
+    return [path for pattern in WEIGHTS for path in sorted(checkpoint.glob(pattern))]
+
+
+def check_copied(checkpoint: Path, folder: Path) -> None:
+    """Read copied weights back and compare them with the checkpoint's manifest; RuntimeError names what differs."""
+    expected = read_manifest(checkpoint)["files"]
+    copied = [path.name for path in checkpoint.glob("*.safetensors")]
+    lost = [name for name in copied if sha256_from_disk(folder / name) != expected[name]["sha256"]]
+    if not copied or lost:
+        raise RuntimeError(f"{folder} does not hold what {checkpoint} does: {', '.join(lost) or 'it has no weights'}.")
 
 
 def check_saved(model: PreTrainedModel | PeftModel, weights: dict[str, torch.Tensor], folder: Path) -> None:
@@ -212,6 +238,8 @@ def check_saved(model: PreTrainedModel | PeftModel, weights: dict[str, torch.Ten
 def model_card(recipe: Recipe, summary: dict) -> str:
     """README.md of the saved weights: base, data, settings, prompt, how to use them."""
     settings = "\n".join(f"| {key} | `{value}` |" for key, value in recipe.to_dict().items())
+    best = summary["kept"]
+    kept = f"; its weights are those of step {best['step']:,}, with the lowest validation loss" if best else ""
     tags = "- lora\n" if recipe.method == "lora" else ""
     base = "" if recipe.model == "embedded" else f"base_model: {recipe.model}\n"
     return f"""---
@@ -225,7 +253,7 @@ tags:
 # {"LoRA adapter" if recipe.method == "lora" else "Model"} for Korean question answering
 
 Trained from `{recipe.model}` on {summary["pairs"]:,} question-answer pairs of {summary["records"]:,} records for
-{summary["steps"]:,} steps ({summary["tokens"]:,} tokens). It answers this prompt and then ends with `eos`:
+{summary["steps"]:,} steps ({summary["tokens"]:,} tokens){kept}. It answers this prompt and then ends with `eos`:
 
 ```text
 {render_prompt("<질문>")}

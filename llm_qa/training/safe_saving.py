@@ -11,6 +11,7 @@ ends or stops; the thread itself speaks with nobody.
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import sys
@@ -22,13 +23,14 @@ from contextlib import suppress
 from pathlib import Path
 
 from transformers import Trainer, TrainerCallback
-from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import SaveStrategy
 
 from llm_qa.console import UserError, is_main_process, say
-from llm_qa.training.checkpoints import all_checkpoints
+from llm_qa.training.best import best_first, validation_losses
+from llm_qa.training.checkpoints import all_checkpoints, checkpoint_step
 from llm_qa.training.loss_so_far import LossSoFar
 from llm_qa.training.ranks import on_main, tell_all
+from llm_qa.training.sharing import checkpoint_bytes
 from llm_qa.training.staging import STAGING, SaveError, commit, disk_problem, remove, reserve
 
 WRITING_BYTES_PER_SECOND = 100e6  # a slow disk, until the first save has been timed
@@ -40,12 +42,14 @@ class SafeSaving(Trainer):
     """Trainer whose checkpoints are staged, hashed, renamed and read back.
 
     `about` goes into each manifest; `run_files` (path -> text) are written again where the run folder vanished.
-    `patience_seconds` is how long a save of the schedule waits for the one before it to be safe.
+    `patience_seconds` is how long a save of the schedule waits for the one before it to be safe. With `keep_best` the
+    checkpoint with the lowest validation loss stays, beside the newest.
     """
 
     about: dict = {}  # noqa: RUF012  set once by build_trainer
     run_files: dict[Path, str] = {}  # noqa: RUF012
     stop_when_unsaved = False
+    keep_best = False
     patience_seconds = 0.1
 
     def __init__(self, *arguments, callbacks: list[TrainerCallback], **keywords):
@@ -65,6 +69,7 @@ class SafeSaving(Trainer):
 
     def train(self, *arguments, **keywords):
         """Trainer's training; a checkpoint on its way is finished whatever ends it, and no process leaves before."""
+        self.last_bytes = on_main(lambda: sum(map(folder_bytes, all_checkpoints(self.checkpoints)[-1:])))
         try:
             return super().train(*arguments, **keywords)
         finally:
@@ -81,20 +86,21 @@ class SafeSaving(Trainer):
             self.control.should_training_stop = True
 
     def _finalize_training(self, *arguments):
-        """Trainer's end, which may load the best checkpoint: only with the last one known to be safe."""
+        """Trainer's end, with the last checkpoint known to be safe; which one is the best is decided in `best.py`."""
         self._settle(SAVED_AS_IT_IS)
-        best = self.state.best_model_checkpoint
-        if best and not on_main(lambda: Path(best).is_dir()):
-            say(f"{best}, the best by validation, could not be saved: what was trained last is kept instead")
-            self.state.best_model_checkpoint = None
+        self.state.best_model_checkpoint = None
         return super()._finalize_training(*arguments)
 
     def needed_bytes(self) -> int:
-        """Bytes of the next checkpoint: those of the last one, or before it what trains with two moments in fp32."""
+        """Bytes of the next checkpoint: those of the run's last one, or before it an estimate (`sharing.py`)."""
         if self.last_bytes:
             return self.last_bytes
-        trained = [getattr(p, "ds_numel", p.numel()) for p in self.model.parameters() if p.requires_grad]
-        return sum(trained) * (16 if self.is_deepspeed_enabled else 12)
+        optim, stage = str(getattr(self.args.optim, "value", self.args.optim)), int(self.is_deepspeed_enabled)
+        return sum(
+            getattr(p, "ds_numel", p.numel()) * checkpoint_bytes(p.element_size(), optim, stage)
+            for p in self.model.parameters()
+            if p.requires_grad
+        )
 
     def seconds_to_save(self) -> float:
         """How long a save that begins now takes until it is safe, the one before it included where it is not yet."""
@@ -127,15 +133,16 @@ class SafeSaving(Trainer):
             return
         self.unsettled = step
         if is_main_process():
-            best = self.state.best_model_checkpoint
-            self.commit = self.thread.submit(self._publish, step, best and Path(best), began)
+            losses = validation_losses(self.state) if self.keep_best else {}
+            self.commit = self.thread.submit(self._publish, step, losses, began)
         if self.control.should_training_stop or self.stop_when_unsaved:
             self._settle(and_now)
 
     def _is_left_out(self) -> bool:
         """Whether a save gives way to the one before it: only one of the schedule, which others will follow."""
         scheduled = self.args.save_strategy == SaveStrategy.STEPS and not self.control.should_training_stop
-        if not scheduled or self.state.best_global_step == self.state.global_step:
+        losses = validation_losses(self.state) if self.keep_best else {}
+        if not scheduled or best_first(losses, losses)[:1] == [self.state.global_step]:
             return False
         return bool(wait([self.commit], self.patience_seconds).not_done)
 
@@ -155,33 +162,42 @@ class SafeSaving(Trainer):
             if not path.exists():
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text(text, encoding="utf-8")
-        reserve(self.checkpoints, self.needed_bytes())
+        try:
+            reserve(self.checkpoints, self.needed_bytes())
+        except OSError as error:
+            # Of an estimate one cannot be sure, of the last one's size one can. Under DeepSpeed a disk that fills up in
+            # the middle of a save ends the run: the other ranks wait in a collective.
+            if self.last_bytes or self.is_deepspeed_enabled or error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            say(
+                f"Step {self.state.global_step}: a checkpoint is estimated at {self.needed_bytes():,} bytes"
+                f"{free_bytes(self.checkpoints)}: trying all the same"
+            )
+            reserve(self.checkpoints, 0)
 
     def _stage(self, model, trial) -> None:
-        """Trainer's own save, in which the best checkpoint is named by where it will lie."""
+        """Trainer's own save."""
+        self.state.best_global_step = None  # of a schedule on plateaus: Trainer would name the staged folder for it
         super()._save_checkpoint(model, trial)
-        staged = self.staging / f"checkpoint-{self.state.global_step}"
-        best = self.state.best_global_step
-        if best and (best == self.state.global_step or (self.checkpoints / f"checkpoint-{best}").is_dir()):
-            self.state.best_model_checkpoint = str(self.checkpoints / f"checkpoint-{best}")
-            if is_main_process():
-                self.state.save_to_json(str(staged / TRAINER_STATE_NAME))
         if is_main_process():
+            staged = self.staging / f"checkpoint-{self.state.global_step}"
             (staged / "training_args.bin").unlink(missing_ok=True)  # a pickle that nobody reads
 
-    def _publish(self, step: int, best: Path | None, began: float) -> tuple[int, float]:
+    def _publish(self, step: int, losses: dict[int, float], began: float) -> tuple[int, float]:
         """Make the staged checkpoint of a step count, and let old ones go; returns (its bytes, seconds since `began`).
 
-        In a thread of its own, beside a training that goes on: nothing that training changes is read here.
+        Beside it stays the one with the lowest of `losses`. In a thread of its own, while training goes on: nothing
+        that training changes is read here.
         """
         final = self.checkpoints / f"checkpoint-{step}"
         commit(self.checkpoints / STAGING / final.name, final, {"step": step, **self.about})
-        size = sum(path.stat().st_size for path in final.rglob("*") if path.is_file())
+        size = folder_bytes(final)
         (self.checkpoints / STAGING).rmdir()
         limit = self.args.save_total_limit
         if limit and limit > 0:
-            kept = {path for path in (final, best or final) if path.is_dir()}
-            old = [path for path in all_checkpoints(self.checkpoints) if path not in kept]
+            there = {checkpoint_step(path): path for path in all_checkpoints(self.checkpoints)}
+            kept = {final, *(there[best] for best in best_first(losses, there)[:1])}
+            old = [path for path in there.values() if path not in kept]
             for path in old[: max(0, len(old) + len(kept) - max(limit, len(kept)))]:
                 remove(path)
         return size, time.monotonic() - began
@@ -224,6 +240,11 @@ def let_training_go_first() -> None:
     if sys.platform == "linux":
         with suppress(OSError):  # forbidden here: it costs training a little, no more
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
+
+
+def folder_bytes(folder: Path) -> int:
+    """Bytes of all files in a folder."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def free_bytes(folder: Path) -> str:

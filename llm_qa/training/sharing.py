@@ -33,26 +33,51 @@ def weight_bytes(recipe: Recipe, sizes: Sizes) -> float:
     return sizes.linear * (NF4_BYTES + scales) + sizes.other * wide
 
 
-def trained_bytes(recipe: Recipe) -> tuple[int, int]:
-    """(bytes of a trained weight and its gradient, bytes of Adam) a weight, without DeepSpeed."""
-    width = 4 if recipe.method == "lora" or recipe.base_precision == "fp32" else 2
-    small = "8bit" in recipe.training.get("optim", "")
-    return 2 * width, 2 if small else 2 * width
+@dataclass(frozen=True)
+class TrainedWeight:
+    """Bytes that training keeps for a weight: itself, its gradient, what the optimizer keeps, an fp32 master too."""
+
+    weight: int
+    gradient: int
+    optimizer: int
+
+
+def trained_weight(width: int, optim: str, stage: int) -> TrainedWeight:
+    """Bytes for each weight that trains, kept in `width` bytes (2 or 4), with an AdamW named `optim`.
+
+    Stage 0 (one process or DDP): two moments as wide as the weight, and for 16-bit weights the compensation of what
+    Kahan summation rounded off (`optimizer.py`). ZeRO: two moments and a master in fp32 (K = 12). An 8-bit Adam's
+    moments take a byte each.
+    """
+    moments = 2 if "8bit" in optim else 8 if stage else 2 * width
+    extra = 4 if stage else 2 if width == 2 else 0
+    return TrainedWeight(width, width, moments + extra)
+
+
+def of_recipe(recipe: Recipe, stage: int) -> TrainedWeight:
+    """The same for a recipe: LoRA's weights are fp32, and under ZeRO all that trains is kept in 16 bits."""
+    wide = stage == 0 and (recipe.method == "lora" or recipe.base_precision == "fp32")
+    return trained_weight(4 if wide else 2, recipe.training.get("optim", ""), stage)
+
+
+def checkpoint_bytes(width: int, optim: str, stage: int) -> int:
+    """Bytes of a checkpoint for each weight that trains: the weight and the optimizer's states.
+
+    DeepSpeed writes the weights once more, among the states of its engine.
+    """
+    kept = trained_weight(width, optim, stage)
+    return kept.weight * (2 if stage else 1) + kept.optimizer
 
 
 def memory_per_gpu(recipe: Recipe, sizes: Sizes, stage: int, gpus: int) -> float:
-    """Bytes of weights, gradients and optimizer on each of `gpus` GPUs. Stage 0 is one process or DDP.
-
-    Under ZeRO what trains is kept in 16 bits with fp32 masters: 2 + 2 bytes and K = 12 (6 with an 8-bit Adam).
-    """
+    """Bytes of weights, gradients and optimizer on each of `gpus` GPUs. Stage 0 is one process or DDP."""
     frozen = weight_bytes(recipe, sizes) if recipe.method == "lora" else 0.0
+    kept = of_recipe(recipe, stage)
     if stage == 0:
-        pair, adam = trained_bytes(recipe)
-        return frozen + sizes.trained * (pair + adam)
-    adam = 6 if "8bit" in recipe.training.get("optim", "") else 12
+        return frozen + sizes.trained * (kept.weight + kept.gradient + kept.optimizer)
     if stage == 2:
-        return frozen + sizes.trained * (2 + (2 + adam) / gpus)
-    return (frozen + sizes.trained * (4 + adam)) / gpus
+        return frozen + sizes.trained * (kept.weight + (kept.gradient + kept.optimizer) / gpus)
+    return (frozen + sizes.trained * (kept.weight + kept.gradient + kept.optimizer)) / gpus
 
 
 def traffic_per_step(recipe: Recipe, sizes: Sizes, stage: int, gpus: int, passes: int) -> float:
@@ -65,7 +90,7 @@ def traffic_per_step(recipe: Recipe, sizes: Sizes, stage: int, gpus: int, passes
         return 0.0
     share = (gpus - 1) / gpus
     if stage == 0:
-        return share * 2 * sizes.trained * trained_bytes(recipe)[0] / 2
+        return share * 2 * sizes.trained * of_recipe(recipe, stage).gradient
     if stage == 2:
         return share * sizes.trained * (2 * passes + 2)  # gradients each pass, weights once
     weights = weight_bytes(recipe, sizes) if recipe.method == "lora" else 0.0

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from pathlib import Path
 
 import torch
-from transformers import TrainerCallback, TrainingArguments
+from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
 from transformers.integrations import get_reporting_integration_callbacks
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import EvalLoopOutput, IntervalStrategy
@@ -18,15 +19,21 @@ from llm_qa.console import UserError, is_main_process, progress, say
 from llm_qa.data.packing import IGNORED, PackedDataset, pack_collator
 from llm_qa.models.fast.policy import FastPath
 from llm_qa.models.quantization import Precision
+from llm_qa.training.optimizer import check_optimizer, choose_optimizer, optimizer_defaults, optimizer_report
 from llm_qa.training.ranks import sum_over_ranks
 from llm_qa.training.safe_saving import SafeSaving
 from llm_qa.training.strategy import Strategy, accumulation_steps, micro_batch_size
+
+EVALUATIONS = 5  # in a run, at least
 
 
 def training_arguments(
     recipe: Recipe, precision: Precision, strategy: Strategy, run_dir: str | Path
 ) -> TrainingArguments:
     """TrainingArguments of a recipe: its own TrainingArguments names over the project's defaults."""
+    check_optimizer(recipe, strategy)
+    if recipe.training.get("save_strategy") == "best":
+        raise UserError("save_strategy best: set it to steps, and --keep best (the default) keeps the best checkpoint.")
     known = {f.name for f in dataclasses.fields(TrainingArguments)}
     checkpointing = "activation_checkpointing" if "activation_checkpointing" in known else "gradient_checkpointing"
     on_cpu = not torch.cuda.is_available()
@@ -47,6 +54,7 @@ def training_arguments(
         "lr_scheduler_type": "cosine",
         # A copy that is waited for would empty the GPU's queue before every pass.
         "accelerator_config": {"non_blocking": not on_cpu},
+        **optimizer_defaults(recipe),
         **recipe.training,
         "output_dir": str(Path(run_dir) / files.CHECKPOINTS),
         "per_device_train_batch_size": micro_batch_size(recipe, strategy.processes),
@@ -82,6 +90,19 @@ def training_arguments(
     return arguments
 
 
+def validate_in_time(arguments: TrainingArguments, recipe: Recipe, packs: int) -> None:
+    """See to it that a short run is validated, and saved, EVALUATIONS times, unless its recipe says how often.
+
+    `packs` are the training set's. The best of one or two evaluations would say little.
+    """
+    by_steps = arguments.eval_strategy == IntervalStrategy.STEPS
+    if not by_steps or {"save_steps", "eval_steps"} & recipe.training.keys():
+        return
+    epochs = math.ceil(packs / recipe.global_batch_size) * arguments.num_train_epochs
+    updates = arguments.max_steps if arguments.max_steps > 0 else math.ceil(epochs)
+    arguments.eval_steps = arguments.save_steps = min(arguments.save_steps, math.ceil(updates / EVALUATIONS))
+
+
 def use_fast_path(arguments: TrainingArguments, path: FastPath) -> None:
     """The fast path decides about recomputation itself: Trainer's own activation checkpointing goes off."""
     if path.active:
@@ -103,6 +124,32 @@ class PackTrainer(SafeSaving):
 
     Trainer's own is a mean over batches, in which a pack of few answers counts as much as a full one.
     """
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
+        """Trainer's; all weights of a model are read as from_pretrained reads them, which knows their names on disk.
+
+        Trainer takes the names on disk for the model's own and goes on where they differ: GPT-NeoX's head is stored as
+        `embed_out` and would start again from the base.
+        """
+        model = self.model if model is None else model
+        if not isinstance(model, PreTrainedModel):
+            return super()._load_from_checkpoint(resume_from_checkpoint, model)
+        saved, found = type(model).from_pretrained(
+            resume_from_checkpoint, dtype=model.dtype, local_files_only=True, output_loading_info=True
+        )
+        if wrong := [name for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") for name in found[kind]]:
+            raise RuntimeError(f"{resume_from_checkpoint} does not hold this model: {', '.join(map(str, wrong[:5]))}.")
+        model.load_state_dict(saved.state_dict())
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Trainer's; UserError for the optimizer of a run of bf16 weights from before they were compensated."""
+        super()._load_optimizer_and_scheduler(checkpoint)
+        kahan = self.optimizer_cls_and_kwargs is not None
+        if checkpoint and kahan and not all("kahan_sum" in group for group in self.optimizer.param_groups):
+            raise UserError(
+                f"{checkpoint} began with an AdamW that rounds most of its updates of bf16 weights away: begin anew "
+                "with --resume never."
+            )
 
     def evaluation_loop(
         self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
@@ -133,14 +180,16 @@ def build_trainer(
     validation_set: PackedDataset | None,
     callbacks: list[TrainerCallback],
     made_of: dict | None = None,
+    *,
     stop_when_unsaved: bool = False,
+    keep_best: bool = False,
 ) -> PackTrainer:
     """Trainer on packs, with the project's own log line and bar in place of Trainer's.
 
     `made_of` is the fingerprint that every checkpoint keeps; None where nothing will be saved.
     """
     if validation_set is None and arguments.eval_strategy != IntervalStrategy.NO:
-        say("the data has no validation records: no validation loss during training")
+        say("the data has no validation records: no validation loss during training, the last weights are kept")
         arguments.eval_strategy = IntervalStrategy.NO
     trainer = PackTrainer(
         model=model,
@@ -150,9 +199,11 @@ def build_trainer(
         eval_dataset=validation_set,
         processing_class=tokenizer,
         callbacks=callbacks,
+        optimizer_cls_and_kwargs=choose_optimizer(model, arguments),
     )
+    say(optimizer_report(model, arguments))
     trainer.about = {"fingerprint": made_of}
-    trainer.stop_when_unsaved = stop_when_unsaved
+    trainer.stop_when_unsaved, trainer.keep_best = stop_when_unsaved, keep_best
     run_dir = Path(arguments.output_dir).parent
     if is_main_process() and made_of is not None:
         trainer.run_files = {

@@ -69,3 +69,17 @@ def train(recipe_path) -> tuple[list[float], dict[str, torch.Tensor]]:
                 total += loss_sum.item()
         losses.append(total / tokens)
     return losses, {name: parameter.detach().clone() for name, parameter in trained.items()}
+
+
+def validation_loss(model, tokenizer, recipe) -> float:
+    """Loss of the bundled validation records in nats a learned token, packs computed one at a time."""
+    pairs, _ = tokenize_records(tokenizer, load_split(prepared_folder(None), "validation"), recipe.max_length)
+    packs = PackedDataset(pairs, recipe.pack_length, recipe.loss_on, recipe.seed)
+    loss_sum = tokens = 0
+    for pack in (packs[i] for i in range(len(packs))):
+        batch = collate_packs([pack], tokenizer.pad_token_id)
+        learned = int((batch["labels"] != IGNORED).sum())
+        with torch.no_grad():
+            loss_sum += model(**batch, use_cache=False).loss.item() * learned
+        tokens += learned
+    return loss_sum / tokens

@@ -21,9 +21,7 @@ from safetensors.torch import load_file
 from train_keeping_logits import probe
 
 from llm_qa.config import load_recipe
-from llm_qa.data.packing import IGNORED, PackedDataset, collate_packs, tokenize_records
-from llm_qa.data.preparation import prepared_folder
-from llm_qa.data.records import load_split
+from llm_qa.data.packing import IGNORED, collate_packs
 from llm_qa.evaluation.generation import GenerationSettings, generate_answers
 from llm_qa.models.loading import load_run
 
@@ -124,18 +122,9 @@ def test_what_is_saved_is_whole_and_answers(kind, strategy, runs):
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=kind == "lora_bf16"):
         reloaded = model(**probe(), use_cache=False).logits.float()
     assert (reloaded - live).abs().max() < ROUNDING.get(kind, EXACT) * live.abs().max()
-    recipe = load_recipe(run / "recipe.yaml")
-    records = load_split(prepared_folder(None), "validation")
-    pairs, _ = tokenize_records(tokenizer, records, recipe.max_length)
-    loss_sum = tokens = 0
-    packs = PackedDataset(pairs, recipe.pack_length, recipe.loss_on, recipe.seed)
-    for pack in (packs[i] for i in range(len(packs))):
-        batch = collate_packs([pack], tokenizer.pad_token_id)
-        learned = int((batch["labels"] != -100).sum())
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=kind == "lora_bf16"):
-            loss_sum += model(**batch, use_cache=False).loss.item() * learned
-        tokens += learned
-    assert loss_sum / tokens == pytest.approx(validation_loss(run), rel=ROUNDED_LOSS.get(kind, EXACT))
+    with torch.autocast("cpu", torch.bfloat16, enabled=kind == "lora_bf16"):
+        scored = oracle.validation_loss(model, tokenizer, load_recipe(run / "recipe.yaml"))
+    assert scored == pytest.approx(validation_loss(run), rel=ROUNDED_LOSS.get(kind, EXACT))
     answers = generate_answers(
         model, tokenizer, [("벽지가 들뜨는 이유는 무엇인가요?",)], GenerationSettings(max_new_tokens=8)
     )

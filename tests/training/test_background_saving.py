@@ -181,7 +181,8 @@ def test_a_save_of_the_schedule_gives_way_to_one_that_is_still_under_way(
 def test_the_best_checkpoint_never_gives_way(tmp_path, monkeypatch):
     go_on, trainer = hold_back(monkeypatch, 2), make_trainer(tmp_path, save_total_limit=3)
     trainer.patience_seconds = 0.01
-    trainer.add_callback(AtStep(4, lambda state, _: setattr(state, "best_global_step", 4)))
+    trainer.keep_best = True
+    trainer.add_callback(AtStep(4, lambda state, _: state.log_history.append({"step": 4, "eval_loss": 1.0})))
     threading.Timer(0.5, go_on.set).start()
     trainer.train()
     assert names(tmp_path) == ["checkpoint-2", "checkpoint-4", "checkpoint-6"]
@@ -212,24 +213,6 @@ def test_an_error_in_training_finishes_the_checkpoint_on_its_way(tmp_path, monke
         trainer.train()
     assert names(tmp_path) == ["checkpoint-2"]
     assert not flaws(tmp_path / "checkpoints" / "checkpoint-2")
-
-
-BEST = {"eval_strategy": "steps", "eval_steps": 2, "load_best_model_at_end": True, "greater_is_better": True}
-
-
-@pytest.mark.parametrize("bad", [(), (2,)])
-def test_the_best_is_loaded_at_the_end_or_its_loss_is_told(bad, tmp_path, monkeypatch, capsys):
-    """`greater_is_better` makes the first checkpoint, with the highest validation loss, the best."""
-    spoil(monkeypatch, *bad)
-    trainer = make_trainer(tmp_path, **BEST)
-    losses = []
-    trainer.add_callback(AtStep(2, lambda *_: losses.append(trainer.model.line.weight.detach().clone())))
-    trainer.train()
-    best = tmp_path / "checkpoints" / "checkpoint-2"
-    assert best.is_dir() == (not bad)
-    assert torch.equal(trainer.model.line.weight, losses[0]) == (not bad)
-    assert (f"{best}, the best by validation, could not be saved" in capsys.readouterr().out) == bool(bad)
-    assert len(names(tmp_path)) == 2
 
 
 def test_a_kill_while_training_is_ahead_of_the_checkpoint_goes_back_one_further(

@@ -19,7 +19,8 @@ from llm_qa.training.checkpoints import (
 from llm_qa.training.manifest import _render, write_manifest
 from llm_qa.training.strategy import Strategy
 
-FILES = ("trainer_state.json", "README.md", "rng_state.json", "adapter_model.safetensors")
+FILES = ("trainer_state.json", "README.md", "adapter_model.safetensors")
+STATES = ("optimizer.pt", "scheduler.pt", "rng_state.pth")
 
 
 def checkpoint(run, step, without=None):
@@ -27,6 +28,8 @@ def checkpoint(run, step, without=None):
     folder.mkdir(parents=True)
     for name in FILES:
         (folder / name).write_text("x")
+    for name in STATES:
+        torch.save({}, folder / name)
     write_manifest(folder, {"step": step})
     if without:
         (folder / without).unlink()
@@ -40,12 +43,39 @@ def test_the_newest_by_number_not_by_name(tmp_path):
     assert newest_checkpoint(tmp_path) == newest
 
 
-@pytest.mark.parametrize("missing", FILES)
+@pytest.mark.parametrize("missing", [*FILES, *STATES])
 def test_an_incomplete_checkpoint_is_named_and_set_aside(tmp_path, capsys, missing):
     whole = checkpoint(tmp_path, 10)
     checkpoint(tmp_path, 20, without=missing)
     assert newest_checkpoint(tmp_path) == whole
     assert missing in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("never_saved", "told"),
+    [
+        ("optimizer.pt", "the optimizer's state"),
+        ("scheduler.pt", "the scheduler's state"),
+        ("rng_state.pth", "the random numbers' state"),
+        ("trainer_state.json", "trainer_state.json"),
+    ],
+)
+def test_a_checkpoint_without_a_state_of_training_is_not_whole(tmp_path, capsys, never_saved, told):
+    """As `save_only_model` writes it: every file is as it was written, and training would not go on alike."""
+    whole, poor = checkpoint(tmp_path, 10), checkpoint(tmp_path, 20)
+    (poor / never_saved).unlink()
+    write_manifest(poor, {"step": 20})
+    assert flaws(poor) == [f"it was saved without {told}"]
+    assert newest_checkpoint(tmp_path) == whole
+    assert f"it was saved without {told}" in capsys.readouterr().out
+
+
+def test_deepspeed_keeps_the_optimizer_in_shares_and_random_numbers_for_each_process(tmp_path):
+    shared = zero_checkpoint(tmp_path, 10, 3, 2)
+    assert flaws(shared) == []
+    (shared / "rng_state_1.pth").unlink()
+    write_manifest(shared, {"step": 10})
+    assert flaws(shared) == ["it was saved without the random numbers' state of every process"]
 
 
 def test_resume_never_auto_and_path(tmp_path):
@@ -117,9 +147,6 @@ def test_links_in_a_checkpoint_are_not_followed(tmp_path):
 @pytest.mark.parametrize("name", ["../elsewhere", "global_step9", "", "/tmp"])
 def test_deepspeed_cannot_be_led_to_another_folder(tmp_path, name):
     folder = zero_checkpoint(tmp_path, 10, 2, 1)
-    for share in folder.rglob("*.pt"):
-        torch.save({}, share)
-    write_manifest(folder, {"step": 10})
     assert not flaws(folder)
     (folder / "latest").write_text(name)
     write_manifest(folder, {"step": 10})
@@ -132,10 +159,14 @@ def zero_checkpoint(run, step, stage, processes):
     shares = folder / f"global_step{step}"
     shares.mkdir()
     (folder / "latest").write_text(shares.name)
+    for name in STATES:
+        (folder / name).unlink()
     for rank in range(processes):
-        (shares / f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt").write_text("x")
+        torch.save({}, folder / f"rng_state_{rank}.pth")
+        torch.save({}, shares / f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt")
         if stage == 3:
-            (shares / f"zero_pp_rank_{rank}_mp_rank_00_model_states.pt").write_text("x")
+            torch.save({}, shares / f"zero_pp_rank_{rank}_mp_rank_00_model_states.pt")
+    write_manifest(folder, {"step": step})
     return folder
 
 

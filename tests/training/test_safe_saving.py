@@ -180,6 +180,36 @@ def full_disk(monkeypatch, steps):
     return calls
 
 
+def test_below_the_estimate_it_is_tried_all_the_same(undisturbed, tmp_path, monkeypatch, capsys):
+    """The first save's size is a guess; what the disk really lacks it says itself."""
+    full_disk(monkeypatch, {1})
+    train(tmp_path)
+    assert names(tmp_path) == ["checkpoint-4", "checkpoint-6"]
+    assert "Step 2: a checkpoint is estimated at 60 bytes and " in (said := capsys.readouterr().out)
+    assert "are free: trying all the same" in said
+    assert "no checkpoint could be saved" not in said
+    assert outcome(tmp_path) == outcome(undisturbed)
+
+
+def test_a_first_save_that_fails_is_followed_by_one_that_works_once_there_is_room(tmp_path, monkeypatch, capsys):
+    """No room by the estimate, nor in truth, at step 2; by the estimate at step 4; room at step 6."""
+    full_disk(monkeypatch, {1, 2})
+    trainer = make_trainer(tmp_path)
+    stage = trainer._stage
+
+    def no_room_at_first(*arguments):
+        if trainer.state.global_step == 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        stage(*arguments)
+
+    monkeypatch.setattr(trainer, "_stage", no_room_at_first)
+    trainer.train()
+    assert names(tmp_path) == ["checkpoint-4", "checkpoint-6"]
+    said = capsys.readouterr().out
+    assert said.count("trying all the same") == 2
+    assert said.count("no checkpoint could be saved") == 1
+
+
 def test_a_full_disk_costs_one_checkpoint_and_the_next_save_tries_again(undisturbed, tmp_path, monkeypatch, capsys):
     needed = full_disk(monkeypatch, {2})
     train(tmp_path)

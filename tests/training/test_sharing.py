@@ -3,7 +3,14 @@
 import pytest
 
 from llm_qa.config import load_recipe, make_recipe
-from llm_qa.training.sharing import Sizes, memory_per_gpu, sharing_rows, traffic_per_step, weight_bytes
+from llm_qa.training.sharing import (
+    Sizes,
+    checkpoint_bytes,
+    memory_per_gpu,
+    sharing_rows,
+    traffic_per_step,
+    weight_bytes,
+)
 
 PAPER = Sizes(linear=7_500_000_000, other=0, trained=7_500_000_000)
 FULL = make_recipe({"method": "full", "base_precision": "bf16"})
@@ -36,3 +43,20 @@ def test_a_row_for_every_strategy():
     rows = sharing_rows(load_recipe("scripts/recipes/qlora_12.8b.yaml"), Sizes(10**10, 10**9, 10**7))
     assert [row[0] for row in rows] == ["one GPU or DDP", "ZeRO-2", "ZeRO-3"]
     assert all(len(row) == 5 for row in rows)
+
+
+def test_full_training_in_bf16_takes_ten_bytes_a_weight_and_fits_one_h200():
+    """Weight 2, gradient 2, two moments 4, compensation 2; with ZeRO on one GPU it would be 16."""
+    sizes = Sizes(linear=12_898_631_680, other=0, trained=12_898_631_680)
+    recipe = load_recipe("scripts/recipes/full_12.8b.yaml")
+    assert memory_per_gpu(recipe, sizes, 0, 1) == 10 * sizes.trained < 139 * 2**30
+    assert memory_per_gpu(recipe, sizes, 3, 1) == 16 * sizes.trained
+
+
+@pytest.mark.parametrize(
+    ("width", "optim", "stage", "expected"),
+    [(4, "adamw_torch", 0, 12), (2, "adamw_torch", 0, 8), (4, "paged_adamw_8bit", 0, 6), (2, "adamw_torch", 1, 16)],
+)
+def test_bytes_of_a_checkpoint(width, optim, stage, expected):
+    """The weight and what the optimizer keeps; DeepSpeed's engine writes the weight a second time."""
+    assert checkpoint_bytes(width, optim, stage) == expected
