@@ -14,7 +14,7 @@ from pathlib import Path
 
 from llm_qa.console import run_script, say
 from llm_qa.data.preparation import PreparationOptions, bundled_file, prepare, summary
-from llm_qa.data.rows import ColumnNames
+from llm_qa.data.readers.rows import ColumnNames
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -16,7 +16,7 @@ from llm_qa import files
 from llm_qa.console import UserError, format_table, progress, say
 from llm_qa.data.readers import read_files
 from llm_qa.data.records import QARecord, crossing_texts, group_records, split_records
-from llm_qa.data.rows import ColumnNames
+from llm_qa.data.readers.rows import ColumnNames
 from llm_qa.data.text import Cleaning
 
 SCHEMA_VERSION = 1

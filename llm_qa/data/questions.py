@@ -8,7 +8,7 @@ from pathlib import Path
 
 from llm_qa import files
 from llm_qa.console import UserError
-from llm_qa.data.csv_rows import QUESTION_NAMES, pick, pick_one, read_header, split_rows
+from llm_qa.data.readers.csv import QUESTION_NAMES, pick, pick_one, read_header, split_rows
 from llm_qa.data.decoding import decode
 from llm_qa.data.text import flaw, normalize
 

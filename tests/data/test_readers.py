@@ -10,7 +10,7 @@ import pytest
 
 from llm_qa.console import UserError
 from llm_qa.data.readers import read_files
-from llm_qa.data.rows import ColumnNames
+from llm_qa.data.readers.rows import ColumnNames
 
 WIDE = '''id,질문_1,질문_2,category,답변_1,답변_2,답변_3,답변_4,답변_5
 TRAIN_000,면진장치가 뭐야?,면진장치란 무엇인가요?,건축구조,답 하나.,답 둘.,답 셋.,답 넷.,답 다섯.
@@ -323,8 +323,8 @@ def test_a_pipe_is_not_waited_for(tmp_path):
 
 
 def test_a_line_too_long_for_memory_costs_its_own_row(tmp_path, monkeypatch):
-    monkeypatch.setattr("llm_qa.data.csv_rows.LONGEST_LINE_CHARACTERS", 100)
-    monkeypatch.setattr("llm_qa.data.json_rows.LONGEST_LINE_CHARACTERS", 100)
+    monkeypatch.setattr("llm_qa.data.readers.csv.LONGEST_LINE_CHARACTERS", 100)
+    monkeypatch.setattr("llm_qa.data.readers.json.LONGEST_LINE_CHARACTERS", 100)
     long = "a" * 101
     for text in (f"질문,답변\n{long},답\n나?,둘\n", f'{{"question": "나?", "answer": "둘"}}\n{{"answer": "{long}"}}\n'):
         result = read(tmp_path, text)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_qa.console import UserError
-from llm_qa.data.rows import LONGEST_LINE_CHARACTERS, Row
+from llm_qa.data.readers.rows import LONGEST_LINE_CHARACTERS, Row
 
 _short = reprlib.Repr()
 _short.maxlevel, _short.maxdict, _short.maxlist, _short.maxstring = 4, 8, 8, 200

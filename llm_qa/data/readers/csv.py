@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from llm_qa.console import UserError
-from llm_qa.data.rows import LONGEST_LINE_CHARACTERS, ColumnNames, Row
+from llm_qa.data.readers.rows import LONGEST_LINE_CHARACTERS, ColumnNames, Row
 from llm_qa.data.text import flaw, normalize, visible
 
 LARGEST_CELL_CHARACTERS = 1_000_000

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from llm_qa.console import UserError, progress
-from llm_qa.data.csv_rows import csv_rows
+from llm_qa.data.readers.csv import csv_rows
 from llm_qa.data.decoding import decode
-from llm_qa.data.json_rows import jsonl_rows, korquad_rows
+from llm_qa.data.readers.json import jsonl_rows, korquad_rows
 from llm_qa.data.records import QARecord
-from llm_qa.data.rows import ColumnNames, Row
+from llm_qa.data.readers.rows import ColumnNames, Row
 from llm_qa.data.text import comparable, flaw, normalize, visible
 from llm_qa.files import sha256_file
 
