@@ -36,6 +36,8 @@ class PreparationOptions:
     seed: int = 42
     group_by: str = "both"  # both | questions
     max_characters: int = 4096
+    sheet: str | None = None  # of an Excel workbook; None is the first
+    line_breaks: str = "keep"  # inside answers and contexts: keep | join
 
     def check(self) -> None:
         """Raise UserError naming every bad value at once."""
@@ -92,7 +94,13 @@ def prepare(
     options.check()
     out = check_out(Path(out))
     cleaning = Cleaning.from_options(options.cleaning, options.stopwords, options.stopwords_scope or "all")
-    result = read_files(inputs, options.columns, max_characters=options.max_characters)
+    result = read_files(
+        inputs,
+        options.columns,
+        max_characters=options.max_characters,
+        sheet=options.sheet,
+        line_breaks=options.line_breaks,
+    )
     splits = split_records(
         result.records,
         validation=options.validation,

@@ -22,6 +22,7 @@ from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedTokenizerF
 from llm_qa.console import progress, say
 from llm_qa.data.prompts import ANSWER_TAG, CONTEXT_TAG, QUESTION_TAG
 from llm_qa.data.records import QARecord
+from llm_qa.data.tokenization import encode_texts
 
 EOS = "<|endoftext|>"
 VERSION = 1  # of everything below that shapes the result; part of the cache key
@@ -128,7 +129,7 @@ def train_language_model(texts: list[str], tokenizer: PreTrainedTokenizerFast) -
     stream = torch.cat(
         [
             torch.tensor([*ids, tokenizer.eos_token_id])
-            for ids in tokenizer([f" {text}" for text in texts], add_special_tokens=False, verbose=False)["input_ids"]
+            for ids in encode_texts(tokenizer, [f" {text}" for text in texts])
         ]
     )
     state = torch.get_rng_state()
