@@ -8,9 +8,9 @@ from pathlib import Path
 
 from llm_qa import files
 from llm_qa.console import UserError
+from llm_qa.data.decoding import decode
 from llm_qa.data.readers.columns import QUESTION_NAMES, pick, pick_one
 from llm_qa.data.readers.csv import read_header, split_rows
-from llm_qa.data.decoding import decode
 from llm_qa.data.text import flaw, normalize
 
 LONGEST_QUESTION_CHARACTERS = 100_000  # far beyond every model's context

@@ -85,7 +85,7 @@ def group_records(records: list[QARecord], *, by_answers: bool = True) -> list[l
 
     first_with: dict[tuple[str, str], int] = {}
     for index, record in enumerate(records):
-        # With a passage the same answer (a name) or question ("요약하세요") says nothing: it is the passage that is shared.
+        # With a passage the same answer (a name) or question ("요약하세요") says nothing: the passage counts.
         if record.passage:
             keys = [("context", comparable(record.passage))]
         else:
@@ -114,12 +114,14 @@ def split_records(
     groups = group_records(records, by_answers=by_answers)
     largest = max(groups, key=len)
     if len(wanted) > 1 and (len(groups) < len(wanted) or len(largest) > max(len(records) / 2, 1)):
-        shared = "a question, an answer or a context" if by_answers else "a question or a context"
-        remedy = _remedy_for_few_groups(records, by_answers, len(wanted))
-        raise UserError(
-            f"The {len(records):,} records are too few that share no text for {' + '.join(wanted)}: {len(largest):,} of "
-            f"them are tied together by {shared} (for example {largest[0].answers[0][:40]!r}); {remedy}."
+        shared = "a question, an answer or a passage" if by_answers else "a question or a passage"
+        what = (
+            f"{len(largest):,} of {len(records):,} records share {shared} with each other (for example "
+            f"{largest[0].answers[0][:40]!r}), so too few can be held out"
+            if len(largest) > 1
+            else f"{len(records)} records are too few"
         )
+        raise UserError(f"{what} for {' + '.join(wanted)}: {_remedy(records, by_answers, len(wanted))}.")
     by_category: dict[str, list[list[QARecord]]] = defaultdict(list)
     for group in sorted(groups, key=lambda group: min(record.id for record in group)):
         by_category[Counter(record.category for record in group).most_common(1)[0][0]].append(group)
@@ -144,9 +146,9 @@ def split_records(
     return {name: [record for record in records if home[record.id] == name] for name in files.SPLITS}
 
 
-def _remedy_for_few_groups(records: list[QARecord], by_answers: bool, wanted: int) -> str:
-    """What helps where records cannot be split: only what does."""
-    nothing_held_out = "set --validation 0 and --test 0 to train on all of them and hold nothing out"
+def _remedy(records: list[QARecord], by_answers: bool, wanted: int) -> str:
+    """What helps where records cannot be split; --group-by questions only where it would."""
+    nothing_held_out = "set --validation 0 and --test 0 to hold nothing out"
     if by_answers:
         groups = group_records(records, by_answers=False)
         if len(groups) >= wanted and max(map(len, groups)) <= max(len(records) / 2, 1):

@@ -141,7 +141,7 @@ def object_row(line: int, value: Any, columns: ColumnNames) -> Row:
 
 
 def named_keys(titles: list[str], named: tuple[str, ...], known: tuple[str, ...], what: str) -> list[int]:
-    """Numbers of the keys that hold questions or answers; ValueError names the keys and the flag where there are none."""
+    """Numbers of the keys that hold questions or answers; ValueError where there are none."""
     if named:
         found = [titles.index(normalize(name)) for name in named if normalize(name) in titles]
     else:
