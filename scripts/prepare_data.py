@@ -6,8 +6,8 @@
 
 Without INPUT it takes the bundled data. Reads CSV and Excel workbooks, wide as the original's (질문_1.., 답변_1..) or
 with one question and one answer column, JSON records (also Alpaca's, chat messages, prompt and completion) and KorQuAD
-JSON. Cleaning and stopwords touch train and validation only: the test split stays raw, so that models trained on differently
-cleaned data are scored on the same questions and references.
+JSON. Cleaning and stopwords touch train and validation only: the test split stays raw, so that models trained on
+differently cleaned data are scored on the same questions and references.
 """
 
 import argparse

@@ -70,19 +70,22 @@ def decode_bytes(path: Path, data: bytes) -> tuple[str, str]:
         if re.match(r"\s*<(!doctype|html|\?xml)", text[:200], re.IGNORECASE):
             raise UserError(f"{path} is a web page, not data (a download that asked for a login?).")
         return text, title
-    raise UserError(f"{path} is neither UTF-8 nor cp949 text{_nearest_encoding(data, encodings)}.")
+    damaged = nearest_encoding(data, encodings)
+    if damaged is None:
+        raise UserError(f"{path} is neither UTF-8 nor cp949 text: save it as CSV in UTF-8.")
+    title, lines = damaged
+    where = f"line {lines[0]:,}" if len(lines) == 1 else f"{len(lines):,} lines, the first is line {lines[0]:,}"
+    raise UserError(
+        f"{path} is {title} text but for broken bytes in {where}: mend what stands there, or save it as CSV in UTF-8."
+    )
 
 
-def _nearest_encoding(data: bytes, encodings: list[tuple[str, str]]) -> str:
-    """The end of a sentence about bytes that no encoding fits: which one fits but for a few, and where they are."""
-    damage = {}
+def nearest_encoding(data: bytes, encodings: list[tuple[str, str]]) -> tuple[str, list[int]] | None:
+    """(name, lines with broken bytes) of the encoding that fits all but a hundredth of the text; None if none does."""
+    best = None
     for name, title in encodings:
         text = data.decode(name, errors="replace")
         broken = text.count("\ufffd")
-        if broken * 100 <= len(text) and text.count("\0") * 100 <= len(text):
-            damage[title] = (broken, 1 + text.count("\n", 0, text.index("\ufffd")))
-    if not damage:
-        return ": save it as CSV in UTF-8"
-    title, (broken, line) = min(damage.items(), key=lambda item: item[1])
-    places = "in 1 place" if broken == 1 else f"in {broken:,} places, first"
-    return f": it is {title} but for broken bytes {places} in line {line:,}; mend that line, or save it as CSV in UTF-8"
+        if max(broken, text.count("\0")) * 100 <= len(text) and (best is None or broken < best[0]):
+            best = broken, title, [line for line, content in enumerate(text.split("\n"), 1) if "\ufffd" in content]
+    return best and best[1:]

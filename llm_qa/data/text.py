@@ -1,8 +1,8 @@
 """Text: normalisation (always), and the cleanings that a user may ask for.
 
 By default nothing but Unicode NFC and white space is touched, and line breaks inside answers and contexts stay. The
-original notebooks' cleaning is here to be compared with, not to be recommended: it turned "하중이 걸리지 않기 때문에" into "하중이 걸리지" and
-"1.5m" into "15m".
+original notebooks' cleaning is here to be compared with, not to be recommended: it turned
+"하중이 걸리지 않기 때문에" into "하중이 걸리지" and "1.5m" into "15m".
 """
 
 from __future__ import annotations

@@ -129,8 +129,11 @@ def object_row(line: int, value: Any, columns: ColumnNames) -> Row:
     if turns is not None:
         question, answer, context, system = read_conversation(turns)
         return Row(line, questions=(question,), answers=(answer,), context=context, system=system, **rest)
-    questions = named_keys(titles, columns.question, QUESTION_NAMES, "question")
-    answers = named_keys(titles, columns.answer, ANSWER_NAMES, "answer")
+    questions = keys_of(titles, columns.question, QUESTION_NAMES)
+    answers = keys_of(titles, columns.answer, ANSWER_NAMES)
+    if missing := [what for what, found in (("question", questions), ("answer", answers)) if not found]:
+        flags = " and ".join(f"--{what}-column" for what in missing)
+        raise ValueError(f"no {' or '.join(missing)} among its keys ({listed(titles)}), which {flags} can name")
     return Row(
         line,
         questions=tuple(text for i in questions for text in texts(keys[i], value[keys[i]])),
@@ -140,17 +143,11 @@ def object_row(line: int, value: Any, columns: ColumnNames) -> Row:
     )
 
 
-def named_keys(titles: list[str], named: tuple[str, ...], known: tuple[str, ...], what: str) -> list[int]:
-    """Numbers of the keys that hold questions or answers; ValueError where there are none."""
+def keys_of(titles: list[str], named: tuple[str, ...], known: tuple[str, ...]) -> list[int]:
+    """Numbers of the keys that hold questions, or answers: those named by flag, else those of a known name."""
     if named:
-        found = [titles.index(normalize(name)) for name in named if normalize(name) in titles]
-    else:
-        found = find_columns(titles, known)
-    if not found:
-        raise ValueError(
-            f"no {what} among its keys ({listed(titles)}), name the key that holds it with --{what}-column"
-        )
-    return found
+        return [titles.index(normalize(name)) for name in named if normalize(name) in titles]
+    return find_columns(titles, known)
 
 
 def texts(key: str, value: Any) -> list[str]:
