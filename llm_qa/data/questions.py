@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Callable
 from pathlib import Path
 
 from llm_qa import files
@@ -18,13 +19,19 @@ LONGEST_QUESTION_CHARACTERS = 100_000  # far beyond every model's context
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
 
 
-def read_question(text: str, where: str = "The question", *, may_be_empty: bool = False) -> str:
-    """A question (or its context) as the model is asked it; UserError says what makes it unusable."""
+def read_question(
+    text: str,
+    where: str = "The question",
+    *,
+    may_be_empty: bool = False,
+    tidy: Callable[[str], str] = normalize,
+) -> str:
+    """A question (or its context, by `tidy` normalize_lines) as the model is asked it; UserError says what is wrong."""
     if len(text) > LONGEST_QUESTION_CHARACTERS:
         raise UserError(f"{where} has {len(text):,} characters, at most {LONGEST_QUESTION_CHARACTERS:,} can be asked.")
     if reason := flaw(text):
         raise UserError(f"{where} cannot be used: {reason}.")
-    text = normalize(text)
+    text = tidy(text)
     if not text and not may_be_empty:
         raise UserError(f"{where} is empty.")
     return text
