@@ -30,7 +30,7 @@ def polyglot_like():
 
 
 def kogpt2_like():
-    """BPE over whole characters with "▁"; "</s>" ends a document, and a merge can make "<s>" of its letters."""
+    """BPE over whole characters with "▁"; "</s>" ends a document."""
     core = Tokenizer(models.BPE(unk_token="<unk>"))
     core.pre_tokenizer, core.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
     specials = ["<s>", "</s>", "<unk>", "<pad>"]
@@ -93,6 +93,13 @@ def test_an_answer_that_was_learned_is_given_back_whole(tokenizer):
     document = encode_documents(tokenizer, [("왜?", ANSWER, "")])[0]
     answer = _to_answer(tokenizer, document.input_ids[document.prompt_length :])
     assert (answer.text, answer.stopped) == (ANSWER, True)
+
+
+def test_no_merge_spells_a_special_token_either():
+    core = Tokenizer(models.BPE({"<": 0, "s": 1, ">": 2, "<s": 3, "<s>": 4}, [("<", "s"), ("<s", ">")]))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<s>")
+    assert tokenizer("s<s>", split_special_tokens=True)["input_ids"] == [1, 4]
+    assert encode_texts(tokenizer, ["s<s>"]) == [[1, 3, 2]]
 
 
 def test_added_words_and_runs_of_spaces_are_text_and_stay_tokens():
