@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 
 from llm_qa.console import UserError
@@ -22,11 +24,16 @@ def listed(names: list[str]) -> str:
     return visible(", ".join(shown[:20]))[:300] + (", ..." if len(shown) > 20 else "")
 
 
-def find_columns(header: list[str], known: tuple[str, ...]) -> list[int]:
+def find_columns(header: Sequence[str], known: tuple[str, ...]) -> list[int]:
     """Numbers of the columns `name` or `name_1, name_2 ...` of the first known name that is there; [] for none.
 
     Else of the one column whose last word is a known name ("고객 질문", "원장님 답변"), where there is only one.
     """
+    return list(_find_columns(tuple(header), known))
+
+
+@lru_cache(maxsize=256)  # the keys of JSON records are mostly the same
+def _find_columns(header: tuple[str, ...], known: tuple[str, ...]) -> Sequence[int]:
     for name in known:
         pattern = re.compile(rf"{re.escape(name)}([ _]?\d+)?", re.IGNORECASE)
         if found := [i for i, title in enumerate(header) if pattern.fullmatch(title)]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import json
 import reprlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -98,19 +98,29 @@ def _records(kind: str, values: Iterable[tuple[int, Any]], first: Any, columns: 
     """A table of records; named keys are for files of which the first record has any (there may be other files)."""
     used = isinstance(first, dict) and any(normalize(name) in map(normalize, first) for name in columns.names())
     read = partial(object_row, columns=columns if used else ColumnNames())
-    return Table(kind, _rows(values, read), columns_used=used)
+    notes: list[str] = []
+    return Table(kind, _rows(values, read, notes), notes, columns_used=used)
 
 
-def _rows(values: Iterable[tuple[int, Any]], read) -> Iterator[Row]:
+def _rows(values: Iterable[tuple[int, Any]], read: Callable[[int, Any], Row], notes: list[str]) -> Iterator[Row]:
+    """The row of each value; what is known only after the last of them is added to `notes`."""
+    continued = 0
     for line, value in values:
         try:
             if isinstance(value, ValueError):
                 problem, raw = value.args
                 yield Row(line, problem=problem, raw=raw)
             else:
-                yield read(line, value)
+                row = read(line, value)
+                continued += row.context != row.system and conversation_in(value) is not None
+                yield row
         except ValueError as error:
             yield Row(line, problem=str(error), raw=_short.repr(value)[:1000])
+    if continued:
+        notes.append(
+            f"{continued:,} conversation{'s'[: continued > 1]} with several questions: only the answer to the last is "
+            "learned, what came before is its context"
+        )
 
 
 def object_row(line: int, value: Any, columns: ColumnNames) -> Row:

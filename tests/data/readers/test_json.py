@@ -47,7 +47,11 @@ def test_the_shapes_of_a_record(tmp_path, value):
 
 @pytest.mark.parametrize("value", [{"messages": MESSAGES}, {"conversations": SHARE_GPT}], ids=["messages", "sharegpt"])
 def test_the_start_of_a_conversation_is_its_context(tmp_path, value):
-    record = read(tmp_path, [value]).records[0]
+    result = read(tmp_path, [value])
+    assert (
+        "1 conversation with several questions: only the answer to the last is learned" in result.files[0]["notes"][0]
+    )
+    record = result.records[0]
     assert record.pairs() == [("다?", "라\n마")]
     assert record.context == "너는 도우미다.\n\n질문: 가?\n\n답변: 나"
     assert (record.system, record.passage) == ("너는 도우미다.", "질문: 가?\n\n답변: 나")
