@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 from llm_qa.config import EMBEDDED_MODEL, Recipe
 from llm_qa.console import UserError, format_table
 from llm_qa.data.packing import PackedDataset, tokenize_records
-from llm_qa.data.preparation import prepared_folder
+from llm_qa.data.preparation import PreparationOptions, prepared_folder
 from llm_qa.data.records import QARecord, open_split
 from llm_qa.models import tiny
 from llm_qa.models.linear_modules import linear_layers
@@ -35,6 +35,23 @@ def check_hardware(recipe: Recipe, capability: tuple[int, int] | None) -> None:
             f"{recipe.model} has {shape.parameters / 1e9:.1f} billion parameters and needs a CUDA GPU, and torch "
             "sees none here: `make demo` trains the embedded model here instead, and --dry-run shows what "
             "this recipe would do."
+        )
+
+
+def check_context(recipe: Recipe) -> None:
+    """Refuse documents longer than the model has positions for; its config alone is read.
+
+    Longer ones would train until the first of them, and end there. Packs may be longer: positions begin anew with
+    each document.
+    """
+    if recipe.model == EMBEDDED_MODEL:
+        context = tiny.CONTEXT
+    else:
+        context = getattr(model_config(recipe.model).get_text_config(), "max_position_embeddings", None)
+    if context and recipe.max_length > context:  # None: a model without a limit of its own
+        raise UserError(
+            f"--max-length {recipe.max_length} is longer than the context of {recipe.model}, {context} tokens: set it "
+            f"to {context} or less."
         )
 
 
@@ -66,9 +83,12 @@ def count_packs(recipe: Recipe, records: Iterable[QARecord]) -> tuple[int, int, 
     return len(PackedDataset(pairs, recipe.pack_length, recipe.loss_on, recipe.seed)), len(pairs.tokens), "counted"
 
 
-def dry_run(recipe: Recipe, data: list[str] | None, strategy: Strategy) -> str:
+def dry_run(
+    recipe: Recipe, data: list[str] | None, strategy: Strategy, preparation: PreparationOptions | None = None
+) -> str:
     """The text that `--dry-run` prints: parameters by module, tokens an update, updates an epoch."""
-    records = open_split(prepared_folder(data), "train")
+    check_context(recipe)
+    records = open_split(prepared_folder(data, preparation), "train")
     model = meta_model(recipe, records)
     by_module: dict[str, int] = {}
     for name, parameter in model.named_parameters():

@@ -15,6 +15,7 @@ from llm_qa.config import make_recipe
 from llm_qa.console import UserError, run_script, say
 from llm_qa.data.prompts import encode_prompts
 from llm_qa.data.questions import read_question, read_questions, write_answers
+from llm_qa.data.text import normalize_lines
 from llm_qa.evaluation.generation import (
     DECODERS,
     GenerationSettings,
@@ -111,7 +112,7 @@ def main() -> int:
     options = parse_arguments()
     settings = named_settings(options.sampling, options.max_new_tokens)
     questions = read_questions(options.file) if options.file else []
-    context = read_question(options.context, "The --context", may_be_empty=True)
+    context = read_question(options.context, "The --context", may_be_empty=True, tidy=normalize_lines)
     question = read_question(options.question) if options.question is not None else None
     if options.decoder != "plain":
         source = base_of_run(options.run, run_recipe(options.run)) if options.run else options.model

@@ -3,26 +3,29 @@
     python scripts/evaluate_kobest.py --run runs/12.8b --kobest-dir data/kobest
     python scripts/evaluate_kobest.py --run runs/12.8b --kobest-dir data/kobest --shots 5 --tasks copa boolq
 
---kobest-dir holds <task>/test.jsonl, and <task>/train.jsonl for --shots above 0: skt/kobest_v1 as JSON lines. Needs
-the optional lm-eval (pip install -e '.[kobest]'). Writes predictions.jsonl (both models' choices)
-and scores.json (with 95% intervals and a paired test), which the report shows, to runs/<name>/eval/kobest/.
+--kobest-dir holds <task>/test.jsonl, and <task>/train.jsonl for --shots above 0 (skt/kobest_v1 as JSON lines), or
+BoolQ/test.tsv and so on, as SKT publishes them (SKT-LSL/KoBEST_datarepo). Needs the optional lm-eval
+(pip install -e '.[kobest]'). Writes predictions.jsonl (both models' choices) and scores.json (with 95% intervals and a
+paired test), which the report shows, to runs/<name>/eval/kobest/.
 """
 
 import argparse
 import contextlib
 import importlib.metadata
+import tempfile
 from pathlib import Path
 
 from llm_qa import files
 from llm_qa.console import UserError, format_table, run_script, say
+from llm_qa.data.readers.kobest import TASKS, find_split, write_json_lines
 from llm_qa.evaluation.comparison import correct
 from llm_qa.evaluation.kobest import (
     MACRO_F1,
-    TASKS,
     check_data,
     choice_rows,
     compare_tasks,
     load_harness,
+    needed_splits,
     published_scores,
     score_model,
     tested_tasks,
@@ -36,7 +39,7 @@ def parse_arguments() -> argparse.Namespace:
     """The flags."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, required=True, help="a run folder made by train.py")
-    parser.add_argument("--kobest-dir", type=Path, required=True, help="folder of <task>/test.jsonl")
+    parser.add_argument("--kobest-dir", type=Path, required=True, help="folder of <task>/test.jsonl or <Task>/test.tsv")
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=TASKS, help="default: all five")
     parser.add_argument("--shots", type=int, default=0, help="worked examples in the prompt (default 0)")
     parser.add_argument("--batch-size", type=int, default=16, help="choices scored at once")
@@ -56,22 +59,27 @@ def main() -> int:
     load_harness()
     how = {"num_fewshot": options.shots, "batch_size": options.batch_size, "limit": options.limit}
 
+    scratch = tempfile.TemporaryDirectory(prefix="kobest-")  # the harness reads JSON lines alone
+    data = Path(scratch.name)
+    write_json_lines(options.kobest_dir, tasks, needed_splits(options.shots), data)
+
     model, tokenizer = load_run(options.run)
     say(f"tuned model on {', '.join(tasks)}")
-    tuned = score_model(model, tokenizer, options.kobest_dir, tasks, **how)
+    tuned = score_model(model, tokenizer, data, tasks, **how)
     if recipe.method == "full":
         model = None  # two whole models need not fit at once
         model, tokenizer = load_run(options.run, base=True)
     say("base model on the same")
     with model.disable_adapter() if recipe.method == "lora" else contextlib.nullcontext():
-        base = score_model(model, tokenizer, options.kobest_dir, tasks, **how)
+        base = score_model(model, tokenizer, data, tasks, **how)
+    scratch.cleanup()
 
     scores = {
         "run": options.run.name,
         "model": recipe.model,
         "lm_eval": importlib.metadata.version("lm_eval"),
         **how,
-        "data_sha256": {task: files.sha256_file(options.kobest_dir / task / "test.jsonl") for task in tasks},
+        "data_sha256": {task: files.sha256_file(find_split(options.kobest_dir, task, "test")) for task in tasks},
         "tasks": compare_tasks(base, tuned),
     }
     folder = files.evaluation_dir(options.run, files.KOBEST)

@@ -3,7 +3,8 @@
     accelerate launch --config_file accelerate_configs/single_gpu.yaml scripts/train.py scripts/recipes/tiny.yaml \
         --data train.csv --run runs/mine --learning-rate 1e-4
 
---data takes a folder made by prepare_data.py, or raw files, which it prepares first; left out, the bundled data.
+--data takes a folder made by prepare_data.py, or raw files, which it prepares first, by prepare_data.py's flags; left
+out, the bundled data.
 Every recipe key and every TrainingArguments name is also a flag. The same command again goes on where a run stopped.
 Exit codes: 0 done, 1 failed, 2 bad input, 75 stopped early with everything saved.
 """
@@ -19,6 +20,7 @@ from llm_qa.config import EMBEDDED_MODEL, Recipe, load_recipe, recipe_flags
 from llm_qa.console import StoppedEarly, format_seconds, is_main_process, run_script, say
 from llm_qa.data.packing import PackedDataset, TooLong, tokenize_records
 from llm_qa.data.preparation import prepared_folder
+from llm_qa.data.preparation_flags import add_preparation_flags, preparation_options
 from llm_qa.data.prompts import encode_documents, show_document
 from llm_qa.data.records import open_split
 from llm_qa.models import gpus
@@ -69,6 +71,7 @@ def parse_arguments() -> tuple[argparse.Namespace, Recipe]:
     parser.add_argument("--fit", action="store_true", help="out of GPU memory: halve micro_batch_size and go on")
     parser.add_argument("--max-silence", type=float, default=SILENCE_SECONDS, help="seconds until a dead rank ends all")
     parser.add_argument("--dry-run", action="store_true", help="print parameters and steps; touch no weights")
+    add_preparation_flags(parser)
     arguments, rest = parser.parse_known_args()
     recipe = load_recipe(arguments.recipe, recipe_flags(rest))
     arguments.run = arguments.run or Path("runs") / arguments.recipe.stem
@@ -90,9 +93,10 @@ def main() -> int:
     strategy = read_strategy()
     if options.dry_run:
         if is_main_process():
-            say(planning.dry_run(recipe, options.data, strategy))
+            say(planning.dry_run(recipe, options.data, strategy, preparation_options(options)))
         return 0
     planning.check_hardware(recipe, gpu_capability())
+    planning.check_context(recipe)
     check_strategy(recipe, strategy, torch.cuda.device_count() if torch.cuda.is_available() else None)
     precision = fit_precision(resolve_precision(recipe, gpu_capability()), strategy)
     quiet_other_ranks()
@@ -107,7 +111,7 @@ def main() -> int:
 
     # --- data ----------------------------------------------------------------------------------------------------
     with arguments.main_process_first(local=False):
-        data_dir = prepared_folder(options.data)
+        data_dir = prepared_folder(options.data, preparation_options(options))
         train_records = open_split(data_dir, "train")
         model_source = str(embedded_model(train_records)) if recipe.model == EMBEDDED_MODEL else recipe.model
     validation_records = open_split(data_dir, "validation", may_be_empty=True)

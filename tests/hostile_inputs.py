@@ -7,8 +7,11 @@ import io
 import json
 import lzma
 import random
+import re
 import zipfile
 from itertools import pairwise
+
+import openpyxl
 
 from llm_qa.config import RECIPE_FIELDS, training_argument_types
 
@@ -172,6 +175,47 @@ def bomb(rng):
     return rng.choice([data, data[: len(data) // 2], "질문,답변\n".encode() + data]), None
 
 
+def workbook(rng):
+    """A workbook with weird cells and merged areas; a part of it is sometimes damaged and packed again."""
+    book = openpyxl.Workbook()
+    book.active.append(rng.choice([["질문", "답변", "분류"], ["제목"], ["Q", "A"]]))
+    book.active.append(["질문", "답변", "분류"])
+    for i in range(rng.randint(1, 30)):
+        cells = [f"{weird(rng) if rng.random() < 0.1 else words(rng)} {i}"[:30_000] for _ in range(3)]
+        book.active.append([re.sub("[\0-\x08\x0b-\x1f\ud800-\udfff\ufffe\uffff]", "", cell) for cell in cells])
+    for _ in range(rng.randint(0, 2)):
+        first = rng.randint(1, 20)
+        book.active.merge_cells(f"C{first}:C{first + rng.randint(1, 9)}")
+    packed = io.BytesIO()
+    book.save(packed)
+    if rng.random() < 0.5:
+        return packed.getvalue(), None
+    with zipfile.ZipFile(packed) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    chosen = rng.choice(sorted(parts))
+    parts[chosen] = damaged(rng, parts[chosen])
+    again = io.BytesIO()
+    with zipfile.ZipFile(again, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in parts.items():
+            archive.writestr(name, content)
+    return again.getvalue(), None
+
+
+def chats(rng):
+    """JSON lines of conversations, some of whose parts are anything."""
+    lines = []
+    for i in range(rng.randint(20, 40)):
+        turns = [{"role": rng.choice(["system", "user"]), "content": words(rng)} for _ in range(rng.randint(0, 2))]
+        turns += [
+            {"role": "user", "content": f"{words(rng)} {i}"},
+            {"role": "assistant", "content": f"{i} {weird(rng)}"},
+        ]
+        if rng.random() < 0.2:
+            turns[rng.randrange(len(turns))][rng.choice(["role", "content"])] = value(rng)
+        lines.append({"messages": value(rng) if rng.random() < 0.1 else turns})
+    return as_utf8(rng, "\n".join(json.dumps(line, ensure_ascii=False) for line in lines)), len(lines)
+
+
 def noise(rng):
     parts = [b"", b" \n", b"\xef\xbb\xbf", b"\xff\xfe", b"\0" * 5000, "질문,답변".encode(), b"<html>"]
     parts.append(rng.randbytes(3000))
@@ -215,4 +259,4 @@ def recipe_flags_of(rng) -> list[str]:
     return [part for flag in flags for part in rng.choice([[flag], [flag, weird(rng)], [f"{flag}={weird(rng)}"]])]
 
 
-FILES = [weird_cells, damaged_table, quotes, ragged, alike, json_lines, korquad, nested, bomb, noise]
+FILES = [weird_cells, damaged_table, quotes, ragged, alike, json_lines, korquad, nested, bomb, workbook, chats, noise]

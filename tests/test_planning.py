@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from llm_qa.config import load_recipe
+from llm_qa.config import load_recipe, make_recipe
 from llm_qa.console import UserError
 from llm_qa.models.shapes import SHAPES
-from llm_qa.planning import check_hardware, dry_run
+from llm_qa.planning import check_context, check_hardware, dry_run
 from llm_qa.training.strategy import Strategy
 
 RECIPES = sorted(Path("scripts/recipes").glob("*.yaml"))
@@ -47,3 +47,16 @@ def test_a_large_model_without_a_gpu_is_refused_and_a_small_one_is_not():
     check_hardware(load_recipe("scripts/recipes/qlora_12.8b.yaml"), (8, 0))
     check_hardware(load_recipe("scripts/recipes/tiny.yaml"), None)
     check_hardware(load_recipe("scripts/recipes/full_kogpt2.yaml"), None)
+
+
+def test_a_length_beyond_the_models_context_is_refused_from_its_config(gpt2_folder, neox_folder):
+    for model in (gpt2_folder, neox_folder):
+        check_context(make_recipe({"model": str(model), "max_length": 512, "pack_length": 2048}))
+        with pytest.raises(
+            UserError, match=r"--max-length 513 is longer than the context of .*, 512 tokens: set it to 512"
+        ):
+            check_context(make_recipe({"model": str(model), "max_length": 513, "pack_length": 2048}))
+    with pytest.raises(UserError, match="the context of embedded, 1024 tokens"):
+        dry_run(make_recipe({"max_length": 2048}), None, Strategy())
+    with pytest.raises(UserError, match="the context of EleutherAI/polyglot-ko-1.3b, 2048 tokens"):
+        check_context(make_recipe({"model": "EleutherAI/polyglot-ko-1.3b", "max_length": 4096, "pack_length": 4096}))

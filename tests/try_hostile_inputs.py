@@ -28,8 +28,8 @@ from llm_qa.config import load_recipe, make_recipe, recipe_flags, training_argum
 from llm_qa.console import UserError
 from llm_qa.data.preparation import PreparationOptions, prepare
 from llm_qa.data.questions import read_question, read_questions
+from llm_qa.data.readers.rows import ColumnNames
 from llm_qa.data.records import load_split
-from llm_qa.data.rows import ColumnNames
 from llm_qa.data.text import flaw
 
 SECONDS = 10  # of the processor, so that a busy machine does not count

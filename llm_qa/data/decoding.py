@@ -41,11 +41,16 @@ def read_bytes(path: Path) -> bytes:
 
 
 def decode(path: Path) -> tuple[str, str]:
-    """(text, name of the encoding) of a file: UTF-8 with or without BOM, UTF-16 with BOM, else cp949.
+    """(text, name of the encoding) of a file; see decode_bytes."""
+    return decode_bytes(path, read_bytes(path))
 
-    Raises UserError for anything that is no text. Nothing is ever unpacked.
+
+def decode_bytes(path: Path, data: bytes) -> tuple[str, str]:
+    """(text, name of the encoding) of a file's bytes: UTF-8 with or without BOM, UTF-16 with BOM, else cp949.
+
+    Raises UserError for anything that is no text, and for text with single bytes that are not of its encoding: it names
+    the encoding and the line. Nothing is ever unpacked.
     """
-    data = read_bytes(path)
     if not data.removeprefix(b"\xef\xbb\xbf").strip():
         raise UserError(f"{path} is empty.")
     for magic, what in MAGIC.items():
@@ -54,19 +59,33 @@ def decode(path: Path) -> tuple[str, str]:
     encodings = [("utf-8-sig", "UTF-8 with BOM")] if data.startswith(b"\xef\xbb\xbf") else []
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         encodings.append(("utf-16", "UTF-16"))
-    line = 1
-    for name, title in [*encodings, ("utf-8", "UTF-8"), ("cp949", "cp949")]:
+    encodings += [("utf-8", "UTF-8"), ("cp949", "cp949")]
+    for name, title in encodings:
         try:
             text = data.decode(name)
-        except UnicodeDecodeError as error:
-            if name == "utf-8":
-                line += data.count(b"\n", 0, error.start)
+        except UnicodeDecodeError:
             continue
         if text.count("\0") > len(text) // 100:
             break
         if re.match(r"\s*<(!doctype|html|\?xml)", text[:200], re.IGNORECASE):
             raise UserError(f"{path} is a web page, not data (a download that asked for a login?).")
         return text, title
+    damaged = nearest_encoding(data, encodings)
+    if damaged is None:
+        raise UserError(f"{path} is neither UTF-8 nor cp949 text: save it as CSV in UTF-8.")
+    title, lines = damaged
+    where = f"line {lines[0]:,}" if len(lines) == 1 else f"{len(lines):,} lines, the first is line {lines[0]:,}"
     raise UserError(
-        f"{path} is neither UTF-8 nor cp949 text (it stops being UTF-8 in line {line:,}): save it as CSV in UTF-8."
+        f"{path} is {title} text but for broken bytes in {where}: mend what stands there, or save it as CSV in UTF-8."
     )
+
+
+def nearest_encoding(data: bytes, encodings: list[tuple[str, str]]) -> tuple[str, list[int]] | None:
+    """(name, lines with broken bytes) of the encoding that fits all but a hundredth of the text; None if none does."""
+    best = None
+    for name, title in encodings:
+        text = data.decode(name, errors="replace")
+        broken = text.count("\ufffd")
+        if max(broken, text.count("\0")) * 100 <= len(text) and (best is None or broken < best[0]):
+            best = broken, title, [line for line, content in enumerate(text.split("\n"), 1) if "\ufffd" in content]
+    return best and best[1:]

@@ -15,11 +15,11 @@ from typing import Any
 from llm_qa import files
 from llm_qa.console import UserError, format_table, progress, say
 from llm_qa.data.readers import read_files
+from llm_qa.data.readers.rows import ColumnNames
 from llm_qa.data.records import QARecord, crossing_texts, group_records, split_records
-from llm_qa.data.rows import ColumnNames
 from llm_qa.data.text import Cleaning
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # 2: line breaks are kept, and only equal texts are duplicates
 CLEANED_SPLITS = ("train", "validation")  # a user asks and reads uncleaned Korean, so the test split stays raw
 
 
@@ -36,6 +36,8 @@ class PreparationOptions:
     seed: int = 42
     group_by: str = "both"  # both | questions
     max_characters: int = 4096
+    sheet: str | None = None  # of an Excel workbook; None is the first
+    line_breaks: str = "keep"  # inside answers and contexts: keep | join
 
     def check(self) -> None:
         """Raise UserError naming every bad value at once."""
@@ -68,31 +70,65 @@ def data_root() -> Path:
     return Path(os.environ.get("LLM_QA_DATA") or "data")
 
 
-def prepared_folder(paths: list[str] | None) -> Path:
-    """The prepared folder that `--data` names; raw files are prepared first (no paths: the bundled data)."""
-    if paths and len(paths) == 1 and Path(paths[0]).is_dir():
-        return Path(paths[0])
+def prepared_folder(paths: list[str] | None, options: PreparationOptions | None = None) -> Path:
+    """The prepared folder that `--data` names; raw files are prepared first (no paths: the bundled data).
+
+    The folder's name tells apart files of other contents, other options and other rules of preparing. Raises UserError
+    for several folders, for folders among files, and for options where nothing is to be prepared.
+    """
+    folders = [path for path in paths or () if Path(path).is_dir()]
+    if folders and len(paths) > 1:
+        raise UserError(
+            f"--data takes one prepared folder, or raw files, and {folders[0]} is a folder among {len(paths)} paths: "
+            "prepare all raw files together with prepare_data.py to train on them at once."
+        )
+    if folders:
+        if options and options != PreparationOptions():
+            raise UserError(
+                f"--data {folders[0]} is prepared already, so flags that say how to prepare do nothing: leave them "
+                "out, or name the raw files."
+            )
+        return Path(folders[0])
     inputs = [Path(path) for path in paths] if paths else [bundled_file("train.csv")]
-    contents = "".join(files.sha256_file(path) for path in inputs if path.is_file())
-    name = f"{inputs[0].stem}-{hashlib.sha256(contents.encode()).hexdigest()[:8]}" if paths else "bundled"
-    out = data_root() / name
-    prepare(inputs, out, PreparationOptions())
+    options = options or PreparationOptions()
+    contents = [*inputs, *([Path(options.stopwords)] if options.stopwords else [])]
+    decides = [SCHEMA_VERSION, options.to_json(), *(files.sha256_file(path) for path in contents if path.is_file())]
+    digest = hashlib.sha256(json.dumps(decides, ensure_ascii=False).encode()).hexdigest()[:8]
+    out = data_root() / f"{inputs[0].stem if paths else 'bundled'}-{digest}"
+    if is_intact(out):  # it may lie on a disk that cannot be written to
+        say(f"{out} already holds exactly this data\n{summary(files.read_json(out / files.MANIFEST), out)}")
+    else:
+        prepare(inputs, out, options, overwrite=True, flag="LLM_QA_DATA")
     return out
 
 
+def is_intact(out: Path) -> bool:
+    """True for prepared data of which every file is as it was written."""
+    return files.is_prepared(out) and all(
+        (out / name).is_file() and files.sha256_file(out / name) == digest
+        for name, digest in files.read_json(out / files.MANIFEST)["sha256"].items()
+    )
+
+
 def prepare(
-    inputs: list[Path], out: str | Path, options: PreparationOptions, *, overwrite: bool = False
+    inputs: list[Path], out: str | Path, options: PreparationOptions, *, overwrite: bool = False, flag: str = "--out"
 ) -> dict[str, Any]:
-    """Read, split, clean and write prepared data; returns the manifest.
+    """Read, split, clean and write prepared data; says what was read and kept, and returns the manifest.
 
     The split is made on the raw texts, so the same records are held out whatever the cleaning; texts that stand in
     several splits are counted after cleaning too. A folder that already holds the same data is kept; other data there
-    is a UserError, and a folder of something else is never touched.
+    is a UserError, and a folder of something else is never touched. `flag` is how sentences say that `out` is named.
     """
     options.check()
-    out = check_out(Path(out))
+    named, out = out, check_out(Path(out), flag)
     cleaning = Cleaning.from_options(options.cleaning, options.stopwords, options.stopwords_scope or "all")
-    result = read_files(inputs, options.columns, max_characters=options.max_characters)
+    result = read_files(
+        inputs,
+        options.columns,
+        max_characters=options.max_characters,
+        sheet=options.sheet,
+        line_breaks=options.line_breaks,
+    )
     splits = split_records(
         result.records,
         validation=options.validation,
@@ -141,35 +177,33 @@ def prepare(
         files.write_json(staged / files.MANIFEST, manifest)
         _put_in_place(staged, out, manifest, overwrite)
     except OSError as error:
-        raise UserError(f"--out {out} cannot be written: {error.strerror}.") from error
+        raise UserError(f"{flag} {out} cannot be written: {error.strerror}.") from error
     finally:
         shutil.rmtree(staged, ignore_errors=True)
+    say(summary(manifest, named))
     return manifest
 
 
-def check_out(out: Path) -> Path:
-    """--out with links and dots resolved, before anything is read: a folder that prepare may fill, or a UserError."""
+def check_out(out: Path, flag: str = "--out") -> Path:
+    """The folder that `flag` names, with links and dots resolved; UserError if it cannot be filled."""
     try:
         place = out.resolve()
         if place.exists() and not files.is_prepared(place) and not (place.is_dir() and not any(place.iterdir())):
-            raise UserError(f"--out {out} exists and is not prepared data: name another folder.")
+            raise UserError(f"{flag} {out} exists and is not prepared data: name another folder.")
         above = next(folder for folder in place.parents if folder.exists())
         if not above.is_dir():
-            raise UserError(f"--out {out} cannot be made because {above} is a file: name another folder.")
+            raise UserError(f"{flag} {out} cannot be made because {above} is a file: name another folder.")
         if not os.access(above, os.W_OK | os.X_OK):
-            raise UserError(f"--out {out} cannot be made because {above} may not be written to: name another folder.")
+            raise UserError(f"{flag} {out} cannot be made because {above} may not be written to: name another folder.")
     except (OSError, RuntimeError) as error:  # a name too long, a link to itself, a folder that may not be looked into
         reason = getattr(error, "strerror", None) or "it is a link to itself"
-        raise UserError(f"--out {out} cannot be used ({reason}): name another folder.") from None
+        raise UserError(f"{flag} {out} cannot be used ({reason}): name another folder.") from None
     return place
 
 
 def _put_in_place(staged: Path, out: Path, manifest: dict[str, Any], overwrite: bool) -> None:
     if files.is_prepared(out):
-        if files.read_json(out / files.MANIFEST) == manifest and all(
-            (out / name).is_file() and files.sha256_file(out / name) == digest
-            for name, digest in manifest["sha256"].items()
-        ):
+        if files.read_json(out / files.MANIFEST) == manifest and is_intact(out):
             say(f"{out} already holds exactly this data")
             return
         if not overwrite:
@@ -220,7 +254,7 @@ def describe(records: list[QARecord]) -> dict[str, Any]:
 
 
 def summary(manifest: dict[str, Any], out: str | Path) -> str:
-    """What prepare_data.py prints: files, rejections with their count, splits, the crossing check."""
+    """What is printed: files and how they were read, rejections with their count, splits, the crossing check."""
     inputs = [
         [
             item["file"],
@@ -239,6 +273,7 @@ def summary(manifest: dict[str, Any], out: str | Path) -> str:
     return "\n".join(
         [
             format_table(["file", "format", "encoding", "rows", "kept", "rejected"], inputs),
+            *(f"{item['file']}: {note}" for item in manifest["inputs"] for note in item["notes"]),
             f"rejected: {reasons} (each row with its reason: {Path(out) / files.REJECTED})"
             if reasons
             else "rejected: none",

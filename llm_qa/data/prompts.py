@@ -7,14 +7,16 @@
     ### 답변: <answer><eos>
 
 The prompt and the answer are tokenised apart and joined as tokens, so that what a model is asked later is, token for
-token, what it was trained on, whatever the tokenizer does at the seam.
+token, what it was trained on, whatever the tokenizer does at the seam. Both are plain text to the tokenizer, whatever
+they spell (`tokenization.py`): the eos that ends a document is the only special token in it.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from llm_qa.data.text import normalize
+from llm_qa.data.text import normalize, normalize_lines
+from llm_qa.data.tokenization import encode_texts
 
 QUESTION_TAG, CONTEXT_TAG, ANSWER_TAG = "### 질문:", "### 맥락:", "### 답변:"
 
@@ -29,28 +31,23 @@ class Document:
 
 def render_prompt(question: str, context: str = "") -> str:
     """The text that an answer continues; ends with the answer tag, without a trailing space."""
-    parts = [f"{CONTEXT_TAG} {normalize(context)}"] if context else []
+    parts = [f"{CONTEXT_TAG} {normalize_lines(context)}"] if context else []
     return "\n\n".join([*parts, f"{QUESTION_TAG} {normalize(question)}", ANSWER_TAG])
 
 
 def render_answer(answer: str) -> str:
     """The text that follows the prompt: a space and the answer (eos is a token, added by encode_documents)."""
-    return f" {normalize(answer)}"
+    return f" {normalize_lines(answer)}"
 
 
 def encode_prompts(tokenizer, questions: list[tuple[str, str]]) -> list[list[int]]:
     """Token ids of the prompts of (question, context) pairs, as generation is given them."""
-    return _encode(tokenizer, [render_prompt(*question) for question in questions])
+    return encode_texts(tokenizer, [render_prompt(*question) for question in questions])
 
 
 def encode_answers(tokenizer, answers: list[str]) -> list[list[int]]:
     """Token ids of the answers without eos."""
-    return _encode(tokenizer, [render_answer(answer) for answer in answers])
-
-
-def _encode(tokenizer, texts: list[str]) -> list[list[int]]:
-    ids_alone = {"add_special_tokens": False, "return_attention_mask": False, "return_token_type_ids": False}
-    return tokenizer(texts, **ids_alone)["input_ids"] if texts else []
+    return encode_texts(tokenizer, [render_answer(answer) for answer in answers])
 
 
 def encode_documents(tokenizer, pairs: list[tuple[str, str, str]]) -> list[Document]:

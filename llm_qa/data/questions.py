@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Callable
 from pathlib import Path
 
 from llm_qa import files
 from llm_qa.console import UserError
-from llm_qa.data.csv_rows import QUESTION_NAMES, pick, pick_one, read_header, split_rows
 from llm_qa.data.decoding import decode
+from llm_qa.data.readers.columns import QUESTION_NAMES, pick, pick_one
+from llm_qa.data.readers.csv import read_header, split_rows
 from llm_qa.data.text import flaw, normalize
 
 LONGEST_QUESTION_CHARACTERS = 100_000  # far beyond every model's context
@@ -17,13 +19,19 @@ LONGEST_QUESTION_CHARACTERS = 100_000  # far beyond every model's context
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
 
 
-def read_question(text: str, where: str = "The question", *, may_be_empty: bool = False) -> str:
-    """A question (or its context) as the model is asked it; UserError says what makes it unusable."""
+def read_question(
+    text: str,
+    where: str = "The question",
+    *,
+    may_be_empty: bool = False,
+    tidy: Callable[[str], str] = normalize,
+) -> str:
+    """A question (or its context, by `tidy` normalize_lines) as the model is asked it; UserError says what is wrong."""
     if len(text) > LONGEST_QUESTION_CHARACTERS:
         raise UserError(f"{where} has {len(text):,} characters, at most {LONGEST_QUESTION_CHARACTERS:,} can be asked.")
     if reason := flaw(text):
         raise UserError(f"{where} cannot be used: {reason}.")
-    text = normalize(text)
+    text = tidy(text)
     if not text and not may_be_empty:
         raise UserError(f"{where} is empty.")
     return text

@@ -16,13 +16,23 @@ from llm_qa.data.text import comparable
 
 @dataclass(frozen=True)
 class QARecord:
-    """Questions that ask the same thing and the answers that are right for each of them."""
+    """Questions that ask the same thing and the answers that are right for each of them.
+
+    The context is what an answer is given from: a passage, or the start of a conversation. `system` is the part at its
+    start that is no passage but an instruction, which many conversations share.
+    """
 
     id: str
     questions: tuple[str, ...]
     answers: tuple[str, ...]
     category: str = ""
     context: str = ""
+    system: str = ""
+
+    @property
+    def passage(self) -> str:
+        """The context without the system message: what makes records that share it one piece of knowledge."""
+        return self.context.removeprefix(self.system).strip()
 
     def pairs(self) -> list[tuple[str, str]]:
         """Every question with every answer, in order."""
@@ -36,7 +46,7 @@ class QARecord:
             "questions": list(self.questions),
             "answers": list(self.answers),
         }
-        return {**value, "context": self.context} if self.context else value
+        return value | {key: getattr(self, key) for key in ("context", "system") if getattr(self, key)}
 
     @classmethod
     def from_json(cls, value: Any) -> QARecord:
@@ -47,7 +57,7 @@ class QARecord:
             items = value.get(key)
             if not isinstance(items, list) or not items or not all(isinstance(i, str) and i.strip() for i in items):
                 raise ValueError(f"{key} is not a list of texts")
-        for key in ("id", "category", "context"):
+        for key in ("id", "category", "context", "system"):
             if not isinstance(value.get(key, ""), str):
                 raise ValueError(f"{key} is not text")
         return cls(
@@ -56,6 +66,7 @@ class QARecord:
             tuple(value["answers"]),
             value.get("category", ""),
             value.get("context", ""),
+            value.get("system", ""),
         )
 
 
@@ -74,12 +85,12 @@ def group_records(records: list[QARecord], *, by_answers: bool = True) -> list[l
 
     first_with: dict[tuple[str, str], int] = {}
     for index, record in enumerate(records):
-        keys = [("question", comparable(text)) for text in record.questions]
-        # With a context the same answer (a name, a date) says nothing: it is the passage that is shared.
-        if record.context:
-            keys.append(("context", comparable(record.context)))
-        elif by_answers:
-            keys += [("answer", comparable(text)) for text in record.answers]
+        # With a passage the same answer (a name) or question ("요약하세요") says nothing: the passage counts.
+        if record.passage:
+            keys = [("context", comparable(record.passage))]
+        else:
+            keys = [("question", comparable(text)) for text in record.questions]
+            keys += [("answer", comparable(text)) for text in record.answers] if by_answers else []
         for key in keys:
             other = first_with.setdefault(key, index)
             parent[root(index)] = root(other)
@@ -101,18 +112,16 @@ def split_records(
     shares = {"train": 1.0 - validation - test, "validation": validation, "test": test}
     wanted = [name for name, share in shares.items() if share > 0]
     groups = group_records(records, by_answers=by_answers)
-    if len(groups) < len(wanted):
-        raise UserError(
-            f"{len(records)} records make {len(groups)} group(s) that share no question or answer, too few for "
-            f"{' + '.join(wanted)}: give more data, or set --validation and --test to 0."
-        )
     largest = max(groups, key=len)
-    if len(wanted) > 1 and len(largest) > max(len(records) / 2, 1):
-        raise UserError(
-            f"{len(largest):,} of {len(records):,} records share questions or answers with each other, too many to "
-            f"hold any out (for example {largest[0].answers[0][:40]!r}): set --group-by questions if answers like "
-            "that are meant to repeat."
+    if len(wanted) > 1 and (len(groups) < len(wanted) or len(largest) > max(len(records) / 2, 1)):
+        shared = "a question, an answer or a passage" if by_answers else "a question or a passage"
+        what = (
+            f"{len(largest):,} of {len(records):,} records share {shared} with each other (for example "
+            f"{largest[0].answers[0][:40]!r}), so too few can be held out"
+            if len(largest) > 1
+            else f"{len(records)} records are too few"
         )
+        raise UserError(f"{what} for {' + '.join(wanted)}: {_remedy(records, by_answers, len(wanted))}.")
     by_category: dict[str, list[list[QARecord]]] = defaultdict(list)
     for group in sorted(groups, key=lambda group: min(record.id for record in group)):
         by_category[Counter(record.category for record in group).most_common(1)[0][0]].append(group)
@@ -137,15 +146,29 @@ def split_records(
     return {name: [record for record in records if home[record.id] == name] for name in files.SPLITS}
 
 
+def _remedy(records: list[QARecord], by_answers: bool, wanted: int) -> str:
+    """What helps where records cannot be split; --group-by questions only where it would."""
+    nothing_held_out = "set --validation 0 and --test 0 to hold nothing out"
+    if by_answers:
+        groups = group_records(records, by_answers=False)
+        if len(groups) >= wanted and max(map(len, groups)) <= max(len(records) / 2, 1):
+            return f"set --group-by questions if answers like that are meant to repeat, or {nothing_held_out}"
+    return f"give more data, or {nothing_held_out}"
+
+
 def crossing_texts(splits: dict[str, list[QARecord]]) -> dict[str, int]:
-    """How many question texts and answer texts stand in more than one split after normalisation."""
+    """How many question texts and answer texts stand in more than one split after normalisation.
+
+    A question about a passage is another question where the passage is another.
+    """
     counts = {}
     for kind in ("questions", "answers"):
-        seen: dict[str, set[str]] = defaultdict(set)
+        seen: dict[tuple[str, str], set[str]] = defaultdict(set)
         for split, records in splits.items():
             for record in records:
+                about = comparable(record.passage) if record.passage and kind == "questions" else ""
                 for text in getattr(record, kind):
-                    seen[comparable(text)].add(split)
+                    seen[comparable(text), about].add(split)
         counts[kind] = sum(len(where) > 1 for where in seen.values())
     return counts
 

@@ -1,7 +1,8 @@
 """Text: normalisation (always), and the cleanings that a user may ask for.
 
-By default nothing but Unicode NFC and white space is touched. The original notebooks' cleaning is here to be compared
-with, not to be recommended: it turned "하중이 걸리지 않기 때문에" into "하중이 걸리지" and "1.5m" into "15m".
+By default nothing but Unicode NFC and white space is touched, and line breaks inside answers and contexts stay. The
+original notebooks' cleaning is here to be compared with, not to be recommended: it turned
+"하중이 걸리지 않기 때문에" into "하중이 걸리지" and "1.5m" into "15m".
 """
 
 from __future__ import annotations
@@ -22,12 +23,32 @@ NEGATIONS = ("안", "못", "않", "아니", "없", "말")
 
 
 def normalize(text: str) -> str:
-    """NFC, white space collapsed to single spaces, ends stripped: all that is done by default."""
+    """NFC, white space collapsed to single spaces, ends stripped: all that is done by default to what is one line."""
     return " ".join(unicodedata.normalize("NFC", text).split())
 
 
+def normalize_lines(text: str) -> str:
+    """`normalize` of every line of an answer or a context: line breaks, blank lines and indentation stay.
+
+    Every kind of line break becomes "\n"; white space at the ends of a line and blank lines at the ends of the text go.
+    """
+    lines = []
+    for line in unicodedata.normalize("NFC", text).splitlines():
+        indentation = line[: len(line) - len(line.lstrip(" \t"))]
+        words = normalize(line)
+        lines.append(indentation + words if words else "")
+    return "\n".join(lines).strip()
+
+
+# What --line-breaks does to answers and contexts; a question is always one line.
+LINE_BREAKS = {"keep": normalize_lines, "join": normalize}
+
+
 def comparable(text: str) -> str:
-    """A text reduced for "are these the same?": NFKC, casefolded letters and digits; the text itself if none."""
+    """A text reduced to find leakage between splits: NFKC, casefolded letters and digits; the text itself if none.
+
+    "1:3" and "13" become equal, so it says what has to stay in one split, never that two texts are the same.
+    """
     kept = "".join(c for c in unicodedata.normalize("NFKC", text).casefold() if c.isalnum())
     return kept or normalize(text)
 
@@ -75,8 +96,9 @@ def read_stopwords(path: str | Path) -> frozenset[str]:
 
 
 def remove_stopwords(text: str, stopwords: frozenset[str]) -> str:
-    """Drop white-space tokens that are stopwords, as the original notebooks did."""
-    return " ".join(word for word in text.split() if word not in stopwords)
+    """Drop white-space tokens that are stopwords, as the original notebooks did, line by line."""
+    lines = (" ".join(word for word in line.split() if word not in stopwords) for line in text.splitlines())
+    return "\n".join(lines).strip()
 
 
 @lru_cache(maxsize=1)
@@ -103,7 +125,7 @@ def remove_function_words(text: str) -> str:
         else:
             kept.append(text[end : token.start + token.len])
             end = token.start + token.len
-    return normalize("".join([*kept, text[end:]]))
+    return normalize_lines("".join([*kept, text[end:]]))
 
 
 @dataclass(frozen=True)
@@ -125,7 +147,7 @@ class Cleaning:
 
     def _apply(self, text: str, drop_words: bool) -> str:
         if self.cleaning == "original":
-            text = original_cleaning(text)
+            text = original_cleaning(normalize(text))  # its texts were one line; a break left out would join two words
         if drop_words and self.stopwords == MORPHEMES:
             return remove_function_words(text)
         return remove_stopwords(text, self.words) if drop_words and self.words else text

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_qa.data.records import QARecord
-from llm_qa.data.text import normalize
+from llm_qa.data.text import normalize_lines
 from llm_qa.evaluation.batches import forget, in_batches
 from llm_qa.evaluation.generation import GenerationSettings, generate_answers, reference_bits, static_decoder
 from llm_qa.evaluation.processes import wait_for_all
@@ -52,7 +52,7 @@ def question_rows(records: list[QARecord]) -> list[dict[str, Any]]:
             **({"context": record.context} if record.context else {}),
             "category": record.category,
             "references": list(record.answers),
-            "reference_characters": [len(normalize(reference)) for reference in record.answers],
+            "reference_characters": [len(normalize_lines(reference)) for reference in record.answers],
         }
         for record in records
         for index, question in enumerate(record.questions)

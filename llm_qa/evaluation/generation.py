@@ -10,7 +10,7 @@ import torch
 from llm_qa.console import Failed, UserError, progress, say
 from llm_qa.data.packing import collate_packs
 from llm_qa.data.prompts import encode_documents, encode_prompts
-from llm_qa.data.text import normalize
+from llm_qa.data.text import normalize_lines
 from llm_qa.models.fast.decoding import StaticDecoder, reason_against
 from llm_qa.models.quantization import gpu_capability
 
@@ -173,7 +173,7 @@ def _to_answer(tokenizer, tokens: list[int]) -> Answer:
     stopped = eos in tokens
     kept = tokens[: tokens.index(eos)] if stopped else tokens
     text = tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    return Answer(normalize(text), stopped, len(kept) + stopped)
+    return Answer(normalize_lines(text), stopped, len(kept) + stopped)
 
 
 @torch.inference_mode()

@@ -12,27 +12,17 @@ from typing import Any
 
 import numpy as np
 
-from llm_qa import files
 from llm_qa.console import UserError
+from llm_qa.data.readers.kobest import SPLIT_FILES, find_split, read_split
 from llm_qa.evaluation.choices import accuracy_of_counts, compare_choices, macro_f1
 from llm_qa.evaluation.metrics.catalogue import Measure
 
-TASKS = ("boolq", "copa", "hellaswag", "sentineg", "wic")
-FIELDS = {
-    "boolq": {"paragraph", "question", "label"},
-    "copa": {"premise", "question", "alternative_1", "alternative_2", "label"},
-    "hellaswag": {"context", "ending_1", "ending_2", "ending_3", "ending_4", "label"},
-    "sentineg": {"sentence", "label"},
-    "wic": {"word", "context_1", "context_2", "label"},
-}
 MACRO_F1 = Measure("f1", "macro F1", "higher", 4, "mean over the classes of F1, 0 to 1; KoBEST's own measure")
 KOBEST_MEASURES = (
     MACRO_F1,
     Measure("accuracy", "accuracy", "higher", 4, "share of items told right"),
     Measure("accuracy_normalised", "accuracy per character", "higher", 4, "the same by log probability a character"),
 )
-SPLIT_FILES = {"train": "train.jsonl", "test": "test.jsonl"}  # examples in the prompt come from train
-
 _SHOTS = (0, 5, 10, 50)
 # F1 of the untuned models by number of examples; the 3.8B's 50-shot BoolQ and SentiNeg equal the 1.3B's there.
 _PUBLISHED = {
@@ -79,25 +69,17 @@ def published_scores(model: str, task: str, num_fewshot: int) -> float | None:
 
 
 def check_data(folder: Path, tasks: tuple[str, ...], num_fewshot: int) -> dict[str, int]:
-    """Task -> records of its test split; UserError for a missing file, an empty one, or rows of another form."""
+    """Task -> items of its test split; UserError for a missing file, an empty one, or items of another form."""
     counts = {}
     for task in tasks:
-        for split, name in SPLIT_FILES.items():
-            if split == "train" and not num_fewshot:
-                continue
-            path = folder / task / name
-            if not path.is_file():
-                raise UserError(f"--kobest-dir {folder} has no {task}/{name}: copy skt/kobest_v1 there as JSON lines.")
-            rows = files.read_jsonl(path)
-            if not rows:
-                raise UserError(f"{path} is empty: copy skt/kobest_v1 there as JSON lines.")
-            for number, row in enumerate(rows, 1):
-                lacking = FIELDS[task] - (row.keys() if isinstance(row, dict) else set())
-                if lacking:
-                    raise UserError(f"{path}, line {number}, has no {', '.join(sorted(lacking))}.")
-            if split == "test":
-                counts[task] = len(rows)
+        for split in needed_splits(num_fewshot):
+            counts[task] = len(read_split(find_split(folder, task, split), task))  # test is the last
     return counts
+
+
+def needed_splits(num_fewshot: int) -> tuple[str, ...]:
+    """The splits that are read: train only for examples in the prompt."""
+    return ("train", "test") if num_fewshot else ("test",)
 
 
 def load_harness():
@@ -118,10 +100,11 @@ def task_configs(folder: Path, tasks: tuple[str, ...], num_fewshot: int) -> list
     configs = []
     for task in tasks:
         config = load_yaml(stock / f"kobest_{task}.yaml")
-        needed = SPLIT_FILES if num_fewshot else {"test": SPLIT_FILES["test"]}
         config["dataset_path"], config["dataset_name"] = "json", None
         config["dataset_kwargs"] = {
-            "data_files": {split: str(folder.resolve() / task / name) for split, name in needed.items()}
+            "data_files": {
+                split: str(folder.resolve() / task / SPLIT_FILES[split]) for split in needed_splits(num_fewshot)
+            }
         }
         config["training_split"] = "train" if num_fewshot else None
         config["validation_split"] = None
@@ -146,7 +129,10 @@ class Choice:
 def score_model(
     model, tokenizer, folder: Path, tasks: tuple[str, ...], *, num_fewshot: int, batch_size: int, limit: int | None
 ) -> dict[str, list[Choice]]:
-    """Task -> the model's choice for every item, in the order of its test.jsonl."""
+    """Task -> the model's choice for every item, in the order of its test split.
+
+    `folder` holds JSON lines (`write_json_lines`), which the harness reads itself.
+    """
     lm_eval = load_harness()
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager

@@ -12,9 +12,9 @@ from itertools import combinations
 from typing import Any
 
 from llm_qa import files
+from llm_qa.data.readers.kobest import TASKS
 from llm_qa.evaluation.comparison import BETTER, WORSE, compare_predictions, correct
 from llm_qa.evaluation.evaluations import Evaluation
-from llm_qa.evaluation.kobest import TASKS
 from llm_qa.evaluation.metrics.catalogue import BITS_PER_CHARACTER, CHARACTER_F1, MEASURES
 from llm_qa.evaluation.scoring import text_scores
 

@@ -19,9 +19,10 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedTokenizerFast
 
-from llm_qa.console import progress, say
+from llm_qa.console import UserError, progress, say
 from llm_qa.data.prompts import ANSWER_TAG, CONTEXT_TAG, QUESTION_TAG
 from llm_qa.data.records import QARecord
+from llm_qa.data.tokenization import encode_texts
 
 EOS = "<|endoftext|>"
 VERSION = 1  # of everything below that shapes the result; part of the cache key
@@ -51,7 +52,10 @@ def documents(records: Iterable[QARecord]) -> list[str]:
 
 
 def embedded_model(records: Iterable[QARecord]) -> Path:
-    """Folder of the embedded model for these records: from the cache, else built (under 90 s on 2 cores)."""
+    """Folder of the embedded model for these records: from the cache, else built (under 90 s on 2 cores).
+
+    Raises UserError where the cache cannot be written to.
+    """
     texts = documents(records)
     settings = [VERSION, VOCABULARY, SHAPE, CONTEXT, STEPS, ROWS, ROW_LENGTH, LEARNING_RATE, DROPOUT]
     key = hashlib.sha256(json.dumps([settings, texts], ensure_ascii=False).encode()).hexdigest()[:16]
@@ -62,8 +66,14 @@ def embedded_model(records: Iterable[QARecord]) -> Path:
     say(f"embedded model: building a small GPT-NeoX from {len(texts):,} training texts")
     staged = folder.with_name(f".{folder.name}.{os.urandom(8).hex()}.part")
     try:
+        staged.mkdir(parents=True)  # before the model is trained
         build(texts, staged)
         put_in_place(staged, folder)
+    except OSError as error:
+        raise UserError(
+            f"The embedded model cannot be kept in {folder.parent} ({error.strerror or error}): set LLM_QA_CACHE to a "
+            "folder that can be written to."
+        ) from error
     finally:
         shutil.rmtree(staged, ignore_errors=True)
     return folder
@@ -128,7 +138,7 @@ def train_language_model(texts: list[str], tokenizer: PreTrainedTokenizerFast) -
     stream = torch.cat(
         [
             torch.tensor([*ids, tokenizer.eos_token_id])
-            for ids in tokenizer([f" {text}" for text in texts], add_special_tokens=False, verbose=False)["input_ids"]
+            for ids in encode_texts(tokenizer, [f" {text}" for text in texts])
         ]
     )
     state = torch.get_rng_state()

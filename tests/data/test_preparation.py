@@ -149,6 +149,46 @@ def test_raw_files_named_to_training_are_prepared_once(source, tmp_path, monkeyp
     assert "already holds" in capsys.readouterr().out
 
 
+def test_data_that_is_prepared_already_is_one_folder_without_flags(source, tmp_path, monkeypatch):
+    monkeypatch.setenv("LLM_QA_DATA", str(tmp_path / "data"))
+    one, two = str(prepared_folder([str(source)])), str(prepared_folder(None))
+    for paths in ([one, two], [str(source), two]):
+        with pytest.raises(
+            UserError, match="--data takes one prepared folder, or raw files, and .* is a folder among 2"
+        ):
+            prepared_folder(paths)
+    with pytest.raises(UserError, match="is prepared already, so flags that say how to prepare do nothing"):
+        prepared_folder([one], PreparationOptions(line_breaks="join"))
+
+
+def test_other_options_are_another_folder_and_a_damaged_one_is_made_again(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("LLM_QA_DATA", str(tmp_path / "data"))
+    source = tmp_path / "raw.csv"
+    rows = "".join(f'{i}번은 왜 그런가요?,"{i}) 하나\n둘"\n' for i in range(40))
+    source.write_text(f"질문,답변\n{rows}가?,\n", encoding="utf-8")
+    kept = prepared_folder([str(source)])
+    said = capsys.readouterr().out
+    assert "rejected: 1 no answer" in said
+    assert f"prepared data: {kept}" in said
+    joined = prepared_folder([str(source)], PreparationOptions(line_breaks="join"))
+    assert joined != kept
+    assert {"\n" in record.answers[0] for record in load_split(kept, "train")} == {True}
+    assert {"\n" in record.answers[0] for record in load_split(joined, "train")} == {False}
+    files.split_file(kept, "test").write_text("", encoding="utf-8")
+    assert prepared_folder([str(source)]) == kept
+    assert load_split(kept, "test")
+    capsys.readouterr()
+    monkeypatch.setattr(Path, "mkdir", None)  # nothing is written where the same data lies there already
+    assert prepared_folder([str(source)]) == kept
+    assert "rejected: 1 no answer" in capsys.readouterr().out
+
+
+def test_a_folder_that_cannot_be_made_names_what_decides_it(source, monkeypatch):
+    monkeypatch.setenv("LLM_QA_DATA", "/proc/data")
+    with pytest.raises(UserError, match="LLM_QA_DATA /proc/data/raw-[0-9a-f]+ cannot be"):
+        prepared_folder([str(source)])
+
+
 def test_the_bundled_data_has_the_original_layout_and_is_sound(tmp_path):
     manifest = prepare([bundled_file("train.csv")], tmp_path / "out", PreparationOptions())
     assert manifest["rejected"] == 0
@@ -176,7 +216,7 @@ def test_the_bundled_questions_are_not_in_the_bundled_records():
 @pytest.mark.skipif(not SHARED_CHATBOT.exists(), reason="no ../shared/data/chatbot_qa.csv beside the project")
 def test_a_strangers_file_is_read_whole_in_either_encoding(tmp_path):
     manifest = prepare([SHARED_CHATBOT], tmp_path / "utf8", PreparationOptions())
-    assert (manifest["rows_read"], manifest["kept"], manifest["rejected"]) == (11823, 11740, 83)
+    assert (manifest["rows_read"], manifest["kept"], manifest["rejected"]) == (11823, 11750, 73)
     assert manifest["texts_in_several_splits"] == {"questions": 0, "answers": 0}
     copy = tmp_path / SHARED_CHATBOT.name
     copy.write_bytes(SHARED_CHATBOT.read_text(encoding="utf-8").encode("cp949"))

@@ -24,6 +24,13 @@ def test_decomposed_hangul_is_composed(tokenizer):
     assert encode_prompts(tokenizer, [(decomposed, "")]) == encode_prompts(tokenizer, [(composed, "")])
 
 
+def test_line_breaks_of_answers_and_contexts_are_learned_and_asked(tokenizer):
+    answer, context = "1) 말립니다.\n2) 바릅니다.\n\n- 끝", "첫 줄\n둘째 줄"
+    document = encode_documents(tokenizer, [("왜\n그런가요?", answer, context)])[0]
+    text = f"### 맥락: {context}\n\n### 질문: 왜 그런가요?\n\n### 답변: {answer}<|endoftext|>"
+    assert tokenizer.decode(document.input_ids) == text
+
+
 def test_the_trained_span_is_marked(tokenizer):
     document = encode_documents(tokenizer, [("왜?", "그래서.", "")])[0]
     assert show_document(tokenizer, document, "answer") == "### 질문: 왜?\n\n### 답변:⟦ 그래서.<|endoftext|>⟧"

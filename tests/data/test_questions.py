@@ -6,6 +6,7 @@ import pytest
 
 from llm_qa.console import UserError
 from llm_qa.data.questions import harmless, read_question, read_questions, write_answers
+from llm_qa.data.text import normalize_lines
 
 
 def test_the_original_test_csv(tmp_path):
@@ -55,3 +56,4 @@ def test_a_typed_question_is_judged_like_one_of_a_file():
         with pytest.raises(UserError, match="The question"):
             read_question(bad)
     assert read_question("", "The --context", may_be_empty=True) == ""
+    assert read_question("첫 줄 \n둘째", "The --context", tidy=normalize_lines) == "첫 줄\n둘째"

@@ -10,7 +10,7 @@ import pytest
 
 from llm_qa.console import UserError
 from llm_qa.data.readers import read_files
-from llm_qa.data.rows import ColumnNames
+from llm_qa.data.readers.rows import ColumnNames
 
 WIDE = '''id,질문_1,질문_2,category,답변_1,답변_2,답변_3,답변_4,답변_5
 TRAIN_000,면진장치가 뭐야?,면진장치란 무엇인가요?,건축구조,답 하나.,답 둘.,답 셋.,답 넷.,답 다섯.
@@ -70,7 +70,7 @@ def test_long_csv_finds_sensible_names(tmp_path, header):
     result = read(tmp_path, f"{header}\n왜요?,그래서요.,0\n")
     assert result.records[0].pairs() == [("왜요?", "그래서요.")]
     assert result.records[0].category == "", "a label is a category only when a flag says so"
-    assert header.split(",")[2] in result.files[0]["format"]
+    assert result.files[0]["notes"] == [f"columns ignored: {header.split(',')[2]}"]
 
 
 def test_columns_can_be_named(tmp_path):
@@ -128,7 +128,7 @@ def test_every_row_that_is_not_kept_has_its_line_and_reason(tmp_path):
         "다?,  \n"
         "라?,\x01답\n"
         "\n"
-        "가 ?,답.\n"
+        "가?,  답 \n"
         f"마?,{'길다 ' * 40}\n"
         '"바\n?",여러 줄\n'
         "사?,깨진 \ufffd 글자\n"
@@ -188,7 +188,7 @@ def test_a_column_cannot_be_question_and_answer(tmp_path):
     [
         (b"", "is empty"),
         (b"  \n ", "is empty"),
-        (b"PK\x03\x04rest", "is a zip or Excel file"),
+        (b"PK\x03\x04rest", "is a damaged zip or Excel file"),
         (b"\x1f\x8bxx", "is a gzip file"),
         (b"<!DOCTYPE html><html>", "is a web page"),
         (bytes(range(256)) * 4, "is neither UTF-8 nor cp949 text"),
@@ -196,8 +196,9 @@ def test_a_column_cannot_be_question_and_answer(tmp_path):
         ("질문,답변\n".encode(), "has a header but no rows"),
         ("질문,답변\n,\n".encode(), "has a header but no rows"),
         ("질문,답변\n?,\n".encode(), "None of the 1 rows can be used; the first, bad.csv, line 2: no answer"),
-        (b'{"data": 3}', "without KorQuAD's"),
-        (b"[1, 2]", "without KorQuAD's"),
+        (b'{"data": 3}', r"no question or answer among its keys \(data\), which --question-column and --answer-column"),
+        (b"[1, 2]", "None of the 2 rows can be used; the first, .* not a JSON record"),
+        (b'{\n"version": 3}', "without KorQuAD's"),
         (b'"', "no .*header|no question column"),
     ],
 )
@@ -306,7 +307,7 @@ def test_columns_named_where_there_are_none(tmp_path):
     lines = '{"question": "가?", "answer": "답"}\n'
     columns = ColumnNames(("Q",), category="c")
     with pytest.raises(
-        UserError, match="--question-column, --category-column names .* data.csv is JSONL: leave it out"
+        UserError, match=r"--question-column, --category-column names a column or key that data.csv \(JSONL\) does not"
     ):
         read(tmp_path, lines, columns=columns)
     table = write(tmp_path, "Q,A,c\n나?,둘,일상\n", "table.csv")
@@ -323,8 +324,8 @@ def test_a_pipe_is_not_waited_for(tmp_path):
 
 
 def test_a_line_too_long_for_memory_costs_its_own_row(tmp_path, monkeypatch):
-    monkeypatch.setattr("llm_qa.data.csv_rows.LONGEST_LINE_CHARACTERS", 100)
-    monkeypatch.setattr("llm_qa.data.json_rows.LONGEST_LINE_CHARACTERS", 100)
+    monkeypatch.setattr("llm_qa.data.readers.csv.LONGEST_LINE_CHARACTERS", 100)
+    monkeypatch.setattr("llm_qa.data.readers.json.LONGEST_LINE_CHARACTERS", 100)
     long = "a" * 101
     for text in (f"질문,답변\n{long},답\n나?,둘\n", f'{{"question": "나?", "answer": "둘"}}\n{{"answer": "{long}"}}\n'):
         result = read(tmp_path, text)

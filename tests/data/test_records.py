@@ -2,6 +2,7 @@
 
 import json
 import tracemalloc
+from dataclasses import replace
 
 import pytest
 
@@ -88,12 +89,38 @@ def test_every_split_asked_for_gets_a_record(count):
 
 
 def test_too_few_records_and_one_giant_group_are_refused():
-    with pytest.raises(UserError, match="too few for train"):
+    with pytest.raises(
+        UserError, match=r"2 records are too few for train \+ validation \+ test: give more data, or set"
+    ):
         split_records([record(1), record(2)])
     yes = [record(i, answers=["네."]) for i in range(10)] + [record(i) for i in range(10, 14)]
     with pytest.raises(UserError, match=r"10 of 14 records share .*--group-by questions"):
         split_records(yes)
     assert len(split_records(yes, by_answers=False)["test"]) >= 1
+
+
+def test_the_remedy_that_is_named_is_one_that_helps():
+    yes_and_no = [record(i, answers=[("예", "아니요")[i % 2]]) for i in range(1000)]
+    with pytest.raises(UserError, match="500 of 1,000 records share .*--group-by questions") as error:
+        split_records(yes_and_no)
+    assert "give more data" not in str(error.value)
+    assert len(split_records(yes_and_no, by_answers=False)["test"]) == 100
+    one_question = [record(i, ["같은 질문?"]) for i in range(10)]
+    for by_answers in (True, False):
+        with pytest.raises(UserError, match="give more data") as error:
+            split_records(one_question, by_answers=by_answers)
+        assert "--group-by" not in str(error.value)
+
+
+def test_an_instruction_that_many_records_share_ties_none_together():
+    """A chat's system message, or Alpaca's instruction with another input each time."""
+    chats = [replace(record(i, context="너는 도우미다."), system="너는 도우미다.") for i in range(20)]
+    tasks = [record(100 + i, ["요약하세요"], context=f"원문 {i}") for i in range(20)]
+    splits = split_records([*chats, *tasks])
+    assert [len(splits[name]) for name in files.SPLITS] == [32, 4, 4]
+    assert crossing_texts(splits) == {"questions": 0, "answers": 0}
+    same_start = [replace(chats[i], context="너는 도우미다.\n\n질문: 가?\n\n답변: 나") for i in (0, 1)]
+    assert group_records(same_start) == [same_start]
 
 
 def test_load_split_refuses_what_was_changed(tmp_path):

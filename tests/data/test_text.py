@@ -7,9 +7,11 @@ import pytest
 
 from llm_qa.console import UserError
 from llm_qa.data.text import (
+    LINE_BREAKS,
     Cleaning,
     comparable,
     normalize,
+    normalize_lines,
     original_cleaning,
     read_stopwords,
     remove_function_words,
@@ -31,6 +33,13 @@ def test_normalisation_composes_and_collapses_and_changes_nothing_else():
     assert normalize(unicodedata.normalize("NFD", "  벽지가\t들떴어요!\n 1.5m ")) == "벽지가 들떴어요! 1.5m"
 
 
+def test_line_breaks_and_indentation_inside_a_text_stay():
+    text = "\r\n 1)  벽지를\u3000바릅니다. \r\n\t- 합지\n  - 실크\n\n\n2) 말립니다.\u20283) 봅니다.\n \n"
+    kept = "1) 벽지를 바릅니다.\n\t- 합지\n  - 실크\n\n\n2) 말립니다.\n3) 봅니다."
+    assert LINE_BREAKS["keep"](text) == normalize_lines(text) == normalize_lines(kept) == kept
+    assert LINE_BREAKS["join"](text) == "1) 벽지를 바릅니다. - 합지 - 실크 2) 말립니다. 3) 봅니다."
+
+
 def test_comparable_texts_differ_in_more_than_spaces_and_signs():
     assert comparable("벽지가 들떴 어요?") == comparable("벽지가 들떴어요！")
     assert comparable("ＡＢ １") == comparable("ab1")
@@ -45,6 +54,12 @@ def test_original_trap_cleaning_flips_negation(stopword_file):
 
 def test_original_trap_cleaning_joins_numbers():
     assert original_cleaning("폭은 1.5m, 두께 2~3mm(최대)") == "폭은 15m 두께 23mm최대"
+
+
+def test_cleaning_joins_no_words_over_a_line_break(stopword_file):
+    text = "1) 벽지\n2) 그다지 마루"
+    assert Cleaning.from_options("original").answer(text) == "1 벽지 2 그다지 마루"
+    assert Cleaning.from_options("none", str(stopword_file)).answer(text) == "1) 벽지\n2) 마루"
 
 
 def test_original_cleaning_drops_jamo_and_hanja():

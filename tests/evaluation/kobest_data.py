@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from llm_qa import files
-from llm_qa.evaluation.kobest import SPLIT_FILES, TASKS
+from llm_qa.data.readers.kobest import SPLIT_FILES, TASKS
 
 
 def kobest_row(task: str, i: int) -> dict:

@@ -8,8 +8,9 @@ from transformers import AutoModelForCausalLM
 
 from llm_qa import files
 from llm_qa.console import UserError
+from llm_qa.data.readers.kobest import TASKS
 from llm_qa.evaluation.choices import macro_f1
-from llm_qa.evaluation.kobest import TASKS, check_data, compare_tasks, load_harness, published_scores, score_model
+from llm_qa.evaluation.kobest import check_data, compare_tasks, load_harness, published_scores, score_model
 
 from .kobest_data import kobest_row, make_kobest
 

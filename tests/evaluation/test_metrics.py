@@ -16,7 +16,7 @@ from llm_qa.evaluation.metrics.measures import (
     normalize_korquad,
 )
 from llm_qa.evaluation.metrics.morphemes import repetition
-from llm_qa.evaluation.scoring import score_predictions
+from llm_qa.evaluation.scoring import score_predictions, text_scores
 
 from .fixtures import make_rows
 
@@ -41,6 +41,12 @@ SENTENCE = "실크 벽지는 완전히 말린 뒤 시공합니다."
 )
 def test_normalisation_is_korquads(text, normalized):
     assert normalize_korquad(text) == normalized
+
+
+def test_where_an_answer_breaks_its_lines_changes_no_measure():
+    lines, joined = "1) 벽지를 말립니다.\n2) 풀을 바릅니다.\n\n- 끝", "1) 벽지를 말립니다. 2) 풀을 바릅니다. - 끝"
+    assert text_scores(lines, (joined,)) == text_scores(joined, (joined,)) == text_scores(lines, (lines,))
+    assert text_scores(lines, (joined,))["exact_match"] == 1
 
 
 @pytest.mark.parametrize(

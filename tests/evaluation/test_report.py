@@ -174,6 +174,20 @@ def test_answers_are_only_text(tmp_path, hostile):
         ElementTree.fromstring(svg.read_text(encoding="utf-8"))
 
 
+def test_line_breaks_of_answers_are_shown(tmp_path):
+    run = make_run(tmp_path / "runs")
+    for label in (files.TUNED, files.BASE):
+        rows = make_rows(tuned=label == files.TUNED)
+        texts = {"references": ["하나\n둘", "셋"], "prediction": f"{label}\n다섯"}
+        make_evaluation(run, [row | texts for row in rows], label=label)
+    text, twin = written([run], tmp_path / "out")
+    assert "<li>하나\n둘</li>" in text
+    assert ".references li { white-space: pre-line; }" in text, "or HTML would show them as spaces"
+    assert '<div class="text" lang="ko">tuned\n다섯</div>' in text
+    assert "하나<br>둘" in twin
+    assert "tuned<br>다섯" in twin
+
+
 def test_markdown_text_has_no_live_markup():
     text = markdown_text("[x](http://a.b) ![y](z) `c` *d* _e_ <i> a|b www.a.b me@b.c\n~~f~~")
     assert text == (

@@ -4,6 +4,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from llm_qa.console import UserError
 from llm_qa.models import tiny
 from llm_qa.models.loading import load_tokenizer
 
@@ -21,6 +22,13 @@ def test_it_is_built_once_and_found_again(quick, records, capsys):
     assert tiny.embedded_model(records) == first
     assert "from the cache" in capsys.readouterr().out
     assert tiny.embedded_model(records[:10]) != first
+
+
+def test_a_cache_that_cannot_be_written_to_is_one_sentence_before_anything_is_trained(records, monkeypatch):
+    monkeypatch.setenv("LLM_QA_CACHE", "/proc/cache")
+    monkeypatch.setattr(tiny, "build", None)
+    with pytest.raises(UserError, match="cannot be kept in /proc/cache .*: set LLM_QA_CACHE to a folder"):
+        tiny.embedded_model(records)
 
 
 def test_two_builds_are_equal_to_the_last_bit(quick, records, tmp_path):

@@ -9,8 +9,8 @@ from evaluation.kobest_data import make_kobest
 from transformers import AutoModelForCausalLM
 
 from llm_qa import files
+from llm_qa.data.readers.kobest import TASKS
 from llm_qa.evaluation.choices import compare_choices
-from llm_qa.evaluation.kobest import TASKS
 from llm_qa.models.loading import save_tokenizer
 
 

@@ -40,7 +40,10 @@ def test_an_impossible_output_folder_and_useless_flags_are_one_line_and_code_2(t
     for flags, sentence in [
         (["--out", tmp_path / "file" / "out"], "file is a file: name another folder."),
         (["--out", tmp_path / "out", "--stopwords-scope", "questions"], "does nothing without --stopwords."),
-        ([lines, "--out", tmp_path / "out", "--answer-column", "A"], "--answer-column names columns of a CSV"),
+        (
+            [lines, "--out", tmp_path / "out", "--answer-column", "A"],
+            "--answer-column names a column or key that",
+        ),
     ]:
         done = run_script("scripts/prepare_data.py", *flags)
         assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from llm_qa import files
 from llm_qa.console import format_seconds
+from llm_qa.data.readers.kobest import TASKS
 from llm_qa.evaluation.grouping import CLOSENESS, NEW
-from llm_qa.evaluation.kobest import KOBEST_MEASURES, MACRO_F1, TASKS, published_scores
+from llm_qa.evaluation.kobest import KOBEST_MEASURES, MACRO_F1, published_scores
 from llm_qa.evaluation.metrics.catalogue import (
     BITS_PER_CHARACTER,
     CHARACTER_F1,

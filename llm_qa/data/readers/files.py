@@ -1,28 +1,27 @@
 """Files -> rows -> records. Strict: every row is kept or rejected with its file, line and reason.
 
-Formats are told by content: wide CSV (질문_1.. 답변_1..), long CSV (one question and one answer column), JSONL records,
-KorQuAD / SQuAD JSON. An own reader on the csv module, because `datasets` takes "NA" for nothing, lets control
-characters pass and shifts every column of a row with one comma too many, in silence.
+Formats are told by content: CSV and Excel workbooks, wide (질문_1.. 답변_1..) or long (one question and one answer
+column), JSON records in several shapes, KorQuAD / SQuAD JSON. An own reader on the csv module, because `datasets` takes
+"NA" for nothing, lets control characters pass and shifts every column of a row with one comma too many, in silence.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from llm_qa.console import UserError, progress
-from llm_qa.data.csv_rows import csv_rows
-from llm_qa.data.decoding import decode
-from llm_qa.data.json_rows import jsonl_rows, korquad_rows
+from llm_qa.data.decoding import decode_bytes, read_bytes
+from llm_qa.data.readers.csv import all_rows
+from llm_qa.data.readers.json import read_json_text
+from llm_qa.data.readers.rows import ColumnNames, Row, Table
+from llm_qa.data.readers.table import read_table
+from llm_qa.data.readers.xlsx import ZIP, read_sheet
 from llm_qa.data.records import QARecord
-from llm_qa.data.rows import ColumnNames, Row
-from llm_qa.data.text import comparable, flaw, normalize, visible
+from llm_qa.data.text import LINE_BREAKS, flaw, normalize, visible
 from llm_qa.files import sha256_file
-
-LARGEST_DOCUMENT_CHARACTERS = 128_000_000  # of one JSON document, which is in memory as a whole
 
 
 @dataclass(frozen=True)
@@ -62,35 +61,41 @@ class ReadResult:
 
 
 def read_files(
-    paths: list[str | Path], columns: ColumnNames | None = None, *, max_characters: int = 4096
+    paths: list[str | Path],
+    columns: ColumnNames | None = None,
+    *,
+    max_characters: int = 4096,
+    sheet: str | None = None,
+    line_breaks: str = "keep",
 ) -> ReadResult:
     """Read several files into records.
 
+    `sheet` is of the Excel workbooks among them, `line_breaks` (a key of LINE_BREAKS) of answers and contexts. A row is
+    a duplicate of an earlier one where all texts are equal but for white space.
+
     Raises UserError for a file that is not what it claims (missing, empty, binary, HTML, unknown layout), when columns
-    are named and no file has any, and when no row of all files can be used.
+    or a sheet are named and no file has any, and when no row of all files can be used.
     """
     columns = columns or ColumnNames()
     result = ReadResult()
     seen: dict[tuple, str] = {}
     numbers: dict[str, int] = {}
+    columns_used = False
     for file_number, path in enumerate(map(Path, paths)):
-        text, encoding = decode(path)
-        kind, rows = find_format(path, text, columns)
+        table, encoding = open_table(path, columns, sheet)
+        columns_used |= table.columns_used
         before = (len(result.records), len(result.rejected))
-        for row in progress(rows, what=f"reading {path.name}", unit="rows"):
+        for row in progress(table.rows, what=f"reading {path.name}", unit="rows"):
             result.rows_read += 1
-            record, reason = judge(row, max_characters)
+            record, reason = judge(row, max_characters, LINE_BREAKS[line_breaks])
             if record is not None:
-                key = (
-                    frozenset(map(comparable, record.questions)),
-                    frozenset(map(comparable, record.answers)),
-                    record.context,
-                )
-                here = f"{path.name}, line {row.line}"
+                # On one line: where line breaks are kept, they do not make another text of it.
+                texts = (frozenset(map(normalize, each)) for each in (record.questions, record.answers))
+                key = (*texts, normalize(record.context))
                 if key in seen:
                     record, reason = None, f"duplicate of {seen[key]}"
                 else:
-                    seen[key] = here
+                    seen[key] = f"{path.name}, line {row.line}"
             if record is None:
                 shown = row.raw or " | ".join(text[:200] for text in [*row.questions, *row.answers])
                 result.rejected.append(Rejected(path.name, row.line, reason, visible(shown[:200])[:200]))
@@ -104,20 +109,23 @@ def read_files(
         result.files.append(
             {
                 "file": path.name,
-                "format": kind,
+                "format": table.format,
                 "encoding": encoding,
                 "sha256": sha256_file(path),
                 "rows_read": kept + rejected,
                 "kept": kept,
                 "rejected": rejected,
+                "notes": table.notes,
             }
         )
     assert result.rows_read == len(result.records) + len(result.rejected)
-    if columns.flags() and not any("CSV" in item["format"] for item in result.files):
+    if columns.flags() and not columns_used:
         raise UserError(
-            f"{', '.join(columns.flags())} names columns of a CSV and {result.files[0]['file']} is "
-            f"{result.files[0]['format']}: leave it out."
+            f"{', '.join(columns.flags())} names a column or key that {result.files[0]['file']} "
+            f"({result.files[0]['format']}) does not have: leave it out, or name one that it has."
         )
+    if sheet is not None and not any("Excel" in account["format"] for account in result.files):
+        raise UserError(f"--sheet {sheet} names a sheet of an Excel workbook, and there is none: leave it out.")
     if not result.records:
         first = result.rejected[0]
         raise UserError(
@@ -127,42 +135,32 @@ def read_files(
     return result
 
 
-def find_format(path: Path, text: str, columns: ColumnNames) -> tuple[str, Iterator[Row]]:
-    """(name, rows) of a text by what it looks like. Raises UserError when it is none of the known layouts."""
-    start = text.lstrip("\ufeff \t\r\n")
-    if not start.startswith(("{", "[")):
-        return csv_rows(path, text, columns)
-    first_line = start.partition("\n")[0].strip()
-    if len(first_line) > LARGEST_DOCUMENT_CHARACTERS:
-        raise UserError(
-            f"{path} is one JSON line of more than {LARGEST_DOCUMENT_CHARACTERS:,} characters: split it into files."
-        )
-    try:
-        first = json.loads(first_line)
-        whole = not isinstance(first, dict) or not isinstance(first.get("data", ""), str)
-    except ValueError:
-        whole = path.suffix != ".jsonl"
-    except RecursionError:
-        raise UserError(f"{path} is nested too deeply to be question-answer data.") from None
-    if not whole:
-        return "JSONL", jsonl_rows(text)
-    if len(text) > LARGEST_DOCUMENT_CHARACTERS:
-        raise UserError(
-            f"{path} is one JSON document of more than {LARGEST_DOCUMENT_CHARACTERS:,} characters: split it into files."
-        )
-    return "KorQuAD JSON", korquad_rows(path, text)
+def open_table(path: Path, columns: ColumnNames, sheet: str | None = None) -> tuple[Table, str]:
+    """(table, name of the encoding) of a file by what it looks like; UserError when it is none of the known layouts."""
+    data = read_bytes(path)
+    if data.startswith(ZIP):
+        rows, notes = read_sheet(path, data, sheet)
+        table = read_table(path, "Excel", lambda: iter(rows), columns)
+        return replace(table, notes=[*notes, *table.notes]), "-"
+    text, encoding = decode_bytes(path, data)
+    if text.lstrip("\ufeff \t\r\n").startswith(("{", "[")):
+        return read_json_text(path, text, columns), encoding
+    return read_table(path, "CSV", lambda: all_rows(text), columns), encoding
 
 
-def judge(row: Row, max_characters: int) -> tuple[QARecord | None, str]:
-    """(record, "") of a row that can be used, or (None, the reason) of one that cannot."""
+def judge(row: Row, max_characters: int, tidy: Callable[[str], str]) -> tuple[QARecord | None, str]:
+    """(record, "") of a row that can be used, or (None, the reason) of one that cannot.
+
+    `tidy` normalises answers and contexts; a question is one line.
+    """
     if row.problem:
         return None, row.problem
     for text in (row.id, *row.questions, *row.answers, row.category, row.context):
         if reason := flaw(text):
             return None, reason
     questions = tuple(dict.fromkeys(text for text in map(normalize, row.questions) if text))
-    answers = tuple(dict.fromkeys(text for text in map(normalize, row.answers) if text))
-    context = normalize(row.context)
+    answers = tuple(dict.fromkeys(text for text in map(tidy, row.answers) if text))
+    context = tidy(row.context)
     if not questions:
         return None, "empty question"
     if not answers:
@@ -170,7 +168,7 @@ def judge(row: Row, max_characters: int) -> tuple[QARecord | None, str]:
     longest = max(map(len, questions)) + max(map(len, answers)) + len(context)
     if longest > max_characters:
         return None, f"too long for the context: {longest:,} characters, at most {max_characters:,} (--max-characters)"
-    return QARecord(normalize(row.id), questions, answers, normalize(row.category), context), ""
+    return QARecord(normalize(row.id), questions, answers, normalize(row.category), context, tidy(row.system)), ""
 
 
 def unique_id(name: str, numbers: dict[str, int]) -> str:

@@ -1,0 +1,67 @@
+"""The flags that say how raw files are prepared: the same words for prepare_data.py and for train.py --data RAW."""
+
+from __future__ import annotations
+
+import argparse
+
+from llm_qa.data.preparation import PreparationOptions
+from llm_qa.data.readers.rows import ColumnNames
+from llm_qa.data.text import LINE_BREAKS
+
+
+def add_preparation_flags(parser: argparse.ArgumentParser) -> None:
+    """All of PreparationOptions but the seed of the split, which is another word in train.py."""
+    defaults = PreparationOptions()
+    group = parser.add_argument_group("how raw files are prepared")
+    for name in ("question", "answer"):
+        group.add_argument(
+            f"--{name}-column", action="append", default=[], help=f"column or JSON key of the {name}; repeatable"
+        )
+    for name in ("category", "context", "id"):
+        group.add_argument(f"--{name}-column", help=f"column or JSON key of the {name}")
+    group.add_argument("--sheet", help="of an Excel workbook: a sheet's name or number (default: the first)")
+    group.add_argument(
+        "--line-breaks",
+        default=defaults.line_breaks,
+        choices=tuple(LINE_BREAKS),
+        help="inside answers and contexts: keep them, or join the lines",
+    )
+    group.add_argument(
+        "--cleaning", default=defaults.cleaning, choices=("none", "original"), help="original: as its notebooks did"
+    )
+    group.add_argument("--stopwords", help="a stopword file, or 'morphemes' (kiwipiepy finds particles)")
+    group.add_argument("--stopwords-scope", choices=("none", "questions", "all"), help="default: all")
+    for name in ("validation", "test"):
+        share = getattr(defaults, name)
+        group.add_argument(f"--{name}", type=float, default=share, help=f"share of the records (default {share})")
+    group.add_argument(
+        "--group-by",
+        default=defaults.group_by,
+        choices=("both", "questions"),
+        help="records that share a question or an answer (both) stay in one split; questions: only a question",
+    )
+    group.add_argument(
+        "--max-characters", type=int, default=defaults.max_characters, help="longest question + answer + context"
+    )
+
+
+def preparation_options(flags: argparse.Namespace) -> PreparationOptions:
+    """What the flags of add_preparation_flags say."""
+    return PreparationOptions(
+        columns=ColumnNames(
+            tuple(flags.question_column),
+            tuple(flags.answer_column),
+            flags.category_column,
+            flags.id_column,
+            flags.context_column,
+        ),
+        cleaning=flags.cleaning,
+        stopwords=flags.stopwords,
+        stopwords_scope=flags.stopwords_scope,
+        validation=flags.validation,
+        test=flags.test,
+        group_by=flags.group_by,
+        max_characters=flags.max_characters,
+        sheet=flags.sheet,
+        line_breaks=flags.line_breaks,
+    )

@@ -1,0 +1,51 @@
+"""Conversations, as chat data keeps them: a list of turns -> the last question, its answer, and what came before.
+
+Two forms: OpenAI's {"role": "user", "content": ".."} and ShareGPT's {"from": "human", "value": ".."}.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+CONVERSATION_KEYS = ("messages", "conversations", "conversation")
+ROLES = {
+    **dict.fromkeys(("system", "developer"), "system"),
+    **dict.fromkeys(("user", "human", "prompter"), "user"),
+    **dict.fromkeys(("assistant", "gpt", "chatgpt", "bot", "model"), "assistant"),
+}
+
+
+def conversation_in(value: dict[str, Any]) -> list[Any] | None:
+    """The list of turns of a JSON record; None where it holds no conversation."""
+    return next((value[key] for key in CONVERSATION_KEYS if isinstance(value.get(key), list)), None)
+
+
+def read_conversation(turns: list[Any]) -> tuple[str, str, str, str]:
+    """(question, answer, context, system) of a conversation whose last answer is what is learned.
+
+    The context is its start: the system message, then the turns before that question, a paragraph each. `system` is the
+    system message alone, which many conversations share. Raises ValueError for a conversation of another form.
+    """
+    spoken = [_turn(turn) for turn in turns]
+    while spoken and spoken[-1][0] != "assistant":
+        spoken.pop()  # a last question that nobody answered
+    if len(spoken) < 2 or spoken[-2][0] != "user":
+        raise ValueError("a conversation without a question and the assistant's answer to it")
+    *earlier, (_, question), (_, answer) = spoken
+    system = "\n\n".join(text for role, text in earlier if role == "system")
+    names = {"user": "질문: ", "assistant": "답변: "}
+    history = [names[role] + text for role, text in earlier if role != "system"]
+    return question, answer, "\n\n".join(filter(None, [system, *history])), system
+
+
+def _turn(turn: Any) -> tuple[str, str]:
+    """(role, text) of one turn."""
+    if not isinstance(turn, dict):
+        raise ValueError("a turn of the conversation is not an object")
+    role, text = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
+    known = ROLES.get(role.casefold()) if isinstance(role, str) else None
+    if known is None:
+        raise ValueError(f"a turn of the conversation has the role {str(role)[:40]!r}, not system, user or assistant")
+    if not isinstance(text, str):
+        raise ValueError("a turn of the conversation is not text")
+    return known, text
