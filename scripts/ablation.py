@@ -23,7 +23,8 @@ from llm_qa.console import EXIT_USER_ERROR, UserError, format_table, run_script,
 from llm_qa.data.records import load_split
 from llm_qa.evaluation.comparison import compare_predictions, correct
 from llm_qa.evaluation.metrics.catalogue import BITS_PER_CHARACTER, CHARACTER_F1, MEASURES, UNKNOWN
-from llm_qa.evaluation.templates.views import format_p
+from llm_qa.evaluation.templates.views import format_p, reading_text
+from llm_qa.evaluation.verdict import count_words
 
 SCRIPTS = Path(__file__).parent
 LOSSES = ("answer", "everything")
@@ -109,13 +110,17 @@ def difference_table(runs: Runs) -> str:
         for key in COMPARED:
             values, signed = comparison["metrics"][key], MEASURES[key].format_difference
             span = f"{signed(values['low'])} to {signed(values['high'])}"
-            cells += [signed(values["difference"]), span, format_p(values["p_holm"]), values["reading"] or UNKNOWN]
+            cells += [
+                signed(values["difference"]),
+                span,
+                format_p(values["p_holm"]),
+                reading_text(values, comparison) or UNKNOWN,
+            ]
         rows.append([cleaning, f"loss on {loss}", *cells])
     titles = [title for key in COMPARED for title in (MEASURES[key].title, "95% interval", "p (Holm)", "is")]
-    counts = f"{compared[0]['records']:,} records, {compared[0]['questions']:,} questions"
     return (
         f"{format_table(['minus raw, loss on answer', '', *titles], rows)}\n"
-        f"{counts}. Intervals and tests are over records: another seed of training may differ by more."
+        f"{count_words(compared[0])}. Intervals and tests are over groups: another seed of training may differ by more."
     )
 
 

@@ -27,6 +27,7 @@ from llm_qa.evaluation.templates.overview import (
     ranking_rows,
 )
 from llm_qa.evaluation.templates.views import COST_HEADER, cost_rows, group_rows, original_rows, score_rows, settings
+from llm_qa.evaluation.verdict import count_words
 
 HTML, MARKDOWN = "report.html", "report.md"
 GROUP_STEMS = {CATEGORY: "categories", QUESTION_TYPE: "question-types", ANSWER_LENGTH: "answer-lengths"}
@@ -95,6 +96,7 @@ def render(report: Report, drawn: dict[str, Plot]) -> tuple[str, str]:
         "f1": MEASURES[CHARACTER_F1].format,
         "evaluate_command": evaluate_command,
         "tone": {BETTER: "good", WORSE: "bad"},
+        "count_words": count_words,
     }
 
     return (
@@ -137,7 +139,7 @@ def final_screen(report: Report) -> str:
             ]
             for row in _score_rows(run, report)
         ]
-        title = f"{run.name}: {report.split} split, {scores['records']:,} records, {scores['questions']:,} questions"
+        title = f"{run.name}: {report.split} split, {count_words(scores)}"
         table = format_table(["", "base", "tuned", "difference", "95% interval", "tuned is"], rows)
         blocks.append(f"{title}\n\n{table}\n\n{run.verdict.text}")
     return visible("\n\n".join(blocks))
