@@ -147,13 +147,21 @@ def main() -> int:
             variant = ["--data", folder, "--run", runs[cleaning, loss], "--loss-on", loss]
             run("train.py", options.recipe, *variant, *base, *training)
             share_base_answers(runs)
-            run("evaluate.py", "--run", runs[cleaning, loss], "--base")
+            run("evaluate.py", "--run", runs[cleaning, loss], "--base", *same_limit(runs))
     out = Path("reports") / options.name
     run("report.py", *runs.values(), "--out", out)
     tables = f"{score_table(runs)}\n\n{difference_table(runs)}"
     files.write_text(out / "ablation.txt", tables + "\n")
     say(f"\n{tables}\nwritten to {out}")
     return 0
+
+
+def same_limit(runs: Runs) -> list[str]:
+    """Flags that let every variant answer at the length of the first, whose training answers decide it."""
+    scores = files.evaluation_dir(next(iter(runs.values())), "test") / files.SCORES
+    if not scores.is_file():
+        return []
+    return ["--max-new-tokens", str(files.read_json(scores)["generation"]["max_new_tokens"])]
 
 
 def share_base_answers(runs: Runs) -> None:

@@ -36,18 +36,16 @@ def connected(keys: Sequence[Iterable[Hashable]]) -> list[int]:
 
 
 def text_keys(
-    questions: Iterable[str], answers: Iterable[str], context: str = "", *, by_answers: bool = True
+    questions: Iterable[str], answers: Iterable[str], passage: str = "", *, by_answers: bool = True
 ) -> list[tuple[str, str]]:
-    """What makes two records one group when both have it: a question, an answer (if `by_answers`), or the context.
+    """What makes two records one group when both have it: a question, an answer (if `by_answers`), or the passage.
 
-    With a context the same answer (a name, a date) says nothing: it is the passage that is shared.
+    With a passage the same answer (a name) or question ("요약하세요") says nothing: it is the passage that is shared.
     """
+    if passage:
+        return [("passage", comparable(passage))]
     keys = [("question", comparable(text)) for text in questions]
-    if context:
-        keys.append(("context", comparable(context)))
-    elif by_answers:
-        keys += [("answer", comparable(text)) for text in answers]
-    return keys
+    return keys + [("answer", comparable(text)) for text in answers] if by_answers else keys
 
 
 def group_records(records: Sequence[QARecord], *, by_answers: bool = True) -> list[list[QARecord]]:

@@ -25,6 +25,7 @@ from llm_qa.evaluation.templates.overview import (
     measured,
     ranking_header,
     ranking_rows,
+    trained_on,
 )
 from llm_qa.evaluation.templates.views import COST_HEADER, cost_rows, group_rows, original_rows, score_rows, settings
 from llm_qa.evaluation.verdict import count_words
@@ -124,8 +125,8 @@ def write_report(report: Report, out: str | Path) -> Path:
 
 
 def final_screen(report: Report) -> str:
-    """The short base-vs-tuned tables for the terminal, a run after another, each with its verdict."""
-    blocks = []
+    """What was trained on, then the short base-vs-tuned tables for the terminal, run by run, each with its verdict."""
+    blocks = trained_on(report)
     for run in report.runs:
         scores = run.tuned["scores"]
         rows = [

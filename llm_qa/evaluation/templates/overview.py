@@ -33,7 +33,24 @@ def measured(report: Report) -> tuple[str, ...]:
 
 
 def headline(report: Report) -> str:
-    """The page in two sentences: the best tuned model, what it clearly beats, and what copying gives beside it."""
+    """The page's first lines: what was trained on, the best tuned model, what it clearly beats, what copying gives."""
+    return " ".join([*trained_on(report), _best(report)])
+
+
+def trained_on(report: Report) -> list[str]:
+    """['5 of 9 test questions stand in the training data.'], run by run where there are several; [] where none does."""
+    counts = {run.name: (run.tuned.get("contamination") or {}).get("trained_on_questions") for run in report.runs}
+    found = {name: count for name, count in counts.items() if count}
+    if not found:
+        return []
+    asked = f"{report.runs[0].tuned['scores']['questions']:,} {report.split} questions"
+    if len(report.runs) == 1:
+        return [f"{next(iter(found.values())):,} of {asked} stand in the training data."]
+    whose = _listed([f"{name} ({count:,})" for name, count in found.items()])
+    return [f"Of {asked} some stand in the training data of {whose}."]
+
+
+def _best(report: Report) -> str:
     by_rank = {entry.rank: entry for entry in report.entries}
     best = next(entry for entry in report.entries if entry.label == files.TUNED)
     others = [entry for entry in report.entries if entry.label == files.TUNED and entry is not best]
