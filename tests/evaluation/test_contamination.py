@@ -61,7 +61,7 @@ def test_the_nearest_answer_is_that_of_the_slow_search():
 
 
 def test_copied_answers_are_predictions_without_bits():
-    row = nearest_rows(question_rows([TRAINING[1]]), TRAINING)[0]
+    row = nearest_rows(question_rows([TRAINING[1]], {"T1": "T1"}), TRAINING)[0]
     assert row["prediction"] == "7일 말린 뒤 깝니다."
     scores = score_predictions([row])
     assert scores["metrics"]["character_f1"]["value"] == 1.0

@@ -119,6 +119,7 @@ def test_the_static_decoder_gives_the_answers_of_the_plain_one(neox_folder, toke
     questions = [(question, "") for record in records[:6] for question in record.questions]
     questions.append(("무엇인가요?", "맥락 " * 600))  # cut to the model's context
     settings = GenerationSettings(max_new_tokens=12)
+    questions = fit_questions(tokenizer, model.config, questions, settings)
     decoder = static_decoder(model, tokenizer, questions, settings, 5)
     static = generate_answers(model, tokenizer, questions, settings, decoder=decoder)
     assert static == generate_answers(model, tokenizer, questions, settings, batch_size=1)
