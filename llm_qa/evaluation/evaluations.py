@@ -94,10 +94,6 @@ def load_evaluation(run: Path, split: str, label: str, data: str = "") -> Evalua
         raise UserError(
             f"{folder / files.SCORES} lacks scores that the report shows (an older version wrote it): {again}."
         )
-    if "record_groups" not in scores:
-        say(f"{folder}: an older version scored it, with intervals over records: scored again, over groups of records")
-        document = {**document, "scores": score_predictions(rows, seed=scores.get("seed", 0))}
-        return document, rows
     found = {"records": len({row["id"] for row in rows}), "questions": len(rows)}
     for what, count in found.items():
         if scores.get(what) != count:
@@ -105,6 +101,9 @@ def load_evaluation(run: Path, split: str, label: str, data: str = "") -> Evalua
                 f"{folder / files.SCORES} is of {scores.get(what)} {what}, but {files.PREDICTIONS} beside it holds "
                 f"{count}: {again}."
             )
+    if "record_groups" not in scores:
+        say(f"{folder}: an older version scored it, with intervals over records: scored again, over groups of records")
+        document = {**document, "scores": score_predictions(rows, seed=scores.get("seed", 0))}
     return document, rows
 
 

@@ -1,15 +1,14 @@
 """Questions longer than the model's context."""
 
-from types import SimpleNamespace
-
 import pytest
+from transformers import GPT2Config
 
 from llm_qa.console import UserError
 from llm_qa.data.prompts import encode_prompts
 from llm_qa.evaluation.fitting import fit_questions
 from llm_qa.evaluation.generation import GenerationSettings
 
-CONFIG = SimpleNamespace(max_position_embeddings=96)
+CONFIG = GPT2Config(n_positions=96)
 SETTINGS = GenerationSettings(max_new_tokens=16)
 LONG = "벽지가 들뜨면 풀을 다시 바릅니다 " * 40
 
@@ -28,7 +27,7 @@ def test_the_beginning_of_a_passage_is_left_out_and_said(tokenizer, capsys):
     assert question == asked[1][0]
     assert asked[1][1].endswith(context)
     assert context
-    room = CONFIG.max_position_embeddings - SETTINGS.max_new_tokens
+    room = CONFIG.n_positions - SETTINGS.max_new_tokens
     assert room - 8 < len(encode_prompts(tokenizer, [fitted[1]])[0]) <= room, "as much of it as fits"
     assert "1 of 2 questions do not fit into the model's context of 96 tokens" in capsys.readouterr().out
 

@@ -443,6 +443,20 @@ def test_an_older_evaluation_without_a_measure_says_what_to_run(run):
     refused([run], "an older version wrote it.*scripts/evaluate.py")
 
 
+def test_an_evaluation_that_took_records_for_independent_is_scored_again_over_groups(run, tmp_path, capsys):
+    """As older versions wrote them: no `group` in the rows, no `record_groups`; two records share a text."""
+    for label in ("tuned", "base"):
+        folder = files.evaluation_dir(run, "test", label=label)
+        rows = files.read_jsonl(folder / files.PREDICTIONS)
+        rows[0]["references"][0] = rows[2]["references"][0]
+        files.write_jsonl(folder / files.PREDICTIONS, [{k: v for k, v in row.items() if k != "group"} for row in rows])
+        document = files.read_json(folder / files.SCORES)
+        del document["scores"]["record_groups"]
+        files.write_json(folder / files.SCORES, document)
+    assert "12 records in 11 groups, 24 questions" in written([run], tmp_path / "out")[1]
+    assert "scored again, over groups of records" in capsys.readouterr().out
+
+
 def test_a_thousand_predictions_are_under_two_megabytes(run, tmp_path):
     for label in ("tuned", "base"):
         rows = [

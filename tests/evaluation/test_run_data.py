@@ -3,10 +3,12 @@
 import pytest
 
 from llm_qa import files
+from llm_qa.config import Recipe
 from llm_qa.console import UserError
 from llm_qa.data.preparation import PreparationOptions, prepare
 from llm_qa.data.records import load_split
 from llm_qa.evaluation.run_data import data_name, data_of_run, evaluated_in, groups_of_split, training_records
+from llm_qa.models.loading import base_of_run
 
 
 @pytest.fixture
@@ -30,6 +32,15 @@ def test_a_relative_path_is_found_from_any_folder(project, tmp_path_factory, mon
     files.write_json(run / "environment.json", {})
     with pytest.raises(UserError, match="name prepared data with --data"):
         data_of_run(run)
+
+
+def test_a_relative_base_model_is_found_from_any_folder(project, tmp_path_factory, monkeypatch):
+    run, base = project / "runs" / "one", project / "models" / "base"
+    base.mkdir(parents=True)
+    monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
+    assert base_of_run(run, Recipe(model="models/base")) == str(base)
+    assert base_of_run(run, Recipe(model="skt/kogpt2-base-v2")) == "skt/kogpt2-base-v2"
+    assert base_of_run(run, Recipe(model="embedded")) == str(run / "base")
 
 
 def test_other_data_has_a_folder_of_its_own(project):
