@@ -49,13 +49,17 @@ def evaluation_dir(run_dir: str | Path, split: str, label: str = TUNED, data: st
 
 
 def found_from(path: str | Path, run_dir: str | Path) -> Path:
-    """A relative path of a run, which was written where training began: from here, else from a folder above the run.
+    """A relative path that a run wrote where it was trained, as it is reached from here.
 
-    The path as it is where it is found nowhere, so that a message names what was written.
+    It is looked for in the folders above the run, nearest first, and else here, where another project may have one of
+    the same name. The path as written where it is found nowhere, so that a message names that.
     """
     path = Path(path)
-    above = () if path.is_absolute() else Path(run_dir).resolve().parents
-    return next((place for place in (path, *(folder / path for folder in above)) if place.exists()), path)
+    if path.is_absolute():
+        return path
+    places = (folder / path for folder in Path(run_dir).resolve().parents)
+    found = next((place for place in places if place.exists()), path)
+    return path if found.resolve() == path.resolve() else found
 
 
 def is_prepared(path: str | Path) -> bool:

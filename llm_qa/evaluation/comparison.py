@@ -29,7 +29,7 @@ from llm_qa.evaluation.scoring import (
     resampled_ratios,
 )
 
-TRIALS = 10_000  # of the randomisation test where not every swap is tried: its smallest p is then 1 / 10,001
+TRIALS = 10_000  # of the randomisation test where not every swap is tried, at least: its smallest p is then 1 / 10,001
 ALPHA = 1 - CONFIDENCE
 
 BETTER, WORSE, UNCLEAR, MIXED, FEW = "better", "worse", "not distinguishable", "mixed", "too few records"
@@ -41,6 +41,7 @@ def compare_predictions(
     *,
     seed: int = 0,
     resamples: int = RESAMPLES,
+    trials: int = TRIALS,
     name: str = "this run",
     groups: bool = True,
 ) -> dict[str, Any]:
@@ -66,10 +67,11 @@ def compare_predictions(
     grouped = group_rows(tuned_rows) if groups else {}
     parts = {grouping: {name: part(places) for name, places in of.items()} for grouping, of in grouped.items()}
     whole = paired_differences(base, tuned, seed=seed, resamples=resamples)
-    for p_value, values in zip(randomisation_p_values(base, tuned, seed=seed), whole["metrics"].values(), strict=True):
+    p_values = randomisation_p_values(base, tuned, seed=seed, trials=trials)
+    for p_value, values in zip(p_values, whole["metrics"].values(), strict=True):
         testable = values["better"] and values["difference"] is not None
         values["p_value"] = p_value if testable else None
-    settings = {"confidence": CONFIDENCE, "resamples": resamples, "trials": TRIALS, "seed": seed}
+    settings = {"confidence": CONFIDENCE, "resamples": resamples, "trials": trials, "seed": seed}
     return correct([{**whole, "groups": parts, **settings}])[0]
 
 
@@ -103,6 +105,11 @@ def _swaps(groups: int, *, seed: int, trials: int) -> Iterator[np.ndarray]:
     block = max(1, 2_000_000 // groups)
     for begin in range(0, trials, block):
         yield generator.integers(0, 2, size=(min(block, trials - begin), groups)).astype(np.float64)
+
+
+def trials_needed(tests: int) -> int:
+    """Trials with which a result among `tests` can be significant: twice the tests over 5%, TRIALS at least."""
+    return max(TRIALS, round(2 * tests / ALPHA))
 
 
 def groups_needed(tests: int) -> int:

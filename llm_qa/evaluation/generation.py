@@ -76,6 +76,8 @@ def answer_limit(run: Path) -> int:
 
     Says where it comes from. Training writes the percentile, with the end token, into training.json.
     """
+    if not (run / files.RECIPE).is_file():
+        return SHORTEST_LIMIT  # no run at all, which is refused when it is loaded
     training = files.read_json(run / files.TRAINING) if (run / files.TRAINING).is_file() else {}
     longest = training.get(files.ANSWER_TOKENS)
     if not isinstance(longest, int):

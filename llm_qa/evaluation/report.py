@@ -15,7 +15,7 @@ import yaml
 
 from llm_qa import files
 from llm_qa.console import UserError
-from llm_qa.evaluation.comparison import compare_predictions
+from llm_qa.evaluation.comparison import compare_predictions, trials_needed
 from llm_qa.evaluation.evaluations import (
     Evaluation,
     asked,
@@ -28,7 +28,7 @@ from llm_qa.evaluation.evaluations import (
 )
 from llm_qa.evaluation.kobest import tested_tasks
 from llm_qa.evaluation.metrics.catalogue import UNKNOWN, is_number
-from llm_qa.evaluation.ranking import Duel, Entry, compare_entries, rank_entries
+from llm_qa.evaluation.ranking import Duel, Entry, compare_entries, most_tests, rank_entries
 from llm_qa.evaluation.run_data import evaluated_in
 from llm_qa.evaluation.samples import Sample, choose_samples
 from llm_qa.evaluation.verdict import Verdict, verdict
@@ -120,16 +120,16 @@ def load_report(
         check_same_data(str(first.path), one, str(folder.path), other, remedy)
         check_same_questions(first.path, asked(rows), folder.path, asked(others), remedy)
 
-    against_base = {}
-    for i, folder in enumerate(folders):
-        if folder.evaluations[files.BASE]:
-            (_, base_rows), (_, rows) = folder.evaluations[files.BASE], folder.evaluations[files.TUNED]
-            against_base[i] = compare_predictions(
-                base_rows, rows, seed=seed, resamples=resamples, name=str(folder.path)
-            )
     entries = rank_entries(names, [f.evaluations for f in folders], [f.hours for f in folders])
     kobest = {i: tested_tasks(folder.kobest) for i, folder in enumerate(folders) if folder.kobest}
-    ranking = compare_entries(entries, against_base, kobest, seed=seed, resamples=resamples)
+    with_base = [i for i, folder in enumerate(folders) if folder.evaluations[files.BASE]]
+    trials = trials_needed(most_tests(entries, len(with_base), len(kobest)))
+    how = {"seed": seed, "resamples": resamples, "trials": trials}
+    against_base = {}
+    for i in with_base:
+        (_, base_rows), (_, rows) = folders[i].evaluations[files.BASE], folders[i].evaluations[files.TUNED]
+        against_base[i] = compare_predictions(base_rows, rows, name=str(folders[i].path), **how)
+    ranking = compare_entries(entries, against_base, kobest, **how)
     runs = [
         _run_report(folder, ranking.against_base.get(i), ranking.kobest.get(i), samples=samples, seed=seed)
         for i, folder in enumerate(folders)

@@ -14,6 +14,7 @@ from llm_qa.evaluation.comparison import (
     holm,
     paired_differences,
     randomisation_p_values,
+    trials_needed,
 )
 from llm_qa.evaluation.grouping import with_groups
 from llm_qa.evaluation.metrics.catalogue import MEASURES
@@ -91,6 +92,7 @@ def test_deterministic_in_any_order_and_json():
 def test_a_verdict_needs_as_many_groups_as_the_pages_tests_ask_for():
     """p is at least 2^(1 - n): .05 takes 6 groups for one test, 9 for eleven, 10 for twenty-five."""
     assert [groups_needed(tests) for tests in (1, 11, 25)] == [6, 9, 10]
+    assert [trials_needed(tests) for tests in (11, 700)] == [10_000, 28_000], "1 / 10,001 is too much for 700 tests"
     for groups, decided in ((8, False), (9, True)):
         base, tuned = (make_rows(tuned=tuned)[: 2 * groups] for tuned in (False, True))
         for row in (*base, *tuned):

@@ -85,6 +85,7 @@ def test_nothing_is_cut_in_silence(model, tokenizer):
 )
 def test_answers_may_be_as_long_as_the_runs_training_answers(tmp_path, capsys, written, limit):
     files.write_json(tmp_path / files.TRAINING, written)
+    files.write_text(tmp_path / files.RECIPE, "model: embedded\n")
     assert named_settings("greedy", run=tmp_path).max_new_tokens == limit
     told = capsys.readouterr().out
     assert f"--max-new-tokens {limit}: " in told

@@ -1,5 +1,7 @@
 """What a run was trained on, and the folder for evaluations of other data."""
 
+from pathlib import Path
+
 import pytest
 
 from llm_qa import files
@@ -28,6 +30,8 @@ def test_a_relative_path_is_found_from_any_folder(project, tmp_path_factory, mon
     monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
     run = project / "runs" / "one"
     assert data_of_run(run) == project / "data" / "mine"
+    Path("data/mine").mkdir(parents=True)
+    assert data_of_run(run) == project / "data" / "mine", "not another project's of the same name"
     assert len(training_records(run, data_of_run(run))) == len(load_split(project / "data" / "mine", "train"))
     files.write_json(run / "environment.json", {})
     with pytest.raises(UserError, match="name prepared data with --data"):
