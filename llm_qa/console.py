@@ -23,7 +23,7 @@ class Failed(RuntimeError):
 
 
 class StoppedEarly(Exception):
-    """Training ended before its last step with everything saved; the same command goes on."""
+    """The work ended before its end with everything saved; the same command goes on."""
 
 
 def is_main_process() -> bool:
@@ -98,8 +98,8 @@ def run_script(
     `speaks` says whether this process tells the user of an error; a script whose ranks can fail alone gives
     `ranks.first_to_say`.
 
-    A UserError becomes one line on stderr and exit code 2, a Failed one line and 1. Any other exception keeps its
-    traceback and ends with 1.
+    A UserError becomes one line on stderr and exit code 2, a Failed or Ctrl-C one line and 1. Any other exception keeps
+    its traceback and ends with 1. A script that keeps what it has done catches Ctrl-C and raises StoppedEarly.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # Korean must survive LANG=C and Windows consoles
@@ -117,6 +117,10 @@ def run_script(
     except StoppedEarly as stop:
         say(str(stop))
         sys.exit(EXIT_STOPPED_EARLY)
+    except KeyboardInterrupt:
+        if is_main_process():
+            print("error: stopped by Ctrl-C", file=sys.stderr, flush=True)
+        sys.exit(EXIT_FAILED)
     except BrokenPipeError:  # the reader (`| head`) went away; nothing is left to say
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(EXIT_FAILED)

@@ -25,8 +25,10 @@ CHECKPOINTS = "checkpoints"
 ADAPTER = "adapter"
 MODEL = "model"
 TRAINING = "training.json"
+ANSWER_TOKENS = "answer_tokens_99"  # in training.json: 99 of 100 training answers have no more tokens, the end counted
 
-# Evaluation: runs/<name>/eval/<split>/, and <split>-base/, <split>-nearest/ beside it
+# Evaluation: runs/<name>/eval/<split>/, and <split>-base/, <split>-nearest/ beside it; of other data than the run's own
+# in eval/<data>-<sha256, 8 digits>/
 PREDICTIONS = "predictions.jsonl"
 SCORES = "scores.json"
 TUNED, BASE, NEAREST = "tuned", "base", "nearest"  # whose answers: the run's, its untuned base's, training answers
@@ -38,9 +40,26 @@ def split_file(data_dir: str | Path, split: str) -> Path:
     return Path(data_dir) / f"{split}.jsonl"
 
 
-def evaluation_dir(run_dir: str | Path, split: str, label: str = TUNED) -> Path:
-    """Where predictions and scores lie: `eval/<split>/` of the run's model, `eval/<split>-<label>/` of the others."""
-    return Path(run_dir) / "eval" / (split if label == TUNED else f"{split}-{label}")
+def evaluation_dir(run_dir: str | Path, split: str, label: str = TUNED, data: str = "") -> Path:
+    """Where predictions and scores lie: `eval/<split>/` of the run's model, `eval/<split>-<label>/` of the others.
+
+    `data` is the folder in between for data that is not the run's own (`run_data.data_name`).
+    """
+    return Path(run_dir) / "eval" / data / (split if label == TUNED else f"{split}-{label}")
+
+
+def found_from(path: str | Path, run_dir: str | Path) -> Path:
+    """A relative path that a run wrote where it was trained, as it is reached from here.
+
+    It is looked for in the folders above the run, nearest first, and else here, where another project may have one of
+    the same name. The path as written where it is found nowhere, so that a message names that.
+    """
+    path = Path(path)
+    if path.is_absolute():
+        return path
+    places = (folder / path for folder in Path(run_dir).resolve().parents)
+    found = next((place for place in places if place.exists()), path)
+    return path if found.resolve() == path.resolve() else found
 
 
 def is_prepared(path: str | Path) -> bool:

@@ -23,7 +23,8 @@ from llm_qa.console import EXIT_USER_ERROR, UserError, format_table, run_script,
 from llm_qa.data.records import load_split
 from llm_qa.evaluation.comparison import compare_predictions, correct
 from llm_qa.evaluation.metrics.catalogue import BITS_PER_CHARACTER, CHARACTER_F1, MEASURES, UNKNOWN
-from llm_qa.evaluation.templates.views import format_p
+from llm_qa.evaluation.templates.views import format_p, reading_text
+from llm_qa.evaluation.verdict import count_words
 
 SCRIPTS = Path(__file__).parent
 LOSSES = ("answer", "everything")
@@ -109,13 +110,17 @@ def difference_table(runs: Runs) -> str:
         for key in COMPARED:
             values, signed = comparison["metrics"][key], MEASURES[key].format_difference
             span = f"{signed(values['low'])} to {signed(values['high'])}"
-            cells += [signed(values["difference"]), span, format_p(values["p_holm"]), values["reading"] or UNKNOWN]
+            cells += [
+                signed(values["difference"]),
+                span,
+                format_p(values["p_holm"]),
+                reading_text(values, comparison) or UNKNOWN,
+            ]
         rows.append([cleaning, f"loss on {loss}", *cells])
     titles = [title for key in COMPARED for title in (MEASURES[key].title, "95% interval", "p (Holm)", "is")]
-    counts = f"{compared[0]['records']:,} records, {compared[0]['questions']:,} questions"
     return (
         f"{format_table(['minus raw, loss on answer', '', *titles], rows)}\n"
-        f"{counts}. Intervals and tests are over records: another seed of training may differ by more."
+        f"{count_words(compared[0])}. Intervals and tests are over groups: another seed of training may differ by more."
     )
 
 
@@ -142,13 +147,21 @@ def main() -> int:
             variant = ["--data", folder, "--run", runs[cleaning, loss], "--loss-on", loss]
             run("train.py", options.recipe, *variant, *base, *training)
             share_base_answers(runs)
-            run("evaluate.py", "--run", runs[cleaning, loss], "--base")
+            run("evaluate.py", "--run", runs[cleaning, loss], "--base", *same_limit(runs))
     out = Path("reports") / options.name
     run("report.py", *runs.values(), "--out", out)
     tables = f"{score_table(runs)}\n\n{difference_table(runs)}"
     files.write_text(out / "ablation.txt", tables + "\n")
     say(f"\n{tables}\nwritten to {out}")
     return 0
+
+
+def same_limit(runs: Runs) -> list[str]:
+    """Flags that let every variant answer at the length of the first, whose training answers decide it."""
+    scores = files.evaluation_dir(next(iter(runs.values())), "test") / files.SCORES
+    if not scores.is_file():
+        return []
+    return ["--max-new-tokens", str(files.read_json(scores)["generation"]["max_new_tokens"])]
 
 
 def share_base_answers(runs: Runs) -> None:

@@ -4,6 +4,8 @@ python scripts/ask.py --run runs/tiny "벽지가 들뜨는 이유는 무엇인�
 python scripts/ask.py --run runs/tiny --file test.csv --out answers.csv
 python scripts/ask.py --run runs/tiny
 python scripts/ask.py --model EleutherAI/polyglot-ko-1.3b "..."     a plain model, no run
+
+Stopped (Ctrl-C) in a --file, the answers so far are kept and the same command goes on.
 """
 
 import argparse
@@ -11,22 +13,15 @@ from pathlib import Path
 
 import torch
 
-from llm_qa.config import make_recipe
 from llm_qa.console import UserError, run_script, say
 from llm_qa.data.prompts import encode_prompts
-from llm_qa.data.questions import read_question, read_questions, write_answers
+from llm_qa.data.questions import check_csv_name, read_question, read_questions, write_answers
 from llm_qa.data.text import normalize_lines
-from llm_qa.evaluation.generation import (
-    DECODERS,
-    GenerationSettings,
-    check_decoder,
-    generate_answers,
-    named_settings,
-    static_decoder,
-)
-from llm_qa.models.loading import base_of_run, load_base, load_run, load_tokenizer, run_recipe
-from llm_qa.models.quantization import gpu_capability, resolve_precision
-from llm_qa.models.shapes import model_config
+from llm_qa.evaluation.asking import answer_file, find_source
+from llm_qa.evaluation.batches import forget
+from llm_qa.evaluation.fitting import fit_questions
+from llm_qa.evaluation.generation import DECODERS, MAX_NEW_TOKENS_HELP, GenerationSettings, named_settings
+from llm_qa.models.loading import load_tokenizer
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -39,9 +34,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--base-precision", default="16bit", help="of --model: nf4, 16bit, bf16, fp16 or fp32")
     parser.add_argument("--context", default="", help="a passage that the question is about")
     parser.add_argument("--file", type=Path, help="CSV of questions (id, 질문)")
+    parser.add_argument("--question-column", help="the question column of --file, where it has another name")
+    parser.add_argument("--id-column", help="the id column of --file (default: id or 번호, else the row's number)")
     parser.add_argument("--out", type=Path, help="CSV to write the answers of --file to")
     parser.add_argument("--batch-size", type=int, default=16, help="questions of --file answered at once")
-    parser.add_argument("--max-new-tokens", type=int, help="longest answer in tokens (default 128; original: 300)")
+    parser.add_argument("--max-new-tokens", type=int, help=MAX_NEW_TOKENS_HELP)
     parser.add_argument(
         "--sampling", default="greedy", choices=("greedy", "original"), help="original: as the original notebooks did"
     )
@@ -55,6 +52,10 @@ def parse_arguments() -> argparse.Namespace:
         raise UserError(f"--decoder {options.decoder} answers the questions of a --file: name one, or leave it out.")
     if options.file and options.question:
         raise UserError("Give a question or --file, not both.")
+    if columns := [name for name in ("question_column", "id_column") if getattr(options, name) and not options.file]:
+        raise UserError(f"--{columns[0].replace('_', '-')} names a column of a --file: name one, or leave it out.")
+    if options.out:
+        check_csv_name(options.out, "--out")
     if options.out and options.out.resolve() == options.file.resolve():
         raise UserError(f"--out {options.out} would overwrite the questions: name another file.")
     for flag in ("batch_size", "max_new_tokens"):
@@ -63,23 +64,18 @@ def parse_arguments() -> argparse.Namespace:
     return options
 
 
-def load(options: argparse.Namespace):
-    """Model and tokenizer of --run or --model."""
-    if options.run:
-        return load_run(options.run)
-    recipe = make_recipe({"model": options.model, "base_precision": options.base_precision}, source="--model")
-    model = load_base(options.model, resolve_precision(recipe, gpu_capability()))
-    return model.eval(), load_tokenizer(options.model)
-
-
 @torch.inference_mode()
 def stream(model, tokenizer, question: str, context: str, settings: GenerationSettings) -> None:
-    """Print an answer as it is generated; a syllable is shown once all of its bytes are there."""
+    """Print an answer as it is generated; a syllable is shown once all of its bytes are there.
+
+    UserError where the question does not fit into the model's context (`fit_questions`).
+    """
     from transformers import TextStreamer
 
+    question, context = fit_questions(tokenizer, model.config, [(question, context)], settings)[0]
     prompt = torch.tensor(encode_prompts(tokenizer, [(question, context)]))
     prompt = prompt.to(model.get_input_embeddings().weight.device)
-    model.generate(
+    output = model.generate(
         input_ids=prompt,
         attention_mask=torch.ones_like(prompt),
         pad_token_id=tokenizer.pad_token_id,
@@ -88,11 +84,13 @@ def stream(model, tokenizer, question: str, context: str, settings: GenerationSe
         streamer=TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True),
         **settings.arguments(),
     )
+    if tokenizer.eos_token_id not in output[0, prompt.shape[1] :]:
+        say(f"(cut after {settings.max_new_tokens:,} tokens: --max-new-tokens)")
 
 
 def converse(model, tokenizer, context: str, settings: GenerationSettings) -> None:
     """Answer questions typed at the prompt until an empty line or the end of input."""
-    say("type a question in Korean; an empty line ends")
+    say("type a question in Korean; an empty line ends, Ctrl-C ends an answer")
     while True:
         try:
             question = read_question(input("질문> "), may_be_empty=True)
@@ -104,29 +102,38 @@ def converse(model, tokenizer, context: str, settings: GenerationSettings) -> No
             continue
         if not question:
             return
-        stream(model, tokenizer, question, context, settings)
+        try:
+            stream(model, tokenizer, question, context, settings)
+        except UserError as error:
+            say(f"{error} Type another.")
+        except KeyboardInterrupt:
+            print()
 
 
 def main() -> int:
     """Phases: questions, model, answers."""
     options = parse_arguments()
-    settings = named_settings(options.sampling, options.max_new_tokens)
-    questions = read_questions(options.file) if options.file else []
+    columns = {"question_column": options.question_column, "id_column": options.id_column}
+    questions = read_questions(options.file, **columns) if options.file else []
     context = read_question(options.context, "The --context", may_be_empty=True, tidy=normalize_lines)
     question = read_question(options.question) if options.question is not None else None
-    if options.decoder != "plain":
-        source = base_of_run(options.run, run_recipe(options.run)) if options.run else options.model
-        check_decoder(options.decoder, settings, model_config(source))
+    settings = named_settings(options.sampling, options.max_new_tokens, run=options.run)
+    whose = {"run": options.run, "model": options.model, "base_precision": options.base_precision}
+    source = find_source(settings, **whose, decoder=options.decoder)
 
-    model, tokenizer = load(options)
     if options.file:
         asked = [(question, context) for _, question in questions]
-        size = options.batch_size
-        decoder = static_decoder(model, tokenizer, asked, settings, size) if options.decoder == "static" else None
-        answers = generate_answers(model, tokenizer, asked, settings, batch_size=size, decoder=decoder)
-        write_answers(options.out, questions, [answer.text for answer in answers])
+        part = options.out.with_name(f".{options.out.name}")
+        how = {"batch_size": options.batch_size, "part": part, "decoder": options.decoder}
+        answers = answer_file(source, asked, settings, **how)
+        write_answers(options.out, questions, answers)
+        forget(part)
         say(f"{len(answers):,} answers written to {options.out}")
-    elif question:
+        return 0
+    if question:  # one that does not fit is refused before the weights are read
+        fit_questions(load_tokenizer(source.tokenizer), source.config, [(question, context)], settings)
+    model, tokenizer = source.load()
+    if question:
         stream(model, tokenizer, question, context, settings)
     else:
         converse(model, tokenizer, context, settings)

@@ -31,7 +31,7 @@ from llm_qa.evaluation.kobest import (
     tested_tasks,
 )
 from llm_qa.evaluation.metrics.catalogue import UNKNOWN
-from llm_qa.evaluation.templates.views import span
+from llm_qa.evaluation.templates.views import reading_text, span
 from llm_qa.models.loading import load_run, run_recipe
 
 
@@ -93,15 +93,15 @@ def main() -> int:
 
 def table(scores: dict) -> str:
     """Macro F1 of every task; the tests are corrected for each other, in a report for all of its page."""
-    tested = correct([tested_tasks(scores)], [tuple(scores["tasks"])])[0]["metrics"]
+    comparison = correct([tested_tasks(scores)], [tuple(scores["tasks"])])[0]
     header = ["macro F1", "records", "base", "tuned", "difference", "95% interval", "tuned is", "base, published"]
     rows = []
-    for task, found in tested.items():
+    for task, found in comparison["metrics"].items():
         published = published_scores(scores["model"], task, scores["num_fewshot"])
         shown, signed = MACRO_F1.format, MACRO_F1.format_difference
         interval = span(found, signed, found["records"]) or UNKNOWN
         rows.append([task, f"{found['records']:,}", shown(found["base"]), shown(found["tuned"])])
-        rows[-1] += [signed(found["difference"]), interval, found["reading"], shown(published)]
+        rows[-1] += [signed(found["difference"]), interval, reading_text(found, comparison), shown(published)]
     return format_table(header, rows)
 
 

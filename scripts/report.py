@@ -10,6 +10,7 @@ compared with base. Ends with the scores on the screen and the report's path.
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from llm_qa.console import run_script, say
 from llm_qa.evaluation.rendering import final_screen, write_report
@@ -22,6 +23,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders, like runs/tiny")
     parser.add_argument("--out", required=True, metavar="FOLDER", help="where the report goes, like reports/tiny")
+    parser.add_argument(
+        "--data", type=Path, metavar="FOLDER", help="prepared data evaluated on (default: what each was trained on)"
+    )
     parser.add_argument("--split", default="test", choices=SPLITS, help="which evaluation to report (default: test)")
     parser.add_argument(
         "--samples", type=int, default=20, metavar="N", help="sample answers of each kind a run (default: 20)"
@@ -38,7 +42,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> None:
     """Read, compare, write, show."""
     options = parse_arguments(arguments)
-    report = load_report(options.runs, split=options.split, seed=options.seed, samples=options.samples)
+    report = load_report(
+        options.runs, split=options.split, data=options.data, seed=options.seed, samples=options.samples
+    )
     path = write_report(report, options.out)
     say(final_screen(report))
     say()

@@ -4,14 +4,17 @@
     python scripts/submit.py --run runs/12.8b --file test.csv --out submission.csv --embedder models/distiluse
 
 Columns id, vec_0 .. vec_511, one row a question, in the order of test.csv. Needs the optional sentence-transformers
-(pip install -e '.[submission]'). --answers also keeps the answers themselves.
+(pip install -e '.[submission]'). --answers also keeps the answers themselves. Stopped (Ctrl-C), the answers so far are
+kept and the same command goes on.
 """
 
 import argparse
 from pathlib import Path
 
 from llm_qa.console import UserError, run_script, say
-from llm_qa.data.questions import read_questions, write_answers
+from llm_qa.data.questions import check_csv_name, read_questions, write_answers
+from llm_qa.evaluation.asking import answer_file, find_source
+from llm_qa.evaluation.batches import forget
 from llm_qa.evaluation.embedding import (
     COMPETITION_DIMENSIONS,
     COMPETITION_EMBEDDER,
@@ -19,8 +22,7 @@ from llm_qa.evaluation.embedding import (
     load_embedder,
     write_submission,
 )
-from llm_qa.evaluation.generation import generate_answers, named_settings
-from llm_qa.models.loading import load_run
+from llm_qa.evaluation.generation import MAX_NEW_TOKENS_HELP, named_settings
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -28,6 +30,8 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, required=True, help="a run folder made by train.py")
     parser.add_argument("--file", type=Path, required=True, help="CSV of questions (id, 질문)")
+    parser.add_argument("--question-column", help="its question column, where it has another name")
+    parser.add_argument("--id-column", help="its id column (default: id or 번호, else the row's number)")
     parser.add_argument("--out", type=Path, default=Path("submission.csv"), help="default: submission.csv")
     parser.add_argument("--answers", type=Path, help="CSV to keep the answers in")
     parser.add_argument(
@@ -37,7 +41,7 @@ def parse_arguments() -> argparse.Namespace:
         help=f"a sentence-transformers hub id or folder (default: {COMPETITION_EMBEDDER})",
     )
     parser.add_argument("--batch-size", type=int, default=16, help="questions answered at once")
-    parser.add_argument("--max-new-tokens", type=int, help="longest answer in tokens (default 128; original: 300)")
+    parser.add_argument("--max-new-tokens", type=int, help=MAX_NEW_TOKENS_HELP)
     parser.add_argument(
         "--sampling", default="greedy", choices=("greedy", "original"), help="original: as the original notebooks did"
     )
@@ -47,6 +51,8 @@ def parse_arguments() -> argparse.Namespace:
             raise UserError(f"--{flag.replace('_', '-')} is {value} and must be at least 1.")
     for flag in ("out", "answers"):
         path = getattr(options, flag)
+        if path:
+            check_csv_name(path, f"--{flag}")
         if path and path.resolve() == options.file.resolve():
             raise UserError(f"--{flag} {path} would overwrite the questions: name another file.")
     return options
@@ -55,13 +61,12 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> int:
     """Phases: questions, embedder, answers, vectors."""
     options = parse_arguments()
-    questions = read_questions(options.file)
+    questions = read_questions(options.file, question_column=options.question_column, id_column=options.id_column)
     embedder = load_embedder(options.embedder)
-    model, tokenizer = load_run(options.run)
-    settings = named_settings(options.sampling, options.max_new_tokens)
-    asked = [(question, "") for _, question in questions]
-    answers = generate_answers(model, tokenizer, asked, settings, batch_size=options.batch_size)
-    texts = [answer.text for answer in answers]
+    settings = named_settings(options.sampling, options.max_new_tokens, run=options.run)
+    source, asked = find_source(settings, run=options.run), [(question, "") for _, question in questions]
+    part = options.out.with_name(f".{options.out.name}")
+    texts = answer_file(source, asked, settings, batch_size=options.batch_size, part=part)
     if options.answers:
         write_answers(options.answers, questions, texts)
     if empty := sum(not text for text in texts):
@@ -70,6 +75,7 @@ def main() -> int:
     if vectors.shape[1] != COMPETITION_DIMENSIONS:
         say(f"warning: --embedder has {vectors.shape[1]} dimensions, the competition's {COMPETITION_DIMENSIONS}")
     write_submission(options.out, [identity for identity, _ in questions], vectors)
+    forget(part)
     say(f"{len(texts):,} answers of {vectors.shape[1]} dimensions written to {options.out}")
     return 0
 

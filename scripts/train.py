@@ -203,6 +203,7 @@ def main() -> int:
         "epochs": state.epoch,
         "records": len(train_records),
         "pairs": len(pairs),
+        files.ANSWER_TOKENS: pairs.answer_tokens(99),
         "tokens": state.num_input_tokens_seen,
         "wall_seconds": round(seconds, 3),
         "start_up_seconds": step_log.start_up_seconds,

@@ -39,6 +39,7 @@ def run_body(path, body: str, **environment) -> subprocess.CompletedProcess:
         ("raise UserError('값이 0 (--seed)')", 2, "", "error: 값이 0 (--seed)\n"),
         ("raise StoppedEarly('saved')", 75, "saved\n", ""),
         ("return 1", 1, "", ""),
+        ("raise KeyboardInterrupt", 1, "", "error: stopped by Ctrl-C\n"),
     ],
 )
 def test_exit_codes_and_what_is_printed(run, body, code, stdout, stderr):

@@ -62,7 +62,10 @@ def try_file(rng: random.Random, folder: Path, data: bytes, rows: int | None) ->
     rejected = files.read_jsonl(out / files.REJECTED)
     splits = [load_split(out, split, may_be_empty=True) for split in files.SPLITS]
     assert manifest["rows_read"] == manifest["kept"] + manifest["rejected"] > 0
-    assert (sum(map(len, splits)), len(rejected)) == (manifest["kept"], manifest["rejected"])
+    assert (sum(map(len, splits)), len(rejected)) == (
+        manifest["kept"] - manifest["merged"],
+        manifest["rejected"],
+    )
     assert [account["kept"] for account in manifest["inputs"]] == [manifest["kept"]]
     assert rows is None or manifest["rows_read"] == rows, f"{manifest['rows_read']} rows read of {rows}"
     assert all(row["line"] >= 1 and row["reason"] for row in rejected)

@@ -54,6 +54,10 @@ class TokenizedPairs:
         """Tokens of each document, int64."""
         return np.diff(self.starts)
 
+    def answer_tokens(self, percentile: float) -> int:
+        """The number of tokens, eos counted, that `percentile` percent of the answers do not exceed."""
+        return int(np.percentile(self.lengths - self.prompt_lengths, percentile, method="higher"))
+
 
 def scratch_folder() -> str:
     """Where tokens lie while a process runs: $TMPDIR, else /var/tmp, which is on a disk where /tmp may be memory."""

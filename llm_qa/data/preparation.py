@@ -14,9 +14,10 @@ from typing import Any
 
 from llm_qa import files
 from llm_qa.console import UserError, format_table, progress, say
+from llm_qa.data.groups import group_records
 from llm_qa.data.readers import read_files
 from llm_qa.data.readers.rows import ColumnNames
-from llm_qa.data.records import QARecord, crossing_texts, group_records, split_records
+from llm_qa.data.records import QARecord, crossing_texts, split_records
 from llm_qa.data.text import Cleaning
 
 SCHEMA_VERSION = 2  # 2: line breaks are kept, and only equal texts are duplicates
@@ -129,6 +130,7 @@ def prepare(
         sheet=options.sheet,
         line_breaks=options.line_breaks,
     )
+    result.merge_same_questions()
     splits = split_records(
         result.records,
         validation=options.validation,
@@ -137,7 +139,7 @@ def prepare(
         by_answers=options.group_by == "both",
     )
     crossing = crossing_texts(splits)
-    largest_group = max(map(len, group_records(result.records, by_answers=options.group_by == "both")))
+    groups = group_records(result.records, by_answers=options.group_by == "both")
     cleaned, emptied = {}, {}
     for split, records in splits.items():
         cleaned[split], emptied[split] = clean_split(records, cleaning)
@@ -163,17 +165,20 @@ def prepare(
             "options": options.to_json(),
             "cleaned_splits": list(CLEANED_SPLITS),
             "rows_read": result.rows_read,
-            "kept": sum(map(len, splits.values())),
+            "kept": sum(account["kept"] for account in result.files),
             "rejected": len(rejected),
+            "merged": result.merged_rows,  # kept rows that ask what another row asks: their answers stand in its record
             "rejected_by_reason": dict(Counter(short_reason(row.reason) for row in rejected).most_common()),
             "splits": {split: describe(records) for split, records in splits.items()},
             "texts_in_several_splits": crossing,
-            "largest_group": largest_group,
+            "groups": len(groups),
+            "largest_group": max(map(len, groups)),
             "sha256": {path.name: files.sha256_file(path) for path in sorted(staged.iterdir())},
         }
         manifest = json.loads(json.dumps(manifest))  # as it will be read back: tuples are lists
         for account in (manifest, *manifest["inputs"]):
             assert account["rows_read"] == account["kept"] + account["rejected"]
+        assert manifest["kept"] == manifest["merged"] + sum(map(len, splits.values()))
         files.write_json(staged / files.MANIFEST, manifest)
         _put_in_place(staged, out, manifest, overwrite)
     except OSError as error:
@@ -253,6 +258,23 @@ def describe(records: list[QARecord]) -> dict[str, Any]:
     }
 
 
+def merged_lines(manifest: dict[str, Any]) -> list[str]:
+    """What the summary says of rows that became one record, and of records that share a text; nothing for none."""
+    records, lines = manifest["kept"] - manifest["merged"], []
+    if manifest["merged"]:
+        lines.append(
+            f"merged: {manifest['merged']:,} rows ask what another row asks, so {manifest['kept']:,} rows are "
+            f"{records:,} records, each with all of its answers"
+        )
+    if manifest["groups"] < records:
+        shared = "a question or an answer" if manifest["options"]["group_by"] == "both" else "a question"
+        lines.append(
+            f"groups: records that share {shared} stay together, so {records:,} records are {manifest['groups']:,} "
+            f"groups, the largest of {manifest['largest_group']:,}"
+        )
+    return lines
+
+
 def summary(manifest: dict[str, Any], out: str | Path) -> str:
     """What is printed: files and how they were read, rejections with their count, splits, the crossing check."""
     inputs = [
@@ -277,6 +299,7 @@ def summary(manifest: dict[str, Any], out: str | Path) -> str:
             f"rejected: {reasons} (each row with its reason: {Path(out) / files.REJECTED})"
             if reasons
             else "rejected: none",
+            *merged_lines(manifest),
             "",
             format_table(["split", "records", "pairs", "categories"], splits),
             f"texts in more than one split: {crossing['questions']:,} questions, {crossing['answers']:,} answers",

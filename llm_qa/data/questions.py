@@ -14,6 +14,7 @@ from llm_qa.data.readers.columns import QUESTION_NAMES, pick, pick_one
 from llm_qa.data.readers.csv import read_header, split_rows
 from llm_qa.data.text import flaw, normalize
 
+ID_NAMES = ("id", "번호", "순번", "no", "no.")
 LONGEST_QUESTION_CHARACTERS = 100_000  # far beyond every model's context
 # What a spreadsheet takes for the start of a formula, in full width too (OWASP, CSV injection).
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
@@ -37,7 +38,9 @@ def read_question(
     return text
 
 
-def read_questions(path: str | Path) -> list[tuple[str, str]]:
+def read_questions(
+    path: str | Path, *, question_column: str | None = None, id_column: str | None = None
+) -> list[tuple[str, str]]:
     """(id, question) of each row of a CSV with a question column; a missing id is the row's number.
 
     Answers must line up with questions, so a bad row is a UserError with its line, not a row left out.
@@ -45,8 +48,8 @@ def read_questions(path: str | Path) -> list[tuple[str, str]]:
     path = Path(path)
     rows = split_rows(decode(path)[0])
     header = read_header(path, rows)
-    column = pick(path, header, (), QUESTION_NAMES, "question")[0]
-    identity = pick_one(path, header, None, ("id",), "id")
+    column = pick(path, header, (question_column,) if question_column else (), QUESTION_NAMES, "question")[0]
+    identity = pick_one(path, header, id_column, ID_NAMES, "id")
     questions: list[tuple[str, str]] = []
     for line, row, problem in rows:
         where = f"{path}, line {line}"
@@ -60,6 +63,12 @@ def read_questions(path: str | Path) -> list[tuple[str, str]]:
     if not questions:
         raise UserError(f"{path} has a header but no questions.")
     return questions
+
+
+def check_csv_name(path: Path, flag: str) -> None:
+    """UserError for the name of another kind of file: a spreadsheet would refuse CSV text that is called .xlsx."""
+    if path.suffix.lower() != ".csv":
+        raise UserError(f"{flag} {path} is written as CSV: give it a name that ends in .csv, which Excel opens too.")
 
 
 def write_answers(path: str | Path, questions: list[tuple[str, str]], answers: list[str]) -> None:

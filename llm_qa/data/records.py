@@ -11,6 +11,7 @@ from typing import Any
 
 from llm_qa import files
 from llm_qa.console import UserError
+from llm_qa.data.groups import group_records
 from llm_qa.data.text import comparable
 
 
@@ -68,36 +69,6 @@ class QARecord:
             value.get("context", ""),
             value.get("system", ""),
         )
-
-
-def group_records(records: list[QARecord], *, by_answers: bool = True) -> list[list[QARecord]]:
-    """Records that share a question (or, `by_answers`, an answer) after normalisation, directly or through others.
-
-    A group is never divided by the split. Groups and their records keep the order of `records`.
-    """
-    parent = list(range(len(records)))
-
-    def root(i: int) -> int:
-        while parent[i] != i:
-            parent[i] = parent[parent[i]]
-            i = parent[i]
-        return i
-
-    first_with: dict[tuple[str, str], int] = {}
-    for index, record in enumerate(records):
-        # With a passage the same answer (a name) or question ("요약하세요") says nothing: the passage counts.
-        if record.passage:
-            keys = [("context", comparable(record.passage))]
-        else:
-            keys = [("question", comparable(text)) for text in record.questions]
-            keys += [("answer", comparable(text)) for text in record.answers] if by_answers else []
-        for key in keys:
-            other = first_with.setdefault(key, index)
-            parent[root(index)] = root(other)
-    groups: dict[int, list[QARecord]] = defaultdict(list)
-    for index, record in enumerate(records):
-        groups[root(index)].append(record)
-    return list(groups.values())
 
 
 def split_records(

@@ -6,6 +6,7 @@ of a .part file, so that a killed evaluation goes on where it was, with as many 
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import time
@@ -113,7 +114,7 @@ class _PartFile:
 
 
 def _part_files(part: Path) -> list[Path]:
-    return sorted(part.parent.glob(f"{part.name}.*.part"))
+    return sorted(part.parent.glob(f"{glob.escape(part.name)}.*.part"))
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:

@@ -51,7 +51,7 @@ def compare_choices(
 
     Returns {"records", "better", "base", "base_low", "base_high", "tuned", "tuned_low", "tuned_high", "difference",
     "low", "high", "p_value"}; intervals and p are None for one item. The p is `comparison.py`'s randomisation test
-    with an item in a record's place.
+    with an item in a group's place.
     """
     classes, (gold, before, after) = _numbered(right, base, tuned)
     cells = np.bincount((gold * classes + before) * classes + after, minlength=classes**3)

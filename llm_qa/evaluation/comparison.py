@@ -1,35 +1,36 @@
-"""Is one model better than another? Both answered the same questions, so records are compared in pairs.
+"""Is one model better than another? Both answered the same questions, so groups of records are compared in pairs.
 
-How much: paired bootstrap over records (Koehn 2004), so that easy and hard records cancel. How sure: a randomisation
-test, which swaps the two models' answers record by record (Riezler & Maxwell 2005), corrected by Holm for every test
-that a page shows. A difference is always tuned minus base; bits per character are better when lower.
+How much: paired bootstrap over groups (Koehn 2004), so that easy and hard questions cancel. How sure: a randomisation
+test, which swaps the two models' answers group by group (Riezler & Maxwell 2005), corrected by Holm for every test
+that a page shows. The unit is the group of records that share a question or an answer: their differences hang
+together, and swapped one by one they would make two equal models look different. A difference is always tuned minus
+base; bits per character are better when lower.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from llm_qa.console import UserError
-from llm_qa.evaluation.grouping import group_rows
+from llm_qa.evaluation.grouping import group_rows, with_groups
 from llm_qa.evaluation.metrics.catalogue import EMBEDDING_COSINE, MEASURES, is_number
 from llm_qa.evaluation.scoring import (
     CONFIDENCE,
     RESAMPLES,
-    RecordSums,
+    GroupSums,
     check_rows,
+    counts,
+    group_sums,
     interval,
     ratios,
-    record_sums,
     resampled_ratios,
 )
 
-TRIALS = 10_000  # of the randomisation test: its smallest p is 1 / 10,001, which Holm's correction leaves room for
+TRIALS = 10_000  # of the randomisation test where not every swap is tried, at least: its smallest p is then 1 / 10,001
 ALPHA = 1 - CONFIDENCE
-# With 5 pairs even five wins out of five happen by chance in 2 of 32 cases (sign test, p = .06): no verdict below 6.
-MINIMUM_RECORDS = 6
 
 BETTER, WORSE, UNCLEAR, MIXED, FEW = "better", "worse", "not distinguishable", "mixed", "too few records"
 
@@ -40,61 +41,91 @@ def compare_predictions(
     *,
     seed: int = 0,
     resamples: int = RESAMPLES,
+    trials: int = TRIALS,
     name: str = "this run",
     groups: bool = True,
 ) -> dict[str, Any]:
     """Paired comparison of two predictions.jsonl of the same questions; JSON-serialisable, deterministic.
 
-    Returns records, questions, metrics {key: {base, tuned, difference, low, high, p_value, p_holm, reading, better,
-    records}} and groups {grouping: {name: the same without p and reading}}. `p_value` is two-sided; `p_holm` and
-    `reading` are corrected for this comparison's own tests: `correct` does it again for a page of several. Without
-    `groups` those are left out.
+    Returns record_groups, records, questions, metrics {key: {base, tuned, difference, low, high, p_value, p_holm,
+    reading, better, groups}} and groups {grouping: {name: the same without p and reading}}. `p_value` is two-sided;
+    `p_holm` and `reading` are corrected for this comparison's own tests: `correct` does it again for a page of several.
+    Without `groups` those are left out.
     Raises UserError when the questions or references differ.
     """
     check_rows(base_rows, f"the base predictions of {name}")
     check_rows(tuned_rows, f"the predictions of {name}")
     base_rows = _matched(base_rows, tuned_rows, name)
-    base_rows, tuned_rows = _known_to_both(base_rows, tuned_rows)
-    base = record_sums(base_rows, what="base answers")
-    tuned = record_sums(tuned_rows, what="tuned answers")
+    base_rows, tuned_rows = _known_to_both(base_rows, with_groups(tuned_rows))
+    base = group_sums(base_rows, what="base answers")
+    tuned = group_sums(tuned_rows, what="tuned answers")
 
     def part(places: list[int]) -> dict[str, Any]:
-        sums = (record_sums([rows[i] for i in places]) for rows in (base_rows, tuned_rows))
-        return _paired(*sums, seed=seed, resamples=resamples)
+        sums = (group_sums([rows[i] for i in places]) for rows in (base_rows, tuned_rows))
+        return paired_differences(*sums, seed=seed, resamples=resamples)
 
     grouped = group_rows(tuned_rows) if groups else {}
     parts = {grouping: {name: part(places) for name, places in of.items()} for grouping, of in grouped.items()}
-    whole = _paired(base, tuned, seed=seed, resamples=resamples)
-    for p_value, values in zip(randomisation_p_values(base, tuned, seed=seed), whole["metrics"].values(), strict=True):
-        testable = values["better"] and values["difference"] is not None and values["records"] > 1
+    whole = paired_differences(base, tuned, seed=seed, resamples=resamples)
+    p_values = randomisation_p_values(base, tuned, seed=seed, trials=trials)
+    for p_value, values in zip(p_values, whole["metrics"].values(), strict=True):
+        testable = values["better"] and values["difference"] is not None
         values["p_value"] = p_value if testable else None
-    settings = {"confidence": CONFIDENCE, "resamples": resamples, "trials": TRIALS, "seed": seed}
+    settings = {"confidence": CONFIDENCE, "resamples": resamples, "trials": trials, "seed": seed}
     return correct([{**whole, "groups": parts, **settings}])[0]
 
 
-def randomisation_p_values(base: RecordSums, tuned: RecordSums, *, seed: int, trials: int = TRIALS) -> list[float]:
-    """Two-sided p of each measure's difference if the two models' answers were exchangeable, record by record.
+def randomisation_p_values(base: GroupSums, tuned: GroupSums, *, seed: int, trials: int = TRIALS) -> list[float]:
+    """Two-sided p of each measure's difference if the two models' answers were exchangeable, group by group.
 
-    In each trial a coin decides for every record whose answers are whose; p is the share of trials that differ as much
-    as the models do, the models themselves counted among them (Davison & Hinkley 1997, 4.2).
+    p is the share of swaps that differ as much as the models do. Every swap is tried where there are no more than
+    `trials` of them; else a coin decides for every group whose answers are whose, `trials` times, and the models
+    themselves are counted among them (Davison & Hinkley 1997, 4.2).
     """
     pair = [(sums.numerators, sums.denominators) for sums in (base, tuned)]
     (base_top, base_low), (tuned_top, tuned_low) = [(top.sum(axis=0), low.sum(axis=0)) for top, low in pair]
     change_top, change_low = (one - other for one, other in zip(*pair, strict=True))
     observed = np.abs(ratios(tuned_top, tuned_low) - ratios(base_top, base_low))
-    generator = np.random.default_rng(seed)
-    extreme = np.ones(len(MEASURES))
-    block = max(1, 2_000_000 // len(base.ids))
-    for begin in range(0, trials, block):
-        swapped = generator.integers(0, 2, size=(min(block, trials - begin), len(base.ids))).astype(np.float64)
-        top, low = (np.einsum("tr,rm->tm", swapped, change) for change in (change_top, change_low))
+    extreme, tried = np.zeros(len(MEASURES)), 0
+    for swapped in _swaps(len(base.names), seed=seed, trials=trials):
+        top, low = (np.einsum("tg,gm->tm", swapped, change) for change in (change_top, change_low))
         differences = ratios(tuned_top + top, tuned_low + low) - ratios(base_top - top, base_low - low)
         extreme += (np.abs(differences) >= observed - 1e-9 * np.maximum(observed, 1)).sum(axis=0)
-    return (extreme / (trials + 1)).tolist()
+        tried += len(swapped)
+    return (extreme / tried).tolist()
+
+
+def _swaps(groups: int, *, seed: int, trials: int) -> Iterator[np.ndarray]:
+    """Blocks of (swaps, groups) float64, 1 where a group's answers change sides; one of them changes none."""
+    if 2**groups <= trials:
+        yield (np.arange(2**groups)[:, None] >> np.arange(groups) & 1).astype(np.float64)
+        return
+    yield np.zeros((1, groups))
+    generator = np.random.default_rng(seed)
+    block = max(1, 2_000_000 // groups)
+    for begin in range(0, trials, block):
+        yield generator.integers(0, 2, size=(min(block, trials - begin), groups)).astype(np.float64)
+
+
+def trials_needed(tests: int) -> int:
+    """Trials with which a result among `tests` can be significant: twice the tests over 5%, TRIALS at least."""
+    return max(TRIALS, round(2 * tests / ALPHA))
+
+
+def groups_needed(tests: int) -> int:
+    """From how many groups on one of `tests` results can be significant after Holm's correction.
+
+    Of the 2^n swaps of n groups at least two (none and all) differ as much as the models do, so p is never below
+    2^(1 - n), and Holm's first step multiplies the smallest p by the number of tests: 9 groups for 11 tests.
+    """
+    groups = 1
+    while max(tests, 1) * 2.0 ** (1 - groups) >= ALPHA:
+        groups += 1
+    return groups
 
 
 def correct(comparisons: Sequence[dict[str, Any]], keys: Sequence[Sequence[str]] | None = None) -> list[dict[str, Any]]:
-    """The comparisons with `p_holm` and `reading` for all their tests together (Holm 1979).
+    """The comparisons with `p_holm`, `reading`, `tests` and `groups_needed` for all their tests together (Holm 1979).
 
     `keys` names the measures that are tested, a list for each comparison (default: all); the others get neither.
     Where "better" and "worse" are said for p_holm below 0.05 alone, the chance that any of a page's is a mistake is at
@@ -113,11 +144,12 @@ def correct(comparisons: Sequence[dict[str, Any]], keys: Sequence[Sequence[str]]
     ]
     for values, p in zip(family, holm([values["p_value"] for values in family]), strict=True):
         values["p_holm"] = p
+    needed = groups_needed(len(family))
     for names, measured in zip(tested, metrics, strict=True):
         for key in names & measured.keys():
-            measured[key]["reading"] = _reading(measured[key])
+            measured[key]["reading"] = _reading(measured[key], needed)
     return [
-        {**comparison, "metrics": measured, "tests": len(family)}
+        {**comparison, "metrics": measured, "tests": len(family), "groups_needed": needed}
         for comparison, measured in zip(comparisons, metrics, strict=True)
     ]
 
@@ -152,7 +184,7 @@ def _matched(base_rows: list[dict], tuned_rows: list[dict], name: str) -> list[d
 
 
 def _known_to_both(base_rows: list[dict], tuned_rows: list[dict]) -> tuple[list[dict], list[dict]]:
-    """Count a reference's bits, and an answer's cosine, only where both models have them."""
+    """Count a reference's bits, and an answer's cosine, only where both models have them, over the tuned's groups."""
 
     def masked(row: dict, other: dict) -> dict:
         pairs = zip(row["reference_bits"], other["reference_bits"], strict=True)
@@ -161,10 +193,11 @@ def _known_to_both(base_rows: list[dict], tuned_rows: list[dict]) -> tuple[list[
         return {**row, "reference_bits": known, EMBEDDING_COSINE: cosine}
 
     pairs = list(zip(base_rows, tuned_rows, strict=True))
-    return [masked(b, t) for b, t in pairs], [masked(t, b) for b, t in pairs]
+    return [masked(b, t) | {"group": t["group"]} for b, t in pairs], [masked(t, b) for b, t in pairs]
 
 
-def _paired(base: RecordSums, tuned: RecordSums, *, seed: int, resamples: int) -> dict[str, Any]:
+def paired_differences(base: GroupSums, tuned: GroupSums, *, seed: int, resamples: int) -> dict[str, Any]:
+    """Counts, and for each measure both models' values and their difference with its 95% interval over groups."""
     width = len(MEASURES)
     numerators = np.hstack([base.numerators, tuned.numerators])
     denominators = np.hstack([base.denominators, tuned.denominators])
@@ -184,16 +217,16 @@ def _paired(base: RecordSums, tuned: RecordSums, *, seed: int, resamples: int) -
             "low": low,
             "high": high,
             "better": measure.better,
-            "records": counted,
+            "groups": counted,
         }
-    return {"records": len(tuned.ids), "questions": int(tuned.questions.sum()), "metrics": metrics}
+    return {**counts(tuned), "metrics": metrics}
 
 
-def _reading(values: dict[str, Any]) -> str | None:
+def _reading(values: dict[str, Any], needed: int) -> str | None:
     """What the corrected test says of a difference; None where the measure has no better side or is not known."""
     if values["better"] is None or values["difference"] is None:
         return None
-    if values["records"] < MINIMUM_RECORDS or values["p_holm"] is None:
+    if values["groups"] < needed or values["p_holm"] is None:
         return FEW
     if values["p_holm"] >= ALPHA:
         return UNCLEAR

@@ -53,8 +53,10 @@ class CharacterIndex:
 def with_closest(rows: list[dict[str, Any]], training: list[QARecord]) -> list[dict[str, Any]]:
     """The rows with `closest_training`: similarity of question and references to the nearest training text of a kind.
 
-    {"question", "answer"}, the answer's the highest over the references; 1 is equal but for case, spaces, punctuation.
+    {"question", "answer", "trained_on"}: the answer's is the highest over the references; 1 is equal but for case,
+    spaces and punctuation; `trained_on` says whether this very question, of the same context, is among them.
     """
+    known = {_what_is_asked(text, record.context) for record in training for text in record.questions}
     questions = CharacterIndex([text for record in training for text in record.questions])
     answers = CharacterIndex([text for record in training for text in record.answers])
     marked = []
@@ -62,8 +64,13 @@ def with_closest(rows: list[dict[str, Any]], training: list[QARecord]) -> list[d
         question = float(questions.similarities(row["question"]).max())
         answer = max(float(answers.similarities(text).max()) for text in row["references"])
         closest = {"question": round(question, 4), "answer": round(answer, 4)}
+        closest["trained_on"] = _what_is_asked(row["question"], row.get("context", "")) in known
         marked.append({**row, "closest_training": closest})
     return marked
+
+
+def _what_is_asked(question: str, context: str) -> tuple[str, str]:
+    return comparable(question), comparable(context)
 
 
 def nearest_answers(questions: list[str], training: list[QARecord]) -> list[str]:
@@ -81,12 +88,13 @@ def nearest_answers(questions: list[str], training: list[QARecord]) -> list[str]
 
 
 def contamination(rows: list[dict[str, Any]]) -> dict[str, int]:
-    """Counts for scores.json: questions of rows with a close question, a close answer, and records with either."""
+    """Counts for scores.json: questions trained on, with a close question, a close answer, and records with either."""
     close = Counter(
         kind for row in rows for kind in ("question", "answer") if row["closest_training"][kind] >= CLOSE_SIMILARITY
     )
     return {
         "similarity_from": CLOSE_SIMILARITY,
+        "trained_on_questions": sum(row["closest_training"]["trained_on"] for row in rows),
         "close_questions": close["question"],
         "close_answers": close["answer"],
         "close_records": len({row["id"] for row in rows if closeness(row) == CLOSE}),

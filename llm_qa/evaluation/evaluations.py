@@ -1,4 +1,4 @@
-"""Reading evaluations back: scores and predictions that are whole and fit together, or a sentence that says why not."""
+"""Evaluations on the disk: written whole, and read back whole and fitting together, or a sentence that says why not."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from llm_qa import files
-from llm_qa.console import UserError
+from llm_qa.console import UserError, say
+from llm_qa.evaluation.contamination import contamination
 from llm_qa.evaluation.metrics.catalogue import MEASURES
-from llm_qa.evaluation.scoring import check_rows
+from llm_qa.evaluation.scoring import check_rows, score_predictions
 
 Evaluation = tuple[dict[str, Any], list[dict[str, Any]]]  # scores.json, predictions.jsonl
 Questions = frozenset[tuple[str, int]]  # (record id, question index) of everything that was asked
@@ -19,9 +20,66 @@ def evaluate_command(run: Path | str, split: str, *, data: str = "") -> str:
     return f"python scripts/evaluate.py --run {run} --base{f' --data {data}' if data else ''} --split {split}"
 
 
-def load_evaluation(run: Path, split: str, label: str) -> Evaluation | None:
-    """(scores.json, predictions); None where nothing was evaluated; UserError where it is incomplete."""
-    folder = files.evaluation_dir(run, split, label)
+# What scores.json says of the answers themselves, beside the data and the scores.
+WHOSE = (
+    "label",
+    "model",
+    "generation",
+    "fingerprint",
+    "seconds",
+    "reference_seconds",
+    "answers_per_second",
+    "processes",
+)
+
+
+def join_answers(questions: list[dict[str, Any]], predictions: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """`question_rows` with the answers of an earlier predictions.jsonl; empty where that is not of these questions."""
+    places = [[(row.get("id"), row.get("question_index")) for row in rows] for rows in (questions, predictions)]
+    if places[0] != places[1]:
+        return []
+    given = ("prediction", "stopped", "generated_tokens", "reference_bits")
+    return [
+        {**row, **{key: answered[key] for key in given}} for row, answered in zip(questions, predictions, strict=True)
+    ]
+
+
+def answered_before(folder: Path, key: str, questions: list[dict]) -> tuple[list[dict], dict] | None:
+    """(rows, whose) of a finished evaluation of the same questions, weights and settings; it is only scored again."""
+    if not (folder / files.SCORES).is_file() or files.read_json(folder / files.SCORES).get("fingerprint") != key:
+        return None
+    document, predictions = files.read_json(folder / files.SCORES), files.read_jsonl(folder / files.PREDICTIONS)
+    rows = join_answers(questions, predictions)
+    return (rows, {key: document[key] for key in WHOSE}) if rows else None
+
+
+def say_what_is_replaced(folder: Path, about: dict[str, Any]) -> None:
+    """Say that answers which stand in `folder` will make room for others, and by which settings these differ."""
+    if not (folder / files.SCORES).is_file():
+        return
+    before = files.read_json(folder / files.SCORES)
+    old, new = ({"model": one.get("model"), **(one.get("generation") or {})} for one in (before, about))
+    different = [f"{name} {old.get(name)} -> {new.get(name)}" for name in new if old.get(name) != new.get(name)]
+    why = ", ".join(different) or "other questions, weights or code"
+    say(f"note: the answers in {folder} are of other settings ({why}) and are replaced when these are complete")
+
+
+def write_evaluation(folder: Path, rows: list[dict], about: dict[str, Any], *, seed: int) -> None:
+    """predictions.jsonl, then scores.json: whoever finds the second finds what it is of."""
+    (folder / files.SCORES).unlink(missing_ok=True)
+    files.write_jsonl(folder / files.PREDICTIONS, rows)
+    found = contamination(rows) if "closest_training" in rows[0] else None
+    scores = score_predictions(rows, seed=seed)
+    files.write_json(folder / files.SCORES, {**about, "contamination": found, "scores": scores})
+    say(f"{about['label']}: {len(rows):,} answers written to {folder}")
+
+
+def load_evaluation(run: Path, split: str, label: str, data: str = "") -> Evaluation | None:
+    """(scores.json, predictions); None where nothing was evaluated; UserError where it is incomplete.
+
+    `data` is `run_data.data_name`. Scores of an older version, which took records for independent, are made again.
+    """
+    folder = files.evaluation_dir(run, split, label, data)
     if not folder.is_dir():
         return None
     again = f"run `{evaluate_command(run, split)}` again"
@@ -43,6 +101,9 @@ def load_evaluation(run: Path, split: str, label: str) -> Evaluation | None:
                 f"{folder / files.SCORES} is of {scores.get(what)} {what}, but {files.PREDICTIONS} beside it holds "
                 f"{count}: {again}."
             )
+    if "record_groups" not in scores:
+        say(f"{folder}: an older version scored it, with intervals over records: scored again, over groups of records")
+        document = {**document, "scores": score_predictions(rows, seed=scores.get("seed", 0))}
     return document, rows
 
 

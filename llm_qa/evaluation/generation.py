@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 import torch
 
+from llm_qa import files
 from llm_qa.console import Failed, UserError, progress, say
 from llm_qa.data.packing import collate_packs
 from llm_qa.data.prompts import encode_documents, encode_prompts
@@ -14,6 +16,11 @@ from llm_qa.data.text import normalize_lines
 from llm_qa.models.fast.decoding import StaticDecoder, reason_against
 from llm_qa.models.quantization import gpu_capability
 
+SHORTEST_LIMIT = 128  # tokens that an answer may take at least, whatever a run was trained on
+MAX_NEW_TOKENS_HELP = (
+    f"longest answer in tokens (default: what 99 of 100 training answers of the run take, {SHORTEST_LIMIT} at least; "
+    "with --sampling original 300)"
+)
 DECODERS = ("plain", "static")  # transformers' generate; the project's own for GPT-NeoX, greedy only
 MOST_DIFFERENT = 0.05  # of the static decoder's logits from the model's own, relative
 
@@ -22,7 +29,7 @@ MOST_DIFFERENT = 0.05  # of the static decoder's logits from the model's own, re
 class GenerationSettings:
     """How answers are drawn. The default is greedy; lengths in tokens."""
 
-    max_new_tokens: int = 128
+    max_new_tokens: int = SHORTEST_LIMIT
     do_sample: bool = False
     temperature: float = 1.0
     top_k: int = 0
@@ -50,10 +57,35 @@ ORIGINAL_SAMPLING = GenerationSettings(
 )
 
 
-def named_settings(sampling: str, max_new_tokens: int | None = None, *, seed: int = 0) -> GenerationSettings:
-    """Settings of --sampling greedy or original; --max-new-tokens, where it is given, overrides either's length."""
+def named_settings(
+    sampling: str, max_new_tokens: int | None = None, *, seed: int = 0, run: Path | None = None
+) -> GenerationSettings:
+    """Settings of --sampling greedy or original; --max-new-tokens, where it is given, overrides either's length.
+
+    Where it is not, the original's is its own, and greedy answers may be as long as 99 of 100 training answers of the
+    `run`, which is said.
+    """
     settings = ORIGINAL_SAMPLING if sampling == "original" else GenerationSettings()
-    return replace(settings, max_new_tokens=max_new_tokens or settings.max_new_tokens, seed=seed)
+    if max_new_tokens is None:
+        max_new_tokens = settings.max_new_tokens if sampling == "original" or run is None else answer_limit(run)
+    return replace(settings, max_new_tokens=max_new_tokens, seed=seed)
+
+
+def answer_limit(run: Path) -> int:
+    """Tokens that an answer of a run may take: the 99th percentile of its training answers, SHORTEST_LIMIT at least.
+
+    Says where it comes from. Training writes the percentile, with the end token, into training.json.
+    """
+    if not (run / files.RECIPE).is_file():
+        return SHORTEST_LIMIT  # no run at all, which is refused when it is loaded
+    training = files.read_json(run / files.TRAINING) if (run / files.TRAINING).is_file() else {}
+    longest = training.get(files.ANSWER_TOKENS)
+    if not isinstance(longest, int):
+        say(f"--max-new-tokens {SHORTEST_LIMIT}: {run} does not say how long the answers are that it was trained on")
+        return SHORTEST_LIMIT
+    limit = max(SHORTEST_LIMIT, longest)
+    say(f"--max-new-tokens {limit}: 99 of 100 training answers of {run} take {longest:,} tokens or fewer")
+    return limit
 
 
 @dataclass(frozen=True)
@@ -65,9 +97,20 @@ class Answer:
     tokens: int
 
 
-def model_context(model) -> int:
-    """Longest sequence in tokens that the model has positions for."""
-    return int(getattr(model.config, "max_position_embeddings", None) or 2048)
+def context_length(config) -> int:
+    """Longest sequence in tokens that a model of this config has positions for."""
+    return int(getattr(config, "max_position_embeddings", None) or 2048)
+
+
+def room_for_prompts(config, settings: GenerationSettings) -> int:
+    """Tokens that a prompt may take beside the longest answer; UserError where that leaves none."""
+    room = context_length(config) - settings.max_new_tokens
+    if room < 1:
+        raise UserError(
+            f"--max-new-tokens {settings.max_new_tokens} leaves no room for a question in the model's context of "
+            f"{context_length(config)} tokens."
+        )
+    return room
 
 
 def check_decoder(decoder: str, settings: GenerationSettings, config) -> None:
@@ -108,14 +151,12 @@ def static_decoder(
 def fitting_prompts(
     model, tokenizer, questions: list[tuple[str, str]], settings: GenerationSettings
 ) -> list[list[int]]:
-    """Token ids of the prompts, cut on the left where prompt and answer would not fit into the model's context."""
-    room = model_context(model) - settings.max_new_tokens
-    if room < 1:
-        raise UserError(
-            f"--max-new-tokens {settings.max_new_tokens} leaves no room for a question in the model's context of "
-            f"{model_context(model)} tokens."
-        )
-    return [prompt[-room:] for prompt in encode_prompts(tokenizer, questions)]
+    """Token ids of the prompts; ValueError where one does not fit: `fit_questions` makes them fit, or says why not."""
+    room = room_for_prompts(model.config, settings)
+    prompts = encode_prompts(tokenizer, questions)
+    if (longest := max(map(len, prompts), default=0)) > room:
+        raise ValueError(f"A prompt of {longest:,} tokens does not fit into the {room:,} that the model has room for.")
+    return prompts
 
 
 def generate_answers(
@@ -130,8 +171,8 @@ def generate_answers(
 ) -> list[Answer]:
     """Answer (question, context) pairs, in their order, by transformers' generate or by `decoder`, in its own rows.
 
-    Prompts are sorted by length, so that a batch carries little padding, and padded on the left. A prompt that leaves
-    no room in the model's context keeps its end (the question); its context is cut.
+    Prompts are sorted by length, so that a batch carries little padding, and padded on the left. ValueError for one
+    that leaves no room for the answer in the model's context.
     """
     prompts = fitting_prompts(model, tokenizer, questions, settings)
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]), reverse=True)
@@ -186,7 +227,7 @@ def reference_bits(
     token is predicted. None for a document longer than the model's context.
     """
     documents = encode_documents(tokenizer, items)
-    limit = model_context(model)
+    limit = context_length(model.config)
     bits: list[float | None] = [None] * len(documents)
     order = sorted(
         (i for i, d in enumerate(documents) if len(d.input_ids) <= limit), key=lambda i: documents[i].input_ids

@@ -10,6 +10,8 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from llm_qa.data.groups import connected, text_keys
+
 CATEGORY, QUESTION_TYPE, ANSWER_LENGTH, CLOSENESS = "category", "question type", "answer length", "closeness"
 CLOSE, NEW = "close to a training text", "not close"
 CLOSE_SIMILARITY = 0.8  # of CharacterIndex in contamination.py; from here on a text counts as one that was trained on
@@ -76,3 +78,21 @@ def group_rows(rows: list[dict[str, Any]]) -> dict[str, dict[str, list[int]]]:
             order = LENGTH_NAMES.index if grouping == ANSWER_LENGTH else lambda name, n=records: (-n[name], name)
             grouped[grouping] = {name: groups[name] for name in sorted(groups, key=order)}
     return grouped
+
+
+def with_groups(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows with the `group` of their record, the unit of every interval and test.
+
+    evaluate.py writes it. Rows of an older version have none: theirs is found from their questions, references and
+    contexts, as `--group-by both` does.
+    """
+    if all("group" in row for row in rows):
+        return rows
+    keys = [
+        [("id", row["id"]), *text_keys([row["question"]], row["references"], row.get("context", ""))] for row in rows
+    ]
+    members: dict[int, list[str]] = {}
+    firsts = connected(keys)
+    for row, first in zip(rows, firsts, strict=True):
+        members.setdefault(first, []).append(row["id"])
+    return [{**row, "group": min(members[first])} for row, first in zip(rows, firsts, strict=True)]

@@ -188,5 +188,6 @@ def choice_rows(base: dict[str, list[Choice]], tuned: dict[str, list[Choice]]) -
 
 
 def tested_tasks(scores: dict[str, Any]) -> dict[str, Any]:
-    """What `comparison.correct` takes of a run's KoBEST scores.json: macro F1 of every task is tested, no more."""
-    return {"metrics": {task: measures["f1"] for task, measures in scores["tasks"].items()}}
+    """What `comparison.correct` takes of KoBEST's scores.json: macro F1 of every task is tested, an item a group."""
+    tasks = {task: measures["f1"] for task, measures in scores["tasks"].items()}
+    return {"metrics": {task: {**f1, "groups": f1["records"]} for task, f1 in tasks.items()}}

@@ -44,10 +44,10 @@ def scores_plot(names: list[str], runs: list[tuple[dict | None, dict]]) -> Plot:
 @styled
 def groups_plot(stem: str, title: str, base: dict[str, Any] | None, parts: dict[str, Any], *, largest: float) -> Plot:
     """Character F1 of base and tuned with intervals, a row for each group; the axis goes from 0 to `largest`."""
-    labels = [f"{shorten(part)} ({parts[part]['records']:,})" for part in parts]
+    labels = [f"{shorten(part)} ({parts[part]['record_groups']:,})" for part in parts]
     height = 1.0 + 0.36 * len(parts)
     figure, (panel,) = new_figure(1, height=height, label_width=max(map(display_width, labels)))
-    panel.set_title(f"{MEASURES[CHARACTER_F1].title} ↑ (records in brackets)")
+    panel.set_title(f"{MEASURES[CHARACTER_F1].title} ↑ (groups of records in brackets)")
     before = base or {}
     draw_dots(
         panel,

@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
+from math import comb
 from typing import Any
 
 from llm_qa import files
 from llm_qa.data.readers.kobest import TASKS
-from llm_qa.evaluation.comparison import BETTER, WORSE, compare_predictions, correct
+from llm_qa.evaluation.comparison import BETTER, TRIALS, WORSE, compare_predictions, correct
 from llm_qa.evaluation.evaluations import Evaluation
 from llm_qa.evaluation.metrics.catalogue import BITS_PER_CHARACTER, CHARACTER_F1, MEASURES
 from llm_qa.evaluation.scoring import text_scores
@@ -106,6 +107,12 @@ def _alike(entry: Entry, evaluation: Evaluation) -> bool:
     return one == other
 
 
+def most_tests(entries: list[Entry], runs_with_base: int, runs_with_kobest: int) -> int:
+    """The most tests that a page of these entries can have (`compare_entries`)."""
+    pairs = comb(sum(entry.label != files.BASE for entry in entries), 2)
+    return runs_with_base * len(MEASURES) + runs_with_kobest * len(TASKS) + pairs * len(PAIR_MEASURES)
+
+
 def compare_entries(
     entries: list[Entry],
     against_base: dict[int, dict[str, Any]],
@@ -113,6 +120,7 @@ def compare_entries(
     *,
     seed: int,
     resamples: int,
+    trials: int = TRIALS,
 ) -> Ranking:
     """Compare the entries of a page with each other, and correct all of its tests together.
 
@@ -123,7 +131,13 @@ def compare_entries(
     pairs = list(combinations(rivals, 2))
     compared = [
         compare_predictions(
-            other.evaluation[1], one.evaluation[1], seed=seed, resamples=resamples, name=one.name, groups=False
+            other.evaluation[1],
+            one.evaluation[1],
+            seed=seed,
+            resamples=resamples,
+            trials=trials,
+            name=one.name,
+            groups=False,
         )
         for one, other in pairs
     ]

@@ -25,8 +25,10 @@ from llm_qa.evaluation.templates.overview import (
     measured,
     ranking_header,
     ranking_rows,
+    trained_on,
 )
 from llm_qa.evaluation.templates.views import COST_HEADER, cost_rows, group_rows, original_rows, score_rows, settings
+from llm_qa.evaluation.verdict import count_words
 
 HTML, MARKDOWN = "report.html", "report.md"
 GROUP_STEMS = {CATEGORY: "categories", QUESTION_TYPE: "question-types", ANSWER_LENGTH: "answer-lengths"}
@@ -95,6 +97,7 @@ def render(report: Report, drawn: dict[str, Plot]) -> tuple[str, str]:
         "f1": MEASURES[CHARACTER_F1].format,
         "evaluate_command": evaluate_command,
         "tone": {BETTER: "good", WORSE: "bad"},
+        "count_words": count_words,
     }
 
     return (
@@ -122,8 +125,8 @@ def write_report(report: Report, out: str | Path) -> Path:
 
 
 def final_screen(report: Report) -> str:
-    """The short base-vs-tuned tables for the terminal, a run after another, each with its verdict."""
-    blocks = []
+    """What was trained on, then the short base-vs-tuned tables for the terminal, run by run, each with its verdict."""
+    blocks = trained_on(report)
     for run in report.runs:
         scores = run.tuned["scores"]
         rows = [
@@ -137,7 +140,7 @@ def final_screen(report: Report) -> str:
             ]
             for row in _score_rows(run, report)
         ]
-        title = f"{run.name}: {report.split} split, {scores['records']:,} records, {scores['questions']:,} questions"
+        title = f"{run.name}: {report.split} split, {count_words(scores)}"
         table = format_table(["", "base", "tuned", "difference", "95% interval", "tuned is"], rows)
         blocks.append(f"{title}\n\n{table}\n\n{run.verdict.text}")
     return visible("\n\n".join(blocks))

@@ -15,7 +15,7 @@ import yaml
 
 from llm_qa import files
 from llm_qa.console import UserError
-from llm_qa.evaluation.comparison import compare_predictions
+from llm_qa.evaluation.comparison import compare_predictions, trials_needed
 from llm_qa.evaluation.evaluations import (
     Evaluation,
     asked,
@@ -28,7 +28,8 @@ from llm_qa.evaluation.evaluations import (
 )
 from llm_qa.evaluation.kobest import tested_tasks
 from llm_qa.evaluation.metrics.catalogue import UNKNOWN, is_number
-from llm_qa.evaluation.ranking import Duel, Entry, compare_entries, rank_entries
+from llm_qa.evaluation.ranking import Duel, Entry, compare_entries, most_tests, rank_entries
+from llm_qa.evaluation.run_data import evaluated_in
 from llm_qa.evaluation.samples import Sample, choose_samples
 from llm_qa.evaluation.verdict import Verdict, verdict
 
@@ -91,9 +92,18 @@ class Report:
 
 
 def load_report(
-    run_dirs: Sequence[str | Path], *, split: str = "test", seed: int = 0, samples: int = 20, resamples: int = 2000
+    run_dirs: Sequence[str | Path],
+    *,
+    split: str = "test",
+    data: Path | None = None,
+    seed: int = 0,
+    samples: int = 20,
+    resamples: int = 2000,
 ) -> Report:
-    """Read runs and compare them; UserError for what is missing, does not fit or is of different data."""
+    """Read runs and compare them; UserError for what is missing, does not fit or is of different data.
+
+    `data` is the prepared folder that they were evaluated on, by default the one that each was trained on.
+    """
     paths = [Path(run) for run in run_dirs]
     if not paths:
         raise UserError("No run was named: give one or more run folders, like runs/tiny.")
@@ -101,7 +111,7 @@ def load_report(
         raise UserError(f"A run is named twice ({', '.join(map(str, paths))}): name each run once.")
     short = [path.resolve().name for path in paths]
     names = [str(path) if short.count(name) > 1 else name for path, name in zip(paths, short, strict=True)]
-    folders = [_load_run(path, name, split) for path, name in zip(paths, names, strict=True)]
+    folders = [_load_run(path, name, split, data) for path, name in zip(paths, names, strict=True)]
     first = folders[0]
     about = first.evaluations[files.TUNED][0]
     for folder in folders[1:]:
@@ -110,36 +120,41 @@ def load_report(
         check_same_data(str(first.path), one, str(folder.path), other, remedy)
         check_same_questions(first.path, asked(rows), folder.path, asked(others), remedy)
 
-    against_base = {}
-    for i, folder in enumerate(folders):
-        if folder.evaluations[files.BASE]:
-            (_, base_rows), (_, rows) = folder.evaluations[files.BASE], folder.evaluations[files.TUNED]
-            against_base[i] = compare_predictions(
-                base_rows, rows, seed=seed, resamples=resamples, name=str(folder.path)
-            )
     entries = rank_entries(names, [f.evaluations for f in folders], [f.hours for f in folders])
     kobest = {i: tested_tasks(folder.kobest) for i, folder in enumerate(folders) if folder.kobest}
-    ranking = compare_entries(entries, against_base, kobest, seed=seed, resamples=resamples)
+    with_base = [i for i, folder in enumerate(folders) if folder.evaluations[files.BASE]]
+    trials = trials_needed(most_tests(entries, len(with_base), len(kobest)))
+    how = {"seed": seed, "resamples": resamples, "trials": trials}
+    against_base = {}
+    for i in with_base:
+        (_, base_rows), (_, rows) = folders[i].evaluations[files.BASE], folders[i].evaluations[files.TUNED]
+        against_base[i] = compare_predictions(base_rows, rows, name=str(folders[i].path), **how)
+    ranking = compare_entries(entries, against_base, kobest, **how)
     runs = [
         _run_report(folder, ranking.against_base.get(i), ranking.kobest.get(i), samples=samples, seed=seed)
         for i, folder in enumerate(folders)
     ]
-    data, sha256 = str(about.get("data", UNKNOWN)), str(about.get("data_sha256", ""))
-    return Report(split, data, sha256, seed, runs, ranking.entries, ranking.duels, ranking.tests)
+    of_data, sha256 = str(about.get("data", UNKNOWN)), str(about.get("data_sha256", ""))
+    return Report(split, of_data, sha256, seed, runs, ranking.entries, ranking.duels, ranking.tests)
 
 
-def _load_run(path: Path, name: str, split: str) -> RunFolder:
+def _load_run(path: Path, name: str, split: str, data: Path | None) -> RunFolder:
     if not path.is_dir():
         raise UserError(f"The run {path} does not exist: name a folder that scripts/train.py wrote with --run.")
-    remedy = evaluate_command(path, split)
-    tuned = load_evaluation(path, split, files.TUNED)
+    remedy = evaluate_command(path, split, data=str(data or ""))
+    place = evaluated_in(path, data)
+    tuned = load_evaluation(path, split, files.TUNED, place)
     if tuned is None:
+        others = sorted(found.parent.parent.name for found in path.glob(f"eval/*/{split}/{files.SCORES}"))
+        on = f" on {data}" if data else ""
+        elsewhere = f" (it was evaluated on other data, {', '.join(others)}: name that with --data)" if others else ""
         raise UserError(
-            f"{path} has no evaluation of the {split} split: run `{remedy}` first, or choose another --split."
+            f"{path} has no evaluation of the {split} split{on}{elsewhere}: run `{remedy}` first, or choose another "
+            "--split."
         )
     evaluations = {files.TUNED: tuned}
     for label, what in ((files.BASE, "The base of"), (files.NEAREST, "The nearest training answers of")):
-        evaluations[label] = load_evaluation(path, split, label)
+        evaluations[label] = load_evaluation(path, split, label, place)
         if evaluations[label]:
             check_same_data(f"{what} {path}", evaluations[label][0], "the tuned model", tuned[0], remedy)
             whose = f"{what} {path}", "its tuned model"
@@ -162,6 +177,7 @@ def _run_report(
     folder: RunFolder, comparison: dict[str, Any] | None, kobest: dict[str, Any] | None, *, samples: int, seed: int
 ) -> RunReport:
     tuned, rows = folder.evaluations[files.TUNED]
+    limit = (tuned.get("generation") or {}).get("max_new_tokens")
     base, base_rows = folder.evaluations[files.BASE] or (None, None)
     return RunReport(
         folder=folder,
@@ -169,7 +185,12 @@ def _run_report(
         base=base,
         comparison=comparison,
         kobest=kobest,
-        verdict=verdict(comparison, tuned["scores"], finished=folder.training.get("finished") is not False),
+        verdict=verdict(
+            comparison,
+            tuned["scores"],
+            finished=folder.training.get("finished") is not False,
+            longest=limit if is_number(limit) else None,
+        ),
         samples=choose_samples(base_rows, rows, count=samples, seed=seed),
     )
 

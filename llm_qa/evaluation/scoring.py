@@ -1,8 +1,9 @@
-"""Predictions -> scores: every measure with its 95% bootstrap interval over records, overall and by group.
+"""Predictions -> scores: every measure with its 95% bootstrap interval over groups of records, overall and by kind.
 
-Every measure is a ratio of two sums over records (a mean is the case where the denominator counts questions), so one
-resampling of records serves them all. A record's questions are drawn together: they share their references and are
-not independent.
+Every measure is a ratio of two sums over groups (a mean is the case where the denominator counts questions), so one
+resampling serves them all. What is resampled is a group (`data/groups.py`): its records share a question or an answer,
+and a record's questions share their references, so they are drawn together (cluster bootstrap, Davison & Hinkley 1997,
+3.8).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from llm_qa.console import UserError, progress
-from llm_qa.evaluation.grouping import group_rows
+from llm_qa.evaluation.grouping import group_rows, with_groups
 from llm_qa.evaluation.metrics import measures, morphemes
 from llm_qa.evaluation.metrics.catalogue import EMBEDDING_COSINE, MEASURES, definitions, is_number
 
@@ -36,11 +37,12 @@ REQUIRED = {
 
 
 @dataclass(frozen=True)
-class RecordSums:
-    """Per record (sorted by id) and measure (in MEASURES' order): float64 arrays of shape (records, measures)."""
+class GroupSums:
+    """Per group (sorted by name) and measure (in MEASURES' order): float64 arrays of shape (groups, measures)."""
 
-    ids: list[str]
-    questions: np.ndarray  # (records,) int64
+    names: list[str]
+    records: int  # in all groups together
+    questions: np.ndarray  # (groups,) int64
     numerators: np.ndarray
     denominators: np.ndarray
     counted: np.ndarray  # int64, the questions that each measure could count
@@ -102,35 +104,35 @@ def check_rows(rows: list[dict[str, Any]], source: str = "predictions.jsonl") ->
         seen.add(key)
 
 
-def record_sums(rows: list[dict[str, Any]], *, what: str = "scoring answers") -> RecordSums:
-    """Sum the rows' terms by record. Sorted by id and question, so that the order of the file changes no digit."""
-    ordered = sorted(rows, key=lambda row: (row["id"], row["question_index"]))
-    ids = sorted({row["id"] for row in ordered})
-    place = {record: i for i, record in enumerate(ids)}
-    questions = np.zeros(len(ids), dtype=np.int64)
-    counted = np.zeros((len(ids), len(MEASURES)), dtype=np.int64)
-    terms = np.zeros((2, len(ids), len(MEASURES)))
+def group_sums(rows: list[dict[str, Any]], *, what: str = "scoring answers") -> GroupSums:
+    """Sum the rows' terms by their `group`. Sorted by it, id and question: the order of the file changes no digit."""
+    ordered = sorted(rows, key=lambda row: (row["group"], row["id"], row["question_index"]))
+    names = sorted({row["group"] for row in ordered})
+    place = {name: i for i, name in enumerate(names)}
+    questions = np.zeros(len(names), dtype=np.int64)
+    counted = np.zeros((len(names), len(MEASURES)), dtype=np.int64)
+    terms = np.zeros((2, len(names), len(MEASURES)))
     for row in progress(ordered, what=what, unit="answers") if len(ordered) > 500 else ordered:
-        i, values = place[row["id"]], row_terms(row)
+        i, values = place[row["group"]], row_terms(row)
         questions[i] += 1
         added = np.array([values[key] for key in MEASURES], dtype=np.float64).T
         terms[:, i] += added
         counted[i] += added[1] > 0
-    return RecordSums(ids, questions, terms[0], terms[1], counted)
+    return GroupSums(names, len({row["id"] for row in ordered}), questions, terms[0], terms[1], counted)
 
 
 def resampled_ratios(
     numerators: np.ndarray, denominators: np.ndarray, *, seed: int, resamples: int
 ) -> Iterator[np.ndarray]:
-    """Yield blocks (draws, columns) of ratios of sums, each draw over records taken with replacement.
+    """Yield blocks (draws, columns) of ratios of sums, each draw over groups (rows) taken with replacement.
 
     NaN where a draw's denominator is 0. Sums run without BLAS: the number of threads changes no digit.
     """
-    records, columns = numerators.shape
+    groups, columns = numerators.shape
     generator = np.random.default_rng(seed)
-    block = max(1, 4_000_000 // (records * columns))  # about 64 MB at a time
+    block = max(1, 4_000_000 // (groups * columns))  # about 64 MB at a time
     for begin in range(0, resamples, block):
-        drawn = generator.integers(0, records, size=(min(block, resamples - begin), records))
+        drawn = generator.integers(0, groups, size=(min(block, resamples - begin), groups))
         yield ratios(numerators[drawn].sum(axis=1), denominators[drawn].sum(axis=1))
 
 
@@ -148,7 +150,7 @@ def interval(draws: np.ndarray) -> tuple[float | None, float | None]:
     return float(low), float(high)
 
 
-def _summary(sums: RecordSums, *, seed: int, resamples: int) -> dict[str, Any]:
+def _summary(sums: GroupSums, *, seed: int, resamples: int) -> dict[str, Any]:
     values = ratios(sums.numerators.sum(axis=0), sums.denominators.sum(axis=0))
     draws = np.concatenate(
         list(resampled_ratios(sums.numerators, sums.denominators, seed=seed, resamples=resamples)), axis=0
@@ -156,38 +158,50 @@ def _summary(sums: RecordSums, *, seed: int, resamples: int) -> dict[str, Any]:
     metrics = {}
     for column, key in enumerate(MEASURES):
         counted = sums.counted[:, column]
-        records = int((counted > 0).sum())
-        # One record says nothing about how much records differ: no interval rather than one of no width.
-        low, high = interval(draws[:, column]) if records > 1 else (None, None)
+        groups = int((counted > 0).sum())
+        # One group says nothing about how much groups differ: no interval rather than one of no width.
+        low, high = interval(draws[:, column]) if groups > 1 else (None, None)
         metrics[key] = {
             "value": float(values[column]) if np.isfinite(values[column]) else None,
             "low": low,
             "high": high,
-            "records": records,
+            "groups": groups,
             "questions": int(counted.sum()),
         }
-    return {"records": len(sums.ids), "questions": int(sums.questions.sum()), "metrics": metrics}
+    return {**counts(sums), "metrics": metrics}
+
+
+def counts(sums: GroupSums) -> dict[str, int]:
+    """How many groups, records and questions were scored; `record_groups` is the n of every interval and test."""
+    return {
+        "record_groups": len(sums.names),
+        "records": sums.records,
+        "questions": int(sums.questions.sum()),
+    }
 
 
 def score_predictions(rows: list[dict[str, Any]], *, seed: int = 0, resamples: int = RESAMPLES) -> dict[str, Any]:
     """Score one predictions.jsonl: JSON-serialisable, the same to the last digit for the same rows in any order.
 
-    Returns records, questions, metrics {key: {value, low, high, records, questions}}, groups {grouping: {name: the
-    same}}, different_answers (texts), references_without_bits (those that bits per character leave out).
-    Intervals are 95% percentile bootstrap over records; `value` is None where nothing could be counted.
+    Returns record_groups, records, questions, metrics {key: {value, low, high, groups, questions}}, groups {grouping:
+    {name: the same}}, different_answers (texts), answers_cut (those that ran out of tokens), references_without_bits
+    (those that bits per character leave out). Intervals are 95% percentile bootstrap over groups of records; `value` is
+    None where nothing could be counted. Rows without a `group` get theirs by `with_groups`.
     Raises UserError by `check_rows`.
     """
     check_rows(rows)
-    sums = record_sums(rows)
+    rows = with_groups(rows)
+    sums = group_sums(rows)
     bits = [value for row in rows for value in row["reference_bits"]]
     return {
         **_summary(sums, seed=seed, resamples=resamples),
         "different_answers": len({row["prediction"] for row in rows}),
+        "answers_cut": sum(not row["stopped"] for row in rows),
         "references": len(bits),
         "references_without_bits": sum(value is None or not math.isfinite(value) for value in bits),
         "groups": {
             grouping: {
-                name: _summary(record_sums([rows[i] for i in places]), seed=seed, resamples=resamples)
+                name: _summary(group_sums([rows[i] for i in places]), seed=seed, resamples=resamples)
                 for name, places in groups.items()
             }
             for grouping, groups in group_rows(rows).items()
@@ -195,6 +209,6 @@ def score_predictions(rows: list[dict[str, Any]], *, seed: int = 0, resamples: i
         "confidence": CONFIDENCE,
         "resamples": resamples,
         "seed": seed,
-        "resampled": "records",
+        "resampled": "groups of records that share a question or an answer",
         "definitions": definitions(),
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from llm_qa.evaluation.comparison import BETTER, FEW, MINIMUM_RECORDS, MIXED, UNCLEAR, WORSE
+from llm_qa.evaluation.comparison import BETTER, FEW, MIXED, UNCLEAR, WORSE
 from llm_qa.evaluation.metrics.catalogue import BITS_PER_CHARACTER, CHARACTER_F1, MEASURES, is_number
 
 # A model that gives a few canned answers to all can still score well by character F1: below this share it is said.
@@ -20,17 +20,22 @@ class Verdict:
     text: str
 
 
-def verdict(comparison: dict[str, Any] | None, scores: dict[str, Any], *, finished: bool = True) -> Verdict:
-    """Plain English from a comparison (None when the base was not evaluated) and the tuned model's scores."""
-    counts = f"{scores['records']:,} records, {scores['questions']:,} questions"
-    caveats = _caveats(scores, finished)
+def verdict(
+    comparison: dict[str, Any] | None, scores: dict[str, Any], *, finished: bool = True, longest: int | None = None
+) -> Verdict:
+    """Plain English from a comparison (None when the base was not evaluated) and the tuned model's scores.
+
+    `longest` is the token limit that the answers were cut at, where it is known.
+    """
+    counts = count_words(scores)
+    caveats = _caveats(scores, finished, longest)
     if comparison is None:
         parts = [f"{MEASURES[key].title} {_with_interval(key, scores)}" for key in (CHARACTER_F1, BITS_PER_CHARACTER)]
         text = f"Its base was not evaluated, so nothing can be said about improvement: {'; '.join(parts)} ({counts})."
         return Verdict("", " ".join([text, *caveats]))
     metrics = comparison["metrics"]
     readings = [metrics[key]["reading"] for key in (CHARACTER_F1, BITS_PER_CHARACTER)]
-    kind, opening = _overall(*readings)
+    kind, opening = _overall(*readings, comparison["groups_needed"])
     f1, bits = (_change(key, metrics[key]) for key in (CHARACTER_F1, BITS_PER_CHARACTER))
     if kind in (BETTER, WORSE):
         against = WORSE if kind == BETTER else BETTER
@@ -39,9 +44,20 @@ def verdict(comparison: dict[str, Any] | None, scores: dict[str, Any], *, finish
     return Verdict(kind, " ".join([f"{opening}: {f1}; {bits}, lower is better ({counts}).", *caveats]))
 
 
-def _overall(f1: str, bits: str) -> tuple[str, str]:
+def count_words(scores: dict[str, Any]) -> str:
+    """'1,174 records in 756 groups, 1,174 questions'; the groups only where records share texts."""
+    groups, records, questions = (scores[key] for key in ("record_groups", "records", "questions"))
+    return f"{records:,} records{f' in {groups:,} groups' if groups < records else ''}, {questions:,} questions"
+
+
+def few_words(needed: int) -> str:
+    """'too few records (9 needed here)'; records that share a text count once."""
+    return f"{FEW} ({needed:,} needed here)"
+
+
+def _overall(f1: str, bits: str, needed: int) -> tuple[str, str]:
     if f1 == FEW:  # bits may be unknown of more records: then character F1 decides alone
-        return FEW, f"Too few records for a verdict ({MINIMUM_RECORDS} are the least)"
+        return FEW, f"{few_words(needed).capitalize()} for a verdict"
     if {f1, bits} == {BETTER, WORSE}:
         return MIXED, "Better by one measure, worse by the other"
     if f1 == BETTER:
@@ -72,17 +88,19 @@ def _with_interval(key: str, scores: dict[str, Any]) -> str:
     return measure.format(values["value"]) + span
 
 
-def _caveats(scores: dict[str, Any], finished: bool) -> list[str]:
+def _caveats(scores: dict[str, Any], finished: bool, longest: int | None) -> list[str]:
     metrics, caveats = scores["metrics"], []
-    stopped, empty = metrics["stopped_share"]["value"], metrics["empty_share"]["value"]
+    empty = metrics["empty_share"]["value"]
     if not finished:
         caveats.append("Its training had not finished when it was evaluated.")
     if is_number(empty) and empty == 1:
         caveats.append("Every answer is empty.")
     elif is_number(empty) and empty > 0:
         caveats.append(f"{MEASURES['empty_share'].format(empty)} of its answers are empty.")
-    if is_number(stopped) and stopped < 0.9:
-        caveats.append(f"Only {MEASURES['stopped_share'].format(stopped)} of its answers ended by themselves.")
+    if cut := scores["answers_cut"]:
+        share = MEASURES["stopped_share"].format(cut / scores["questions"])
+        limit = f" after {longest:,} tokens (--max-new-tokens)" if longest else ""
+        caveats.append(f"{cut:,} of its {scores['questions']:,} answers ({share}) were cut{limit}.")
     different = scores.get("different_answers")
     if different and scores["questions"] >= CANNED_FROM and different < CANNED_SHARE * scores["questions"]:
         caveats.append(f"Its {scores['questions']:,} answers are only {different:,} different texts.")

@@ -135,7 +135,9 @@ def run_recipe(run_dir: str | Path) -> Recipe:
 
 def base_of_run(run_dir: str | Path, recipe: Recipe) -> str:
     """Where the untuned weights of a run come from: a hub id, a folder, or the run's own copy of the embedded model."""
-    return str(Path(run_dir) / EMBEDDED_BASE) if recipe.model == EMBEDDED_MODEL else recipe.model
+    if recipe.model == EMBEDDED_MODEL:
+        return str(Path(run_dir) / EMBEDDED_BASE)
+    return str(files.found_from(recipe.model, run_dir))
 
 
 def final_folder(run_dir: str | Path, recipe: Recipe) -> Path:
@@ -148,6 +150,16 @@ def weights_of(run_dir: str | Path, recipe: Recipe, label: str = files.TUNED) ->
     return Path(base_of_run(run_dir, recipe)) if label == files.BASE else final_folder(run_dir, recipe)
 
 
+def finished_folder(run_dir: str | Path, recipe: Recipe) -> Path:
+    """`final_folder` of a run that is finished; UserError for one that is not."""
+    final = final_folder(run_dir, recipe)
+    if not final.is_dir():
+        raise UserError(
+            f"{run_dir} has no {final.name}/ yet: its training has not finished. Run the same train command."
+        )
+    return final
+
+
 def load_run(run_dir: str | Path, *, base: bool = False) -> tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerFast]:
     """A finished run's model, ready to answer, and its tokenizer; `base` gives the untuned weights of a full run.
 
@@ -155,11 +167,7 @@ def load_run(run_dir: str | Path, *, base: bool = False) -> tuple[PreTrainedMode
     Raises UserError when the run has no final weights yet.
     """
     run_dir, recipe = Path(run_dir), run_recipe(run_dir)
-    final = final_folder(run_dir, recipe)
-    if not final.is_dir():
-        raise UserError(
-            f"{run_dir} has no {final.name}/ yet: its training has not finished. Run the same train command."
-        )
+    final = finished_folder(run_dir, recipe)
     if recipe.method == "lora":
         refuse_unsafe_weights(final, adapter=True)
     precision = resolve_precision(recipe, gpu_capability())

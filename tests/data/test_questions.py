@@ -5,7 +5,7 @@ import csv
 import pytest
 
 from llm_qa.console import UserError
-from llm_qa.data.questions import harmless, read_question, read_questions, write_answers
+from llm_qa.data.questions import check_csv_name, harmless, read_question, read_questions, write_answers
 from llm_qa.data.text import normalize_lines
 
 
@@ -42,6 +42,25 @@ def test_answers_that_a_spreadsheet_would_run_are_made_harmless(tmp_path):
     with open(path, encoding="utf-8-sig", newline="") as file:
         rows = list(csv.reader(file))
     assert rows == [["id", "질문", "답변"], ["1", "가?", '\'=HYPERLINK("x")'], ["2", "나?", "쉼표, 와\n줄"]]
+
+
+@pytest.mark.parametrize(
+    ("header", "flags"), [("번호,질문", {}), ("순번,물음", {"question_column": "물음"}), ("ID,Q", {})]
+)
+def test_numbers_and_questions_under_other_names(tmp_path, header, flags):
+    path = tmp_path / "questions.csv"
+    path.write_text(f"{header}\n1,왜?\n3,네?\n", encoding="utf-8")
+    assert read_questions(path, **flags) == [("1", "왜?"), ("3", "네?")]
+    with pytest.raises(UserError, match=r"has no column '물'"):
+        read_questions(path, question_column="물")
+    assert read_questions(path, id_column=header.split(",")[1], **flags)[0] == ("왜?", "왜?")
+
+
+def test_answers_are_not_called_a_workbook(tmp_path):
+    check_csv_name(tmp_path / "answers.CSV", "--out")
+    for name in ("answers.xlsx", "answers", "answers.json"):
+        with pytest.raises(UserError, match=rf"--out .*{name} is written as CSV: give it a name that ends in .csv"):
+            check_csv_name(tmp_path / name, "--out")
 
 
 @pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠"])

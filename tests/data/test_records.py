@@ -8,7 +8,8 @@ import pytest
 
 from llm_qa import files
 from llm_qa.console import UserError
-from llm_qa.data.records import QARecord, crossing_texts, group_records, load_split, open_split, split_records
+from llm_qa.data.groups import group_records
+from llm_qa.data.records import QARecord, crossing_texts, load_split, open_split, split_records
 
 
 def record(i, questions=None, answers=None, category="", context=""):

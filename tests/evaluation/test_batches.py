@@ -40,6 +40,14 @@ def test_values_in_the_items_order_longest_batches_first(part):
     assert list(part.parent.iterdir()) == []
 
 
+def test_a_name_with_brackets_is_only_a_name(tmp_path):
+    part = tmp_path / ".answers [1].csv"
+    assert run(part)[0].values == [text * 2 for text in ITEMS]
+    assert run(part)[1] == [], "all of it is kept"
+    forget(part)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_killed_run_goes_on_where_it_was(part, capsys):
     with pytest.raises(Killed):
         run(part, die_after=2)

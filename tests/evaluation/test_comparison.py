@@ -7,9 +7,18 @@ import numpy as np
 import pytest
 
 from llm_qa.console import UserError
-from llm_qa.evaluation.comparison import compare_predictions, correct, holm, randomisation_p_values
+from llm_qa.evaluation.comparison import (
+    compare_predictions,
+    correct,
+    groups_needed,
+    holm,
+    paired_differences,
+    randomisation_p_values,
+    trials_needed,
+)
+from llm_qa.evaluation.grouping import with_groups
 from llm_qa.evaluation.metrics.catalogue import MEASURES
-from llm_qa.evaluation.scoring import record_sums, score_predictions
+from llm_qa.evaluation.scoring import group_sums, score_predictions
 from llm_qa.evaluation.verdict import verdict
 
 from .fixtures import make_rows
@@ -80,12 +89,21 @@ def test_deterministic_in_any_order_and_json():
     assert json.loads(json.dumps(first, allow_nan=False)) == first
 
 
-def test_under_six_records_there_is_no_verdict():
-    base, tuned = make_rows(tuned=False)[:10], make_rows(tuned=True)[:10]
-    comparison, told = compared(base, tuned)
-    assert comparison["records"] == 5
-    assert told.kind == "too few records"
-    assert {values["reading"] for values in comparison["metrics"].values()} == {"too few records", None}
+def test_a_verdict_needs_as_many_groups_as_the_pages_tests_ask_for():
+    """p is at least 2^(1 - n): .05 takes 6 groups for one test, 9 for eleven, 10 for twenty-five."""
+    assert [groups_needed(tests) for tests in (1, 11, 25)] == [6, 9, 10]
+    assert [trials_needed(tests) for tests in (11, 700)] == [10_000, 28_000], "1 / 10,001 is too much for 700 tests"
+    for groups, decided in ((8, False), (9, True)):
+        base, tuned = (make_rows(tuned=tuned)[: 2 * groups] for tuned in (False, True))
+        for row in (*base, *tuned):
+            row["embedding_cosine"] = 0.5 + (row in tuned) / 4  # the eleventh test; every group is better
+        comparison, told = compared(base, tuned)
+        assert (comparison["record_groups"], comparison["tests"], comparison["groups_needed"]) == (groups, 11, 9)
+        assert (told.kind == "too few records") is not decided
+        readings = {values["reading"] for values in comparison["metrics"].values()}
+        assert ("better" in readings) is decided
+        assert (readings == {"too few records", None}) is not decided
+        assert decided or told.text.startswith("Too few records (9 needed here) for a verdict: character F1")
 
 
 def test_a_reference_unknown_to_one_model_counts_for_neither():
@@ -122,7 +140,7 @@ def test_the_verdict_tells_what_speaks_against_it():
     _, told = compared(base, tuned, finished=False)
     assert told.kind == "better"
     assert "had not finished" in told.text
-    assert "Only 0.0% of its answers ended by themselves" in told.text
+    assert "24 of its 24 answers (100.0%) were cut." in told.text
 
     for row in base:
         row["prediction"] = row["references"][0]  # perfect answers, badly predicted references
@@ -167,9 +185,9 @@ def test_holm_by_hand():
 
 
 def test_the_randomisation_test_is_that_of_every_possible_swap():
-    base, tuned = make_rows(tuned=False)[:16], make_rows(tuned=True)[:16]  # 8 records: 256 swaps
+    base, tuned = make_rows(tuned=False)[:16], make_rows(tuned=True)[:16]  # 8 groups: every one of 256 swaps
     tuned[0]["prediction"] = base[0]["prediction"] = ""
-    sums = record_sums(base), record_sums(tuned)
+    sums = group_sums(with_groups(base)), group_sums(with_groups(tuned))
     sampled = dict(zip(MEASURES, randomisation_p_values(*sums, seed=0), strict=True))
     for key in ("character_f1", "bits_per_character", "repetition"):
         column = list(MEASURES).index(key)
@@ -183,7 +201,7 @@ def test_the_randomisation_test_is_that_of_every_possible_swap():
         swaps = [np.array(bits) for bits in itertools.product((0, 1), repeat=len(records))]
         observed = difference(np.zeros(len(records), dtype=int))
         exact = np.mean([difference(swap) >= observed - 1e-9 for swap in swaps])
-        assert sampled[key] == pytest.approx(exact, abs=0.015), key
+        assert sampled[key] == pytest.approx(exact, abs=1e-9), key
 
 
 def test_more_tests_on_a_page_make_each_less_sure():
@@ -208,4 +226,58 @@ def test_an_answers_cosine_counts_only_where_both_have_one():
     for row in base[:6]:
         row["embedding_cosine"] = 0.4
     cosine = compare_predictions(base, tuned)["metrics"]["embedding_cosine"]
-    assert (cosine["difference"], cosine["records"]) == (pytest.approx(0.5), 3)
+    assert (cosine["difference"], cosine["groups"]) == (pytest.approx(0.5), 3)
+
+
+def null_rows(groups: int, size: int, rng: np.random.Generator, *, grouped: bool) -> tuple[list[dict], list[dict]]:
+    """Two equal models: bits differ by chance, and alike for the `size` records of one piece of knowledge."""
+    both: tuple[list[dict], list[dict]] = ([], [])
+    for group in range(groups):
+        shared = rng.normal(size=2)
+        for member in range(size):
+            identity = f"{group:03d}-{member}"
+            for rows, known in zip(both, shared, strict=True):
+                bits = 20 + 2 * known + rng.normal() / 2
+                about = {"group": f"{group:03d}" if grouped else identity, "category": "", "question_index": 0}
+                given = {"prediction": "답", "stopped": True, "references": ["벽지"], "question": "왜?"}
+                rows.append({"id": identity, **about, **given, "reference_bits": [bits], "reference_characters": [10]})
+    return both
+
+
+@pytest.mark.parametrize("size", [2, 5])
+def test_equal_models_are_seldom_told_apart_where_records_share_texts(size):
+    """Simulated null, 30 groups of pairs or fives: 5% false findings by groups, by p and by interval."""
+
+    def false_findings(*, grouped: bool, times: int = 150) -> tuple[float, float]:
+        rng, column, found = np.random.default_rng(1), list(MEASURES).index("bits_per_character"), []
+        for seed in range(times):
+            base, tuned = null_rows(30, size, rng, grouped=grouped)
+            sums = group_sums(base), group_sums(tuned)
+            p = randomisation_p_values(*sums, seed=seed, trials=400)[column]
+            values = paired_differences(*sums, seed=seed, resamples=400)["metrics"]["bits_per_character"]
+            found.append((p < 0.05, not values["low"] < 0 < values["high"]))
+        return tuple(np.mean(found, axis=0))
+
+    by_test, by_interval = false_findings(grouped=True)
+    assert by_test <= 0.09, "5% and the chance of 150 simulations (two standard errors)"
+    assert by_interval <= 0.11, "a percentile interval of 30 groups is a little narrow"
+    assert min(false_findings(grouped=False)) > (0.11 if size == 2 else 0.2), (
+        "counted one by one they are found different"
+    )
+
+
+def test_groups_decide_and_rows_of_an_older_version_find_theirs():
+    base, tuned = make_rows(tuned=False), make_rows(tuned=True)
+    assert compare_predictions(base, tuned)["record_groups"] == 12
+    for rows in (base, tuned):
+        for row in rows:
+            row["references"] = [
+                f"{row['category']}의 답입니다." if i == 0 else text for i, text in enumerate(row["references"])
+            ]
+            row["reference_characters"] = [len(text) for text in row["references"]]
+    comparison, told = compared(base, tuned)
+    assert (comparison["record_groups"], comparison["records"], comparison["questions"]) == (3, 12, 24)
+    assert told.kind == "too few records"
+    assert "12 records in 3 groups, 24 questions" in told.text
+    named = [row | {"group": row["id"]} for row in tuned]
+    assert compare_predictions(base, named)["record_groups"] == 12, "what evaluate.py wrote is believed"

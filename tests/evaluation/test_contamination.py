@@ -2,6 +2,7 @@
 
 import pytest
 
+from llm_qa.data.groups import group_names
 from llm_qa.data.records import QARecord
 from llm_qa.evaluation.answering import question_rows
 from llm_qa.evaluation.contamination import (
@@ -35,10 +36,11 @@ def test_close_questions_and_answers_are_marked_and_scored_without():
         QARecord("B", ("타일은 무엇으로 붙이나요?",), ("환기로 줄입니다!", "압착 시멘트로 붙입니다.")),
         QARecord("C", ("줄눈은 무슨 색이 좋나요?",), ("밝은 회색이 무난합니다.",)),
     ]
-    rows = with_closest(question_rows(records), TRAINING)
+    rows = with_closest(question_rows(records, group_names(records)), TRAINING)
     assert [row["closest_training"]["question"] == 1 for row in rows] == [True, False, False, False]
     assert [row["closest_training"]["answer"] == 1 for row in rows] == [False, False, True, False]
     counts = contamination(rows)
+    assert counts["trained_on_questions"] == 1, "equal but for a space"
     assert (counts["close_questions"], counts["close_answers"], counts["close_records"]) == (1, 1, 2)
 
     scores = score_predictions(nearest_rows(rows, TRAINING))
@@ -59,7 +61,7 @@ def test_the_nearest_answer_is_that_of_the_slow_search():
 
 
 def test_copied_answers_are_predictions_without_bits():
-    row = nearest_rows(question_rows([TRAINING[1]]), TRAINING)[0]
+    row = nearest_rows(question_rows([TRAINING[1]], {"T1": "T1"}), TRAINING)[0]
     assert row["prediction"] == "7일 말린 뒤 깝니다."
     scores = score_predictions([row])
     assert scores["metrics"]["character_f1"]["value"] == 1.0
@@ -69,3 +71,12 @@ def test_copied_answers_are_predictions_without_bits():
 
 def test_a_question_without_a_shared_letter_is_answered_too():
     assert nearest_answers(["qqq"], TRAINING) == [pytest.approx(TRAINING[0].answers[0])]
+
+
+def test_the_same_question_of_another_passage_was_not_trained_on():
+    training = [QARecord("T", ("언제인가요?",), ("7일",), context="마루는 7일 말린 뒤 깝니다.")]
+    asked = [
+        QARecord("A", ("언제인가요?",), ("3월",), context=context) for context in ("3월입니다.", training[0].context)
+    ]
+    rows = [with_closest(question_rows([one], {"A": "A"}), training)[0] for one in asked]
+    assert [row["closest_training"]["trained_on"] for row in rows] == [False, True]

@@ -6,8 +6,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from llm_qa import files
 from llm_qa.console import Failed, UserError
-from llm_qa.data.prompts import encode_documents, encode_prompts
+from llm_qa.data.prompts import encode_documents
+from llm_qa.evaluation.fitting import fit_questions
 from llm_qa.evaluation.generation import (
     ORIGINAL_SAMPLING,
     GenerationSettings,
@@ -69,13 +71,28 @@ def test_a_reference_longer_than_the_context_has_no_bits(model, tokenizer):
     assert bits[1] > 0
 
 
-def test_a_long_context_keeps_the_question(model, tokenizer):
+def test_nothing_is_cut_in_silence(model, tokenizer):
     long = ("무엇인가요?", "맥락 " * 600)
-    assert len(encode_prompts(tokenizer, [long])[0]) > 512
-    answer = generate_answers(model, tokenizer, [long], GenerationSettings(max_new_tokens=4))[0]
-    assert 1 <= answer.tokens <= 4
-    with pytest.raises(UserError, match="leaves no room for a question in the model's context of 512"):
-        generate_answers(model, tokenizer, [long], GenerationSettings(max_new_tokens=512))
+    settings = GenerationSettings(max_new_tokens=4)
+    with pytest.raises(ValueError, match=r"does not fit into the 508 that the model has room for"):
+        generate_answers(model, tokenizer, [long], settings)
+    fitted = fit_questions(tokenizer, model.config, [long], settings)
+    assert 1 <= generate_answers(model, tokenizer, fitted, settings)[0].tokens <= 4
+
+
+@pytest.mark.parametrize(
+    ("written", "limit"), [({"answer_tokens_99": 310}, 310), ({"answer_tokens_99": 40}, 128), ({}, 128)]
+)
+def test_answers_may_be_as_long_as_the_runs_training_answers(tmp_path, capsys, written, limit):
+    files.write_json(tmp_path / files.TRAINING, written)
+    files.write_text(tmp_path / files.RECIPE, "model: embedded\n")
+    assert named_settings("greedy", run=tmp_path).max_new_tokens == limit
+    told = capsys.readouterr().out
+    assert f"--max-new-tokens {limit}: " in told
+    assert ("99 of 100 training answers" in told) is bool(written)
+    assert named_settings("greedy", 7, run=tmp_path).max_new_tokens == 7
+    assert named_settings("original", run=tmp_path).max_new_tokens == 300
+    assert capsys.readouterr().out == ""
 
 
 def test_sampling_numbers_are_passed_only_where_it_samples():
@@ -103,6 +120,7 @@ def test_the_static_decoder_gives_the_answers_of_the_plain_one(neox_folder, toke
     questions = [(question, "") for record in records[:6] for question in record.questions]
     questions.append(("무엇인가요?", "맥락 " * 600))  # cut to the model's context
     settings = GenerationSettings(max_new_tokens=12)
+    questions = fit_questions(tokenizer, model.config, questions, settings)
     decoder = static_decoder(model, tokenizer, questions, settings, 5)
     static = generate_answers(model, tokenizer, questions, settings, decoder=decoder)
     assert static == generate_answers(model, tokenizer, questions, settings, batch_size=1)

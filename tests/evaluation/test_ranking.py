@@ -3,7 +3,8 @@
 import pytest
 
 from llm_qa.evaluation.comparison import compare_predictions
-from llm_qa.evaluation.ranking import compare_entries, rank_entries
+from llm_qa.evaluation.metrics.catalogue import MEASURES
+from llm_qa.evaluation.ranking import compare_entries, most_tests, rank_entries
 from llm_qa.evaluation.scoring import score_predictions
 
 from .fixtures import make_rows
@@ -48,6 +49,7 @@ def test_clearly_better_is_what_the_corrected_test_supports(ranked):
     assert base.beats == idle.beats == (), "an untrained run is its own base"
     measures = sum(values["p_holm"] is not None for values in runs[0]["metrics"].values())
     assert ranked.tests == 2 * measures + 3 + 1, "runs against bases, three pairs by F1, one by bits too"
+    assert ranked.tests <= most_tests(ranked.entries, 2, 0) == 2 * len(MEASURES) + 3 * 2
     for comparison in runs.values():
         for values in comparison["metrics"].values():
             assert values["p_holm"] is None or values["p_holm"] >= values["p_value"]

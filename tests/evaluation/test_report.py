@@ -409,7 +409,7 @@ def test_kobest_stands_beside_what_is_published(run, tmp_path):
         twin,
     )
     assert re.search(rf"\| copa, accuracy ↑ \| 0\.7500 {span} .* \| – \| – \| – \| 40 \|", twin)
-    assert re.search(r"\| wic, macro F1 ↑ .* \| 1\.000 \| too few records \| – \| 4 \|", twin)
+    assert re.search(r"\| wic, macro F1 ↑ .* \| 1\.000 \| too few records \(9 needed here\) \| – \| 4 \|", twin)
     for text in (page, twin):
         assert "Llama-2-Ko model card" in text
     counts = [int(re.search(r"corrected for all (\d+) tests", text)[1]) for text in (without, twin)]
@@ -457,6 +457,20 @@ def test_an_older_evaluation_without_a_measure_says_what_to_run(run):
     refused([run], "an older version wrote it.*scripts/evaluate.py")
 
 
+def test_an_evaluation_that_took_records_for_independent_is_scored_again_over_groups(run, tmp_path, capsys):
+    """As older versions wrote them: no `group` in the rows, no `record_groups`; two records share a text."""
+    for label in ("tuned", "base"):
+        folder = files.evaluation_dir(run, "test", label=label)
+        rows = files.read_jsonl(folder / files.PREDICTIONS)
+        rows[0]["references"][0] = rows[2]["references"][0]
+        files.write_jsonl(folder / files.PREDICTIONS, [{k: v for k, v in row.items() if k != "group"} for row in rows])
+        document = files.read_json(folder / files.SCORES)
+        del document["scores"]["record_groups"]
+        files.write_json(folder / files.SCORES, document)
+    assert "12 records in 11 groups, 24 questions" in written([run], tmp_path / "out")[1]
+    assert "scored again, over groups of records" in capsys.readouterr().out
+
+
 def test_a_thousand_predictions_are_under_two_megabytes(run, tmp_path):
     for label in ("tuned", "base"):
         rows = [
@@ -466,7 +480,7 @@ def test_a_thousand_predictions_are_under_two_megabytes(run, tmp_path):
         ]
         make_evaluation(run, rows, label=label)
     page, _ = written([run], tmp_path / "out", resamples=50)
-    assert "504 records, 1,008 questions" in page
+    assert "504 records in 12 groups, 1,008 questions" in page
     assert len(page.encode()) < 2_000_000
 
 
@@ -490,17 +504,17 @@ def test_the_page_begins_with_what_was_found(run, tmp_path):
 
 
 def test_a_score_over_fewer_records_says_so(run, tmp_path):
-    assert "of 12 records" not in written([run], tmp_path / "out")[1]
+    assert "of 12 groups" not in written([run], tmp_path / "out")[1]
     rows = make_rows(tuned=True)
     for row in rows[:2]:
         row["reference_bits"] = [None, None]  # the first record's, longer than the model's context
     make_evaluation(run, rows)
     twin = written([run], tmp_path / "out")[1]
     ranking = next(line for line in twin.splitlines() if line.startswith("| 1 | tiny |"))
-    assert ranking.count(", 11 of 12 records)") == 1
+    assert ranking.count(", 11 of 12 groups)") == 1
     scores = next(line for line in twin.splitlines() if line.startswith("| Bits per character"))
-    assert scores.count(", 11 of 12 records)") == 2, "tuned and the difference, not the base"
-    assert "4 of 5 records" in twin, "and in its category"
+    assert scores.count(", 11 of 12 groups)") == 2, "tuned and the difference, not the base"
+    assert "4 of 5 groups" in twin, "and in its category"
 
 
 def test_what_is_gained_without_close_records_is_shown(run, tmp_path):

@@ -18,6 +18,7 @@ from .fixtures import make_rows
 def row(record: str, index: int = 0, *, prediction: str = "벽지", category: str = "시공", **more) -> dict:
     return {
         "id": record,
+        "group": record,
         "question_index": index,
         "question": "무엇인가요?",
         "category": category,
@@ -56,7 +57,7 @@ def test_every_number_has_its_records_and_an_interval_around_it():
         assert part["metrics"].pop("embedding_cosine")["value"] is None  # nothing embedded these answers
         for metric in part["metrics"].values():
             assert metric["low"] <= metric["value"] <= metric["high"]
-            assert (metric["records"], metric["questions"]) == (part["records"], part["questions"])
+            assert (metric["groups"], metric["questions"]) == (part["record_groups"], part["questions"])
     assert sum(part["records"] for part in scores["groups"]["category"].values()) == scores["records"] == 12
     assert list(scores["groups"]["category"]) == ["마감재", "시공", "마감하자"]  # most records first
 
@@ -101,17 +102,17 @@ def test_blocks_change_nothing(monkeypatch):
 
 def test_one_record_has_a_score_and_no_interval():
     metric = score_predictions([row("a")])["metrics"]["character_f1"]
-    assert metric == {"value": 1.0, "low": None, "high": None, "records": 1, "questions": 1}
+    assert metric == {"value": 1.0, "low": None, "high": None, "groups": 1, "questions": 1}
 
 
 def test_bits_that_are_not_known_or_not_finite_are_counted_out():
     rows = [row("a", reference_bits=[None, None]), row("b"), row("c", reference_bits=[math.nan, math.inf])]
     scores = score_predictions(rows)
     bits = scores["metrics"]["bits_per_character"]
-    assert (bits["value"], bits["records"], bits["questions"]) == (1.5, 1, 1)
+    assert (bits["value"], bits["groups"], bits["questions"]) == (1.5, 1, 1)
     assert scores["references_without_bits"] == 4
     nothing = score_predictions([row("a", reference_bits=[None, None])])["metrics"]["bits_per_character"]
-    assert nothing == {"value": None, "low": None, "high": None, "records": 0, "questions": 0}
+    assert nothing == {"value": None, "low": None, "high": None, "groups": 0, "questions": 0}
 
 
 def test_no_category_at_all_gives_no_category_scores():

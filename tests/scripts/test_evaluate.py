@@ -175,6 +175,139 @@ def test_a_file_of_questions_is_answered_the_same_by_either_decoder(run):
     assert "--decoder static answers the questions of a --file" in done.stderr
 
 
+def test_trained_on_questions_stand_in_the_first_line_and_other_data_beside_the_runs_own(run, tmp_path, records):
+    assert evaluate(run, "--limit", "2").returncode == 0
+    own = predictions(run)
+    other = tmp_path / "other"
+    asked = [
+        *records[:5],
+        *(QARecord(f"N{i}", (f"{i}번째 새 질문인가요?",), (f"{i}번째 새 답입니다.",)) for i in range(4)),
+    ]
+    asked = [QARecord(one.id, one.questions[:1], one.answers, one.category) for one in asked]
+    for split, members in {"train": [], "validation": [], "test": asked}.items():
+        files.write_jsonl(files.split_file(other, split), [record.to_json() for record in members])
+    sha256 = {f"{split}.jsonl": files.sha256_file(files.split_file(other, split)) for split in files.SPLITS}
+    files.write_json(other / files.MANIFEST, {"sha256": sha256})
+    done = evaluate(run, "--data", other)
+    assert done.returncode == 0, done.stderr
+    assert "warning: 5 of 9 test questions stand in the training data" in done.stdout
+    place = f"other-{files.sha256_file(other / files.MANIFEST)[:8]}"
+    assert f"its evaluation goes to {run / 'eval' / place / 'test'}" in done.stdout
+    assert len(files.read_jsonl(files.evaluation_dir(run, "test", data=place) / files.PREDICTIONS)) == 9
+    assert predictions(run) == own, "the run's own evaluation is not touched"
+    command = done.stdout.splitlines()[-1].removeprefix("now: python ").split()
+    assert command[-2:] == ["--data", str(other)]
+    report = run_script(*command[:-5], run / "report", *command[-4:])
+    assert report.returncode == 0, report.stderr
+    first = "5 of 9 test questions stand in the training data."
+    assert report.stdout.startswith(first)
+    page = (run / "report" / "report.md").read_text(encoding="utf-8").splitlines()
+    assert next(line for line in page[1:] if line).startswith(first)
+    assert f'<p class="headline">{first}' in (run / "report" / "report.html").read_text(encoding="utf-8")
+
+
+def test_answers_of_other_settings_are_not_replaced_without_a_word(run):
+    assert "replaced" not in evaluate(run, "--limit", "1").stdout
+    done = run_script("scripts/evaluate.py", "--run", run, "--limit", "1", "--max-new-tokens", "9")
+    assert "are of other settings (max_new_tokens 12 -> 9) and are replaced when these are complete" in done.stdout
+    assert scores(run)["generation"]["max_new_tokens"] == 9
+    files.write_json(run / files.MODEL / "generation_config.json", {"temperature": 0.5})
+    done = run_script("scripts/evaluate.py", "--run", run, "--limit", "1", "--max-new-tokens", "9")
+    assert "(other questions, weights or code)" in done.stdout
+
+
+def test_every_question_knows_its_group_and_cut_answers_are_counted(run):
+    files.write_json(run / files.TRAINING, {files.ANSWER_TOKENS: 7})
+    done = run_script("scripts/evaluate.py", "--run", run, "--limit", "3")
+    assert "--max-new-tokens 128: 99 of 100 training answers" in done.stdout
+    assert scores(run)["generation"]["max_new_tokens"] == 128
+    assert evaluate(run).returncode == 0
+    rows = predictions(run)
+    assert [row["group"] for row in rows] == [row["id"] for row in rows], "no two of these records share a text"
+    cut = sum(not row["stopped"] for row in rows)
+    assert scores(run)["scores"]["answers_cut"] == cut > 0
+    report = run_script("scripts/report.py", run, "--out", run / "report")
+    assert report.returncode == 0, report.stderr
+    assert f"{cut} of its 13 answers" in (run / "report" / "report.md").read_text(encoding="utf-8")
+
+
+def interrupted(*command, until):
+    """What a command says that gets Ctrl-C once `until()`; with its exit code."""
+    with subprocess.Popen(
+        [sys.executable, *map(str, command)],
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        encoding="utf-8",
+    ) as process:
+        deadline = time.monotonic() + 120
+        while not until():
+            assert time.monotonic() < deadline
+            assert process.poll() is None, "it ended before it could be stopped"
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    return process.returncode, out, err
+
+
+def test_ctrl_c_is_one_line_and_the_same_command_goes_on(run):
+    command = ["scripts/evaluate.py", "--run", run, "--batch-size", "1", "--max-new-tokens", "200"]
+    part = files.evaluation_dir(run, "test") / "answers.0.part"
+    code, out, err = interrupted(*command, until=lambda: part.is_file() and part.read_bytes().count(b"\n") >= 2)
+    assert code == 75
+    assert out.splitlines()[-1] == (
+        f"stopped: every batch of answers so far is kept in {run / 'eval'}, and the same command goes on"
+    )
+    assert "Traceback" not in err
+    done = run_script(*command)
+    assert done.returncode == 0, done.stderr
+    assert "answering: going on after" in done.stdout
+
+
+def test_ctrl_c_keeps_the_answers_to_a_file_of_questions(run):
+    asked, out = run / "questions.csv", run / "answers.csv"
+    files.write_text(asked, "번호,물음\n" + "".join(f"{i},{i}번은 왜 그런가요?\n" for i in range(1, 40, 2)))
+    command = ["scripts/ask.py", "--run", run, "--file", asked, "--out", out, "--batch-size", "1"]
+    command += ["--max-new-tokens", "200", "--question-column", "물음"]
+    part = run / ".answers.csv.0.part"
+    code, told, err = interrupted(*command, until=lambda: part.is_file() and part.read_bytes().count(b"\n") >= 2)
+    assert code == 75
+    assert f"kept in {part}, and the same command goes on" in told.splitlines()[-1]
+    assert "Traceback" not in err
+    assert not out.exists()
+    done = run_script(*command)
+    assert done.returncode == 0, done.stderr
+    assert "answering: going on after" in done.stdout
+    assert not part.exists()
+    lines = out.read_text(encoding="utf-8-sig").splitlines()
+    assert [line.split(",")[0] for line in lines[1:]] == [str(i) for i in range(1, 40, 2)]
+    assert "of 20 answers were cut after 200 tokens (--max-new-tokens)" in done.stdout
+
+
+def test_a_question_longer_than_the_model_is_refused_before_any_weight_is_read(run):
+    (run / files.MODEL / "model.safetensors").unlink()
+    long = "왜 " * 900 + "그런가요?"
+    asked = run / "questions.csv"
+    files.write_text(asked, f"id,질문\n1,짧은가요?\n2,{long}\n")
+    for more in ([long], ["--file", asked, "--out", run / "answers.csv"]):
+        done = run_script("scripts/ask.py", "--run", run, *more)
+        assert done.returncode == 2, done.stderr
+        assert "and the model's context of 512 leaves 384 beside --max-new-tokens 128" in done.stderr
+        assert "Traceback" not in done.stderr
+    done = run_script("scripts/ask.py", "--run", run, "--file", asked, "--out", run / "answers.xlsx")
+    assert (done.returncode, "give it a name that ends in .csv" in done.stderr) == (2, True)
+    done = run_script("scripts/ask.py", "--run", run, "--question-column", "Q", "왜?")
+    assert (done.returncode, "names a column of a --file" in done.stderr) == (2, True)
+
+
+def test_a_passage_longer_than_the_model_is_shortened_and_said(run):
+    done = run_script("scripts/ask.py", "--run", run, "왜?", "--context", "맥락 " * 900, "--max-new-tokens", "4")
+    assert done.returncode == 0, done.stderr
+    assert "1 of 1 questions do not fit into the model's context of 512 tokens with their passage" in done.stdout
+
+
 def test_training_data_that_is_gone_is_said_and_not_guessed(run):
     environment_file = run / files.ENVIRONMENT
     data = files.read_json(environment_file)["data"]
@@ -182,9 +315,14 @@ def test_training_data_that_is_gone_is_said_and_not_guessed(run):
     done = evaluate(run, "--data", data, "--limit", "1")
     assert done.returncode == 0, done.stderr
     assert "that is gone" in done.stdout
-    assert scores(run)["contamination"] is None
-    assert not files.evaluation_dir(run, "test", "nearest").exists()
+    place = next(path.name for path in (run / "eval").iterdir())
+    found = files.read_json(files.evaluation_dir(run, "test", data=place) / files.SCORES)
+    assert found["contamination"] is None
+    assert not files.evaluation_dir(run, "test", "nearest", place).exists()
     report = run_script("scripts/report.py", run, "--out", run / "report")
+    assert report.returncode == 2
+    assert f"it was evaluated on other data, {place}: name that with --data" in report.stderr
+    report = run_script("scripts/report.py", run, "--out", run / "report", "--data", data)
     assert report.returncode == 0, report.stderr
     assert "not checked" in (run / "report" / "report.md").read_text(encoding="utf-8")
 

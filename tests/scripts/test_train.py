@@ -98,6 +98,8 @@ def test_the_run_folder_holds_what_people_depend_on(trained, prepared, tokenizer
     assert training["finished"] is True
     assert training["epochs"] == 3
     assert training["tokens"] == 3 * len(pairs.tokens), "real tokens, padding never"
+    answers = sorted(pairs.lengths - pairs.prompt_lengths)
+    assert training[files.ANSWER_TOKENS] in answers[int(0.98 * len(answers)) :], "99 of 100 are no longer"
     assert training["mfu"] is None, "a CPU's peak is not known, so there is no guess"
     assert len(training["peak_memory_bytes"]) == 1
     log = files.read_jsonl(run / "log.jsonl")

@@ -14,6 +14,7 @@ from typing import Any
 
 from llm_qa.console import UserError, progress
 from llm_qa.data.decoding import decode_bytes, read_bytes
+from llm_qa.data.groups import merge_same_questions
 from llm_qa.data.readers.csv import all_rows
 from llm_qa.data.readers.json import read_json_text
 from llm_qa.data.readers.rows import ColumnNames, Row, Table
@@ -40,24 +41,35 @@ class Rejected:
 
 @dataclass
 class ReadResult:
-    """rows_read == len(records) + len(rejected), always; the same holds for each of `files`."""
+    """rows_read == len(records) + merged_rows + len(rejected), always; each of `files` counts the first two as kept."""
 
     records: list[QARecord] = field(default_factory=list)
     rejected: list[Rejected] = field(default_factory=list)
     rows_read: int = 0
     files: list[dict[str, Any]] = field(default_factory=list)
     origins: dict[str, tuple[int, int]] = field(default_factory=dict)  # record id -> (number in `files`, line)
+    merged: dict[str, list[str]] = field(default_factory=dict)  # record id -> ids of the rows that went into it
+
+    @property
+    def merged_rows(self) -> int:
+        """Rows that were kept without being a record of their own."""
+        return sum(map(len, self.merged.values()))
+
+    def merge_same_questions(self) -> None:
+        """Make one record of rows that ask the same (`groups.merge_same_questions`)."""
+        self.records, self.merged = merge_same_questions(self.records)
 
     def reject(self, emptied: list[QARecord], reason: str) -> None:
         """Move records that turned out unusable to the rejected rows, in every account."""
         gone = {record.id for record in emptied}
         self.records = [record for record in self.records if record.id not in gone]
         for record in emptied:
-            number, line = self.origins[record.id]
-            account = self.files[number]
-            account["kept"] -= 1
-            account["rejected"] += 1
-            self.rejected.append(Rejected(account["file"], line, reason, " | ".join(record.questions)[:200]))
+            for identity in (record.id, *self.merged.pop(record.id, ())):
+                number, line = self.origins[identity]
+                account = self.files[number]
+                account["kept"] -= 1
+                account["rejected"] += 1
+                self.rejected.append(Rejected(account["file"], line, reason, " | ".join(record.questions)[:200]))
 
 
 def read_files(

@@ -18,7 +18,7 @@ from llm_qa.evaluation.metrics.catalogue import (
     is_number,
 )
 from llm_qa.evaluation.ranking import PAIR_MEASURES
-from llm_qa.evaluation.templates.views import format_p, span
+from llm_qa.evaluation.templates.views import format_p, reading_text, span
 
 if TYPE_CHECKING:
     from llm_qa.evaluation.metrics.catalogue import Measure
@@ -34,7 +34,24 @@ def measured(report: Report) -> tuple[str, ...]:
 
 
 def headline(report: Report) -> str:
-    """The page in two sentences: the best tuned model, what it clearly beats, and what copying gives beside it."""
+    """The page's first lines: what was trained on, the best tuned model, what it clearly beats, what copying gives."""
+    return " ".join([*trained_on(report), _best(report)])
+
+
+def trained_on(report: Report) -> list[str]:
+    """['5 of 9 test questions stand in the training data.'], run by run where there are several; [] where none does."""
+    counts = {run.name: (run.tuned.get("contamination") or {}).get("trained_on_questions") for run in report.runs}
+    found = {name: count for name, count in counts.items() if count}
+    if not found:
+        return []
+    asked = f"{report.runs[0].tuned['scores']['questions']:,} {report.split} questions"
+    if len(report.runs) == 1:
+        return [f"{next(iter(found.values())):,} of {asked} stand in the training data."]
+    whose = _listed([f"{name} ({count:,})" for name, count in found.items()])
+    return [f"Of {asked} some stand in the training data of {whose}."]
+
+
+def _best(report: Report) -> str:
     by_rank = {entry.rank: entry for entry in report.entries}
     best = next(entry for entry in report.entries if entry.label == files.TUNED)
     others = [entry for entry in report.entries if entry.label == files.TUNED and entry is not best]
@@ -79,7 +96,7 @@ def ranking_rows(report: Report) -> list[dict[str, Any]]:
         cells = []
         for key in keys:
             measure, values = MEASURES[key], entry.scores["metrics"][key]
-            cells.append((measure.format(values["value"]), span(values, measure.format, entry.scores["records"])))
+            cells.append((measure.format(values["value"]), span(values, measure.format, entry.scores["record_groups"])))
         hours = format_seconds(entry.hours * 3600) if entry.hours else UNKNOWN
         rows.append(
             {
@@ -99,14 +116,14 @@ def duel_rows(report: Report) -> list[dict[str, Any]]:
     names = {entry.rank: f"#{entry.rank} {entry.name}" for entry in report.entries}
     rows = []
     for duel in report.duels:
-        records = f"{duel.comparison['records']:,}"
-        row = {"first": names[duel.first], "second": names[duel.second], "records": records, "cells": []}
+        groups = f"{duel.comparison['record_groups']:,}"
+        row = {"first": names[duel.first], "second": names[duel.second], "groups": groups, "cells": []}
         for key in PAIR_MEASURES:
             measure, values = MEASURES[key], duel.comparison["metrics"][key]
-            interval = span(values, measure.format_difference, duel.comparison["records"])
+            interval = span(values, measure.format_difference, duel.comparison["record_groups"])
             p = format_p(values["p_holm"])
             row["cells"].append((measure.format_difference(values["difference"]), interval, p))
-        row["reading"] = duel.comparison["metrics"][CHARACTER_F1]["reading"] or UNKNOWN
+        row["reading"] = reading_text(duel.comparison["metrics"][CHARACTER_F1], duel.comparison) or UNKNOWN
         rows.append(row)
     return rows
 
@@ -127,8 +144,8 @@ def closeness_rows(report: Report) -> list[dict[str, str]]:
                 "records": f"{found['close_records']:,} of {scores['records']:,}",
                 "with": f1.format(scores["metrics"][CHARACTER_F1]["value"]),
                 "without": f1.format(new["metrics"][CHARACTER_F1]["value"]) if new else UNKNOWN,
-                "without_span": span(new["metrics"][CHARACTER_F1], f1.format, new["records"]) if new else "",
-                "without_records": f"{new['records']:,}" if new else "0",
+                "without_span": span(new["metrics"][CHARACTER_F1], f1.format, new["record_groups"]) if new else "",
+                "without_groups": f"{new['record_groups']:,}" if new else "0",
                 "gain": _gain(run.comparison),
                 "gain_without": _gain(((run.comparison or {}).get("groups") or {}).get(CLOSENESS, {}).get(NEW)),
             }
@@ -141,7 +158,7 @@ def _gain(comparison: dict[str, Any] | None) -> tuple[str, str]:
     if not comparison:
         return UNKNOWN, ""
     values, signed = comparison["metrics"][CHARACTER_F1], MEASURES[CHARACTER_F1].format_difference
-    return signed(values["difference"]), span(values, signed, comparison["records"])
+    return signed(values["difference"]), span(values, signed, comparison["record_groups"])
 
 
 def kobest_tables(report: Report) -> list[dict[str, Any]]:
@@ -155,21 +172,25 @@ def kobest_tables(report: Report) -> list[dict[str, Any]]:
             for measure in KOBEST_MEASURES:
                 if values := found["tasks"][task].get(measure.key):
                     tested = run.kobest["metrics"][task] if measure is MACRO_F1 else {}
-                    rows.append({"task": task, "measure": measure, **_choice_texts(measure, values, tested)})
+                    rows.append(
+                        {"task": task, "measure": measure, **_choice_texts(measure, values, tested, run.kobest)}
+                    )
                     published = published_scores(found["model"], task, found["num_fewshot"])
                     rows[-1]["published"] = measure.format(published if measure is MACRO_F1 else None)
         tables.append({"name": run.name, "shots": found["num_fewshot"], "lm_eval": found["lm_eval"], "rows": rows})
     return tables
 
 
-def _choice_texts(measure: Measure, values: dict[str, Any], tested: dict[str, Any]) -> dict[str, str]:
+def _choice_texts(
+    measure: Measure, values: dict[str, Any], tested: dict[str, Any], comparison: dict[str, Any]
+) -> dict[str, str]:
     records = values["records"]
     texts = {
         "records": f"{records:,}",
         "difference": measure.format_difference(values["difference"]),
         "difference_span": span(values, measure.format_difference, records),
         "p": format_p(tested.get("p_holm")),
-        "reading": tested.get("reading") or UNKNOWN,
+        "reading": reading_text(tested, comparison) or UNKNOWN,
     }
     for label in (files.BASE, files.TUNED):
         ends = {end: values[f"{label}_{end}"] for end in ("low", "high")}

@@ -6,21 +6,29 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from llm_qa.console import format_seconds
+from llm_qa.evaluation.comparison import FEW
 from llm_qa.evaluation.metrics.catalogue import BITS_PER_CHARACTER, CHARACTER_F1, MEASURES, UNKNOWN, is_number
 from llm_qa.evaluation.original import ORIGINAL_DEVICE, ORIGINAL_RUNS
+from llm_qa.evaluation.verdict import few_words
 
 if TYPE_CHECKING:
     from llm_qa.evaluation.report import Report, RunReport
 
 
-def span(values: dict[str, Any] | None, format_one: Callable[[float], str], records: int) -> str:
-    """'0.120 to 0.140', and over how many records where that is fewer than `records`, those of the whole table."""
+def span(values: dict[str, Any] | None, format_one: Callable[[float], str], groups: int) -> str:
+    """'0.120 to 0.140', and over how many groups where that is fewer than `groups`, those of the whole table."""
     if not values:
         return ""
     ends = [format_one(values[end]) for end in ("low", "high") if is_number(values.get(end))]
-    counted = values.get("records", records)
-    fewer = [f"{counted:,} of {records:,} records"] if 0 < counted < records else []
+    counted = values.get("groups", groups)
+    fewer = [f"{counted:,} of {groups:,} groups"] if 0 < counted < groups else []
     return ", ".join([" to ".join(ends), *fewer] if len(ends) == 2 else fewer)
+
+
+def reading_text(values: dict[str, Any], comparison: dict[str, Any] | None) -> str:
+    """What the test says, and how many groups it would need where they are too few; '' for what is not tested."""
+    reading = values.get("reading") or ""
+    return few_words(comparison["groups_needed"]) if reading == FEW else reading
 
 
 def format_p(p: float | None) -> str:
@@ -29,8 +37,8 @@ def format_p(p: float | None) -> str:
 
 
 def score_rows(base: dict | None, tuned: dict, comparison: dict | None, keys: Sequence[str] = tuple(MEASURES)) -> list:
-    """Texts of a score table, one dict a measure; `base`, `tuned`, `comparison` hold 'metrics' and 'records'."""
-    rows, records = [], tuned["records"]
+    """Texts of a score table, one dict a measure; `base`, `tuned`, `comparison` hold 'metrics' and 'record_groups'."""
+    rows, groups = [], tuned["record_groups"]
     for key in keys:
         measure, after = MEASURES[key], tuned["metrics"][key]
         before = base["metrics"][key] if base else None
@@ -39,14 +47,14 @@ def score_rows(base: dict | None, tuned: dict, comparison: dict | None, keys: Se
             {
                 "measure": measure,
                 "base": measure.format(before["value"]) if before else UNKNOWN,
-                "base_span": span(before, measure.format, records),
+                "base_span": span(before, measure.format, groups),
                 "tuned": measure.format(after["value"]),
-                "tuned_span": span(after, measure.format, records),
+                "tuned_span": span(after, measure.format, groups),
                 "difference": measure.format_difference(change.get("difference")),
-                "difference_span": span(change, measure.format_difference, records),
+                "difference_span": span(change, measure.format_difference, groups),
                 "p": format_p(change.get("p_holm")),
-                "reading": change.get("reading") or "",
-                "records": after["records"],
+                "reading": reading_text(change, comparison),
+                "groups": after["groups"],
             }
         )
     return rows
@@ -59,7 +67,7 @@ def group_rows(run: RunReport, grouping: str) -> list[dict[str, Any]]:
         before = (run.base["scores"]["groups"].get(grouping, {}) if run.base else {}).get(name)
         change = (run.comparison["groups"].get(grouping, {}) if run.comparison else {}).get(name)
         f1, bits = score_rows(before, part, change, (CHARACTER_F1, BITS_PER_CHARACTER))
-        rows.append({"name": name or "(none)", "records": part["records"], "questions": part["questions"]})
+        rows.append({"name": name or "(none)", "groups": part["record_groups"], "questions": part["questions"]})
         rows[-1] |= {"f1": f1, "bits": bits}
     return rows
 

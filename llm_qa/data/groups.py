@@ -1,0 +1,86 @@
+"""Which records are one piece of knowledge: rows that ask the same are one record, records that share a text a group.
+
+A group is never divided by the split, and it is what evaluation resamples: records that share a question or an answer
+are right or wrong together, and counting them one by one makes chance look like a difference.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from llm_qa.data.text import comparable
+
+if TYPE_CHECKING:
+    from llm_qa.data.records import QARecord
+
+
+def connected(keys: Sequence[Iterable[Hashable]]) -> list[int]:
+    """For each item the index of the first one that it shares a key with, directly or through others (union-find)."""
+    parent = list(range(len(keys)))
+
+    def root(i: int) -> int:
+        while parent[i] != i:
+            parent[i] = parent[parent[i]]
+            i = parent[i]
+        return i
+
+    first_with: dict[Hashable, int] = {}
+    for index, own in enumerate(keys):
+        for key in own:
+            one, other = root(index), root(first_with.setdefault(key, index))
+            parent[max(one, other)] = min(one, other)
+    return [root(i) for i in range(len(keys))]
+
+
+def text_keys(
+    questions: Iterable[str], answers: Iterable[str], passage: str = "", *, by_answers: bool = True
+) -> list[tuple[str, str]]:
+    """What makes two records one group when both have it: a question, an answer (if `by_answers`), or the passage.
+
+    With a passage the same answer (a name) or question ("요약하세요") says nothing: it is the passage that is shared.
+    """
+    if passage:
+        return [("passage", comparable(passage))]
+    keys = [("question", comparable(text)) for text in questions]
+    return keys + [("answer", comparable(text)) for text in answers] if by_answers else keys
+
+
+def group_records(records: Sequence[QARecord], *, by_answers: bool = True) -> list[list[QARecord]]:
+    """Records by `text_keys` that they share. Groups and their records keep the order of `records`."""
+    keys = [text_keys(r.questions, r.answers, r.passage, by_answers=by_answers) for r in records]
+    groups: dict[int, list[QARecord]] = defaultdict(list)
+    for record, first in zip(records, connected(keys), strict=True):
+        groups[first].append(record)
+    return list(groups.values())
+
+
+def group_names(records: Sequence[QARecord], *, by_answers: bool = True) -> dict[str, str]:
+    """Record id -> the name of its group: the smallest id in it, so that the order of the records changes nothing."""
+    groups = group_records(records, by_answers=by_answers)
+    return {record.id: min(member.id for member in group) for group in groups for record in group}
+
+
+def merge_same_questions(records: Sequence[QARecord]) -> tuple[list[QARecord], dict[str, list[str]]]:
+    """Records that ask the same questions of the same context become one with all of their answers.
+
+    Returns the records, in the order of the first of each, and {id of a merged record: ids that went into it}. Only
+    equal sets of questions are merged: two records that share one of several (a "same as above", for example) stay
+    apart, in one group, because the answers of one need not be right for the other's questions. Texts are equal as they
+    stand, after normalisation.
+    """
+    alike: dict[tuple[frozenset[str], str], list[QARecord]] = defaultdict(list)
+    for record in records:
+        alike[frozenset(record.questions), record.context].append(record)
+    merged, joined = [], {}
+    for members in alike.values():
+        first, *others = members
+        if others:
+            answers = dict.fromkeys(answer for member in members for answer in member.answers)
+            category = next((member.category for member in members if member.category), "")
+            first = replace(first, answers=tuple(answers), category=category)
+            joined[first.id] = [other.id for other in others]
+        merged.append(first)
+    return merged, joined

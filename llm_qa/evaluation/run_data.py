@@ -1,0 +1,72 @@
+"""Which data a run was trained on, and whether what it is evaluated on is the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from llm_qa import files
+from llm_qa.console import UserError, say
+from llm_qa.data.groups import group_names
+from llm_qa.data.records import QARecord, load_split
+
+
+def _trained_on(run: Path) -> dict[str, Any]:
+    return files.read_json(run / files.ENVIRONMENT) if (run / files.ENVIRONMENT).is_file() else {}
+
+
+def data_of_run(run: Path) -> Path:
+    """The prepared folder that the run was trained on, wherever this command is started. UserError if not known."""
+    written = _trained_on(run).get("data")
+    if not isinstance(written, str):
+        raise UserError(f"{run} does not say what it was trained on: name prepared data with --data.")
+    return files.found_from(written, run)
+
+
+def is_own_data(run: Path, data_dir: Path) -> bool:
+    """True for the very data that the run was trained on."""
+    return files.is_prepared(data_dir) and files.sha256_file(data_dir / files.MANIFEST) == _trained_on(run).get(
+        "data_sha256"
+    )
+
+
+def data_name(run: Path, data_dir: Path) -> str:
+    """Name of the folder in eval/ for evaluations on `data_dir`: '' for the run's own data, which has no such folder.
+
+    UserError for a folder that is not prepared data.
+    """
+    if not files.is_prepared(data_dir):
+        raise UserError(f"{data_dir} is not prepared data (it has no {files.MANIFEST}): make it with prepare_data.py.")
+    if is_own_data(run, data_dir):
+        return ""
+    return f"{data_dir.resolve().name}-{files.sha256_file(data_dir / files.MANIFEST)[:8]}"
+
+
+def evaluated_in(run: Path, data_dir: Path | None) -> str:
+    """`data_name` of the data that a run was evaluated on; by default what it was trained on, if that is at hand."""
+    if data_dir is None:
+        written = _trained_on(run).get("data")
+        data_dir = files.found_from(written, run) if isinstance(written, str) else None
+        if data_dir is None or not files.is_prepared(data_dir):
+            return ""
+    return data_name(run, data_dir)
+
+
+def training_records(run: Path, data_dir: Path) -> list[QARecord] | None:
+    """The records that the run was trained on; None, aloud, where its data is gone or has changed."""
+    for folder in (data_dir, data_of_run(run)):
+        if is_own_data(run, folder):
+            if folder != data_dir:
+                say(f"note: {data_dir} is not the data of this run, which was trained on {folder}")
+            return load_split(folder, "train")
+    say(
+        f"warning: {data_dir} is not the data of this run, and that is gone: records may have been trained on, and "
+        "there is no row of nearest training answers"
+    )
+    return None
+
+
+def groups_of_split(data_dir: Path, records: list[QARecord]) -> dict[str, str]:
+    """Record id -> name of its group among all `records` of a split, grouped as the data was (`--group-by`)."""
+    options = files.read_json(data_dir / files.MANIFEST).get("options") or {}
+    return group_names(records, by_answers=options.get("group_by", "both") == "both")
