@@ -94,5 +94,5 @@ def test_a_merged_record_that_cleaning_empties_is_as_many_rejected_rows(tmp_path
 def test_one_question_alone_cannot_be_split(tmp_path):
     path = tmp_path / "one.csv"
     path.write_text("질문,답변\n" + "".join(f"왜?,답 {i}.\n" for i in range(12)), encoding="utf-8")
-    with pytest.raises(UserError, match=r"1 records make 1 group\(s\)"):
+    with pytest.raises(UserError, match=r"1 records are too few"):
         prepare([path], tmp_path / "out", PreparationOptions())
