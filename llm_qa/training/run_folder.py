@@ -140,8 +140,8 @@ def save_final(
     """Save the adapter or the model with its tokenizer and card, staged then renamed; returns the folder.
 
     `weights` are whole tensors by their names in `model`, whose own may be shares (ZeRO-3), or a checkpoint of it whose
-    files are taken as they are. UserError where the disk
-    has no room or may not be written to: the checkpoints are still there.
+    files are taken as they are. UserError where the disk has no room or may not be written to: the checkpoints are
+    still there.
     """
     final = final_folder(run_dir, recipe)
     staged = final.with_name(f".{final.name}.part")
@@ -155,8 +155,10 @@ def save_final(
         shutil.rmtree(staged, ignore_errors=True)
         if not (problem := disk_problem(error)):
             raise
-        files_of = [path.stat().st_size for path in weight_files(weights)] if isinstance(weights, Path) else None
-        needed = sum(tensor.nbytes for tensor in weights.values()) if files_of is None else sum(files_of)
+        if isinstance(weights, Path):
+            needed = sum(path.stat().st_size for path in weight_files(weights))
+        else:
+            needed = sum(tensor.nbytes for tensor in weights.values())
         raise UserError(
             f"{final} cannot be written ({problem}). It needs {needed:,} bytes: make "
             "room, or correct the folder, and run the same command again, which goes on from the newest checkpoint."
@@ -177,16 +179,14 @@ def write_final(
     if isinstance(weights, Path):
         for path in weight_files(weights):
             shutil.copyfile(path, staged / path.name)
+        check_copied(weights, staged)
     else:
         model.save_pretrained(staged, state_dict=weights)
+        check_saved(model, weights, staged)
     if isinstance(model, PeftModel):  # peft writes a set, in another order each time
         config = files.read_json(staged / ADAPTER_CONFIG)
         files.write_json(staged / ADAPTER_CONFIG, {**config, "target_modules": sorted(config["target_modules"])})
     save_tokenizer(tokenizer, staged)
-    if isinstance(weights, Path):
-        check_copied(weights, staged)
-    else:
-        check_saved(model, weights, staged)
     files.write_text(staged / "README.md", model_card(recipe, summary))
     for path in (*staged.iterdir(), staged):
         flush(path)

@@ -172,20 +172,28 @@ def test_a_stopped_run_goes_on_to_the_same_adapter_bit_for_bit(trained, recipe, 
 
 
 def test_the_adapter_is_the_best_checkpoints_when_training_went_past_it(recipe, prepared, tmp_path):
-    run = tmp_path / "past"
-    flags = ("--learning-rate", "0.3", "--save-steps", "2", "--early-stopping", "2")
-    done = run_script("scripts/train.py", recipe, "--data", prepared, "--run", run, *flags)
+    run, last = tmp_path / "past", tmp_path / "last"
+    flags = (recipe, "--data", prepared, "--save-steps", "2", "--early-stopping", "2", "--run")
+    done = run_script("tests/train_getting_worse.py", *flags, run)
     assert done.returncode == 0, done.stderr
     log, summary = files.read_jsonl(run / "log.jsonl"), files.read_json(run / "training.json")
     losses = {line["step"]: line["validation_loss"] for line in log if "validation_loss" in line}
-    best = min(losses, key=losses.get)
-    assert summary["kept"] == {"step": best, "validation_loss": losses[best]}
-    assert list(losses) == [*range(2, best + 5, 2)], "two evaluations without a better one"
-    assert summary["steps"] == best + 4
-    assert f"it holds the best checkpoint (step {best}, validation loss {losses[best]:.4f}" in done.stdout
-    kept = run / "checkpoints" / f"checkpoint-{best}" / "adapter_model.safetensors"
+    assert list(losses) == [2, 4, 6], "two evaluations without a better one"
+    assert summary["steps"] == 6
+    assert summary["kept"] == {"step": 2, "validation_loss": losses[2]}
+    assert f"it holds the best checkpoint (step 2, validation loss {losses[2]:.4f}" in done.stdout
+    kept = run / "checkpoints" / "checkpoint-2" / "adapter_model.safetensors"
     assert (run / "adapter" / "adapter_model.safetensors").read_bytes() == kept.read_bytes()
-    assert f"its weights are those of step {best}" in (run / "adapter" / "README.md").read_text(encoding="utf-8")
+    assert "its weights are those of step 2" in (run / "adapter" / "README.md").read_text(encoding="utf-8")
+
+    last = tmp_path / "last"
+    done = run_script(
+        "tests/train_getting_worse.py", recipe, "--data", prepared, "--run", last, *flags, "--keep", "last"
+    )
+    assert done.returncode == 0, done.stderr
+    assert files.read_json(last / "training.json")["kept"] is None
+    newest = last / "checkpoints" / "checkpoint-6" / "adapter_model.safetensors"
+    assert (last / "adapter" / "adapter_model.safetensors").read_bytes() == newest.read_bytes() != kept.read_bytes()
 
 
 def test_another_recipe_in_the_same_folder_is_refused_with_the_difference(trained, recipe, prepared):
