@@ -92,8 +92,8 @@ def prepared_folder(paths: list[str] | None, options: PreparationOptions | None 
         return Path(folders[0])
     inputs = [Path(path) for path in paths] if paths else [bundled_file("train.csv")]
     options = options or PreparationOptions()
-    contents = [*inputs, *([Path(options.stopwords)] if options.stopwords else [])]
-    decides = [SCHEMA_VERSION, options.to_json(), *(files.sha256_file(path) for path in contents if path.is_file())]
+    read = [path for path in (*inputs, Path(options.stopwords or "")) if path.is_file()]
+    decides = [SCHEMA_VERSION, options.to_json(), *([path.name, files.sha256_file(path)] for path in read)]
     digest = hashlib.sha256(json.dumps(decides, ensure_ascii=False).encode()).hexdigest()[:8]
     out = data_root() / f"{inputs[0].stem if paths else 'bundled'}-{digest}"
     if is_intact(out):  # it may lie on a disk that cannot be written to

@@ -9,8 +9,7 @@ from __future__ import annotations
 import io
 import json
 import reprlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from llm_qa.data.readers.columns import (
     find_columns,
     listed,
 )
-from llm_qa.data.readers.conversations import conversation_in, read_conversation
+from llm_qa.data.readers.conversations import CONVERSATION_KEYS, conversation_in, read_conversation
 from llm_qa.data.readers.rows import LONGEST_LINE_CHARACTERS, ColumnNames, Row, Table
 from llm_qa.data.text import normalize
 
@@ -97,25 +96,27 @@ def json_lines(text: str) -> Iterator[tuple[int, Any]]:
 def _records(kind: str, values: Iterable[tuple[int, Any]], first: Any, columns: ColumnNames) -> Table:
     """A table of records; named keys are for files of which the first record has any (there may be other files)."""
     used = isinstance(first, dict) and any(normalize(name) in map(normalize, first) for name in columns.names())
-    read = partial(object_row, columns=columns if used else ColumnNames())
     notes: list[str] = []
-    return Table(kind, _rows(values, read, notes), notes, columns_used=used)
+    return Table(kind, _rows(values, columns if used else ColumnNames(), notes), notes, columns_used=used)
 
 
-def _rows(values: Iterable[tuple[int, Any]], read: Callable[[int, Any], Row], notes: list[str]) -> Iterator[Row]:
+def _rows(values: Iterable[tuple[int, Any]], columns: ColumnNames, notes: list[str]) -> Iterator[Row]:
     """The row of each value; what is known only after the last of them is added to `notes`."""
-    continued = 0
+    continued, keys, read = 0, dict[str, None](), set[str]()
     for line, value in values:
         try:
             if isinstance(value, ValueError):
                 problem, raw = value.args
                 yield Row(line, problem=problem, raw=raw)
             else:
-                row = read(line, value)
+                keys.update(dict.fromkeys(value if isinstance(value, dict) else ()))
+                row = object_row(line, value, columns, read)
                 continued += row.context != row.system and conversation_in(value) is not None
                 yield row
         except ValueError as error:
             yield Row(line, problem=str(error), raw=_short.repr(value)[:1000])
+    if ignored := [key for key in keys if key not in read]:
+        notes.append(f"keys ignored: {listed(ignored)}")
     if continued:
         notes.append(
             f"{continued:,} conversation{'s'[: continued > 1]} with several questions: only the answer to the last is "
@@ -123,8 +124,8 @@ def _rows(values: Iterable[tuple[int, Any]], read: Callable[[int, Any], Row], no
         )
 
 
-def object_row(line: int, value: Any, columns: ColumnNames) -> Row:
-    """A Row from one JSON object; ValueError says what is wrong with it."""
+def object_row(line: int, value: Any, columns: ColumnNames, read: set[str]) -> Row:
+    """A Row from one JSON object; adds the keys that it reads to `read`. ValueError says what is wrong with it."""
     if not isinstance(value, dict):
         raise ValueError("not a JSON record (it is not an object)")
     keys, titles = list(value), list(map(normalize, value))
@@ -132,11 +133,16 @@ def object_row(line: int, value: Any, columns: ColumnNames) -> Row:
     def optional(named: str | None, known: tuple[str, ...], taken: Sequence[int] = ()) -> str:
         names = known if named is None else (normalize(named).casefold(),)
         places = [titles.index(title) for name in names for title in titles if title.casefold() == name]
-        return next((one_text(keys[i], value[keys[i]]) for i in places if i not in taken), "")
+        found = next((keys[i] for i in places if i not in taken), None)
+        if found is None:
+            return ""
+        read.add(found)
+        return one_text(found, value[found])
 
     rest = {"id": optional(columns.id, ID_NAMES), "category": optional(columns.category, CATEGORY_NAMES)}
     turns = None if columns.question or columns.answer else conversation_in(value)
     if turns is not None:
+        read.update(CONVERSATION_KEYS)
         question, answer, context, system = read_conversation(turns)
         return Row(line, questions=(question,), answers=(answer,), context=context, system=system, **rest)
     questions = keys_of(titles, columns.question, QUESTION_NAMES)
@@ -144,6 +150,7 @@ def object_row(line: int, value: Any, columns: ColumnNames) -> Row:
     if missing := [what for what, found in (("question", questions), ("answer", answers)) if not found]:
         flags = " and ".join(f"--{what}-column" for what in missing)
         raise ValueError(f"no {' or '.join(missing)} among its keys ({listed(titles)}), which {flags} can name")
+    read.update(keys[i] for i in (*questions, *answers))
     return Row(
         line,
         questions=tuple(text for i in questions for text in texts(keys[i], value[keys[i]])),
@@ -194,7 +201,7 @@ def korquad_rows(articles: list[Any]) -> Iterator[Row]:
                 "answers": list(dict.fromkeys(answers)),
                 "context": context,
             }
-            yield object_row(line, value, ColumnNames())
+            yield object_row(line, value, ColumnNames(), set())
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             shown = context if isinstance(question, ValueError) else question
             yield Row(line, problem=f"not a KorQuAD question ({error})", raw=_short.repr(shown)[:1000])

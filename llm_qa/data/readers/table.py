@@ -131,7 +131,7 @@ class Survey:
         if self.uncategorised and chosen.category is not None:
             name, count = listed([header[chosen.category]]), f"{self.uncategorised:,} of {self.rows:,} rows"
             notes.append(
-                f"merged cells: {name} of {count} is filled in from the row above"
+                f"merged cells: {name} is filled in from the row above in {count}"
                 if self.merged
                 else f"{name} is empty in {count}"
             )

@@ -78,6 +78,12 @@ def test_a_number_is_an_answer(tmp_path):
     assert "answer is not text" in read(tmp_path, [*values, {"question": "가?", "answer": True}]).rejected[0].reason
 
 
+def test_keys_that_are_not_read_are_named(tmp_path):
+    values = [{"question": "가?", "answer": "나", "src": 1}, {"question": "다?", "answer": "라", "memo": "", "id": 1}]
+    assert read(tmp_path, values).files[0]["notes"] == ["keys ignored: src, memo"]
+    assert read(tmp_path, [{"conversations": SHARE_GPT[1:3], "id": "a"}]).files[0]["notes"] == []
+
+
 def test_keys_that_are_not_known_are_named_with_the_flags_and_these_work(tmp_path):
     with pytest.raises(
         UserError, match=r"no question or answer among its keys \(text\), which --question-column and --answer-column"

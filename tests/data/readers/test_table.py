@@ -34,7 +34,7 @@ def test_a_table_as_excel_saves_it_is_read_whole_and_what_was_done_is_said(tmp_p
     assert [row.reason for row in result.rejected] == ["duplicate of faq.csv, line 7"]
     assert result.files[0]["notes"] == [
         "1 blank row skipped",
-        "merged cells: 분류 of 3 of 5 rows is filled in from the row above",
+        "merged cells: 분류 is filled in from the row above in 3 of 5 rows",
     ]
 
 
@@ -56,7 +56,7 @@ def test_the_header_is_found_below_a_title(tmp_path):
         "question column: 고객 질문",
         "answer column: 원장님 답변",
         "1 blank row skipped",
-        "merged cells: 분류 of 3 of 5 rows is filled in from the row above",
+        "merged cells: 분류 is filled in from the row above in 3 of 5 rows",
         "columns ignored: 비고",
     ]
     assert read(tmp_path, "행복동물병원 안내\n\n질문\t답변\n가, 나?\t다, 라\n").records[0].questions == ("가, 나?",)
