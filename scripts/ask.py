@@ -131,7 +131,8 @@ def main() -> int:
         say(f"{len(answers):,} answers written to {options.out}")
         return 0
     if question:  # one that does not fit is refused before the weights are read
-        fit_questions(load_tokenizer(source.tokenizer), source.config, [(question, context)], settings)
+        asked = [(question, context)]
+        question, context = fit_questions(load_tokenizer(source.tokenizer), source.config, asked, settings)[0]
     model, tokenizer = source.load()
     if question:
         stream(model, tokenizer, question, context, settings)

@@ -116,7 +116,7 @@ def evaluate(options: argparse.Namespace) -> None:
         questions = [record.to_json() for record in records]
         key = answers_key(questions, weights, source.tokenizer, source.precision, recipe.model, label, generation)
         kept = None if options.again else answered_before(folder, key, rows)
-        if writes and not kept:
+        if writes and not kept and not options.again:
             say_what_is_replaced(folder, {"model": recipe.model, "generation": generation})
         wait_for_all()  # the first process writes anew what all have to read before
         if kept:
