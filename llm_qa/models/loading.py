@@ -7,13 +7,14 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils import cached_file
 
 from llm_qa import files
 from llm_qa.config import EMBEDDED_MODEL, Recipe, load_recipe
-from llm_qa.console import UserError
+from llm_qa.console import UserError, say
 from llm_qa.models.fast.fp8 import quantize_fp8
+from llm_qa.models.isolation import attention_of
 from llm_qa.models.linear_modules import linear_layers
 from llm_qa.models.quantization import Precision, gpu_capability, resolve_precision
 from llm_qa.models.safety import refuse_code, refuse_unsafe_weights
@@ -87,10 +88,14 @@ def load_base(model: str | Path, precision: Precision, *, on_gpu: bool = True) -
     """Base weights in the precision decided, frozen or not as loaded, cache off.
 
     `on_gpu` puts the weights straight on this process's GPU where there is one; under DeepSpeed it must be False,
-    which places them itself (KoAlpaca#107).
+    which places them itself (KoAlpaca#107). Attention is sdpa, or what the architecture has instead, which is said.
     """
     if Path(model).is_dir():
         refuse_unsafe_weights(model)
+    config = _load(lambda: AutoConfig.from_pretrained(str(model), trust_remote_code=False), str(model), "config")
+    attention = attention_of(config)
+    if not attention.usual:
+        say(attention.report)
     place = {"device_map": {"": torch.cuda.current_device()}} if on_gpu and torch.cuda.is_available() else {}
     base = _load(
         lambda: AutoModelForCausalLM.from_pretrained(
@@ -99,7 +104,7 @@ def load_base(model: str | Path, precision: Precision, *, on_gpu: bool = True) -
             quantization_config=precision.quantization_config,
             use_safetensors=True,
             trust_remote_code=False,
-            attn_implementation="sdpa",
+            attn_implementation=attention.implementation,
             **place,
         ),
         str(model),
