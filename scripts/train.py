@@ -24,6 +24,7 @@ from llm_qa.data.records import open_split
 from llm_qa.models import gpus
 from llm_qa.models.fast.policy import choose_fast_path
 from llm_qa.models.isolation import attention_of
+from llm_qa.models.left_out import left_out_report
 from llm_qa.models.loading import EMBEDDED_BASE, align_special_tokens, check_tokenizer_fits, load_base, load_tokenizer
 from llm_qa.models.lora import add_lora, linear_parameters, parameter_counts, trainable_report
 from llm_qa.models.quantization import gpu_capability, resolve_precision
@@ -156,7 +157,7 @@ def main() -> int:
         linears = linear_parameters(model)
         if recipe.method == "lora":
             model = add_lora(model, recipe, precision.trains_in)
-    say(trainable_report(model))
+    say("\n".join([trainable_report(model), *left_out_report(model, recipe, precision)]))
     total, trainable = parameter_counts(model)
     rows = arguments.per_device_train_batch_size
     with memory_for_training(recipe, options.run, strategy, fit=options.fit):

@@ -21,7 +21,8 @@ def one_document_a_row(recipe: Recipe, packs: PackedDataset, packs_a_pass: int) 
     passes = max(1, round(documents / rows))  # in place of one
     update = recipe.global_batch_size // packs_a_pass * passes * rows
     say(
-        f"one document a row: {update:,} documents an update, {rows:,} a pass, in place of {recipe.global_batch_size:,} "
-        f"packs of {recipe.pack_length:,} tokens with {len(packs.pairs) / len(packs.packs):.1f} documents each"
+        f"one document a row: {update:,} documents an update, {rows:,} a pass, in place of "
+        f"{recipe.global_batch_size:,} packs of {recipe.pack_length:,} tokens with {documents / packs_a_pass:.1f} "
+        "documents each"
     )
     return replace(recipe, pack_length=0, global_batch_size=update, micro_batch_size=rows)
