@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from peft import PeftModel
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
-from transformers.utils import cached_file
+from transformers.utils import cached_file, is_protobuf_available, is_sentencepiece_available
 
 from llm_qa import files
 from llm_qa.config import EMBEDDED_MODEL, Recipe, load_recipe
@@ -50,7 +50,15 @@ def load_tokenizer(model: str | Path, *, only_local: bool = False) -> PreTrained
 
     def load():
         place = {"local_files_only": only_local}
-        has_json = cached_file(model, "tokenizer.json", _raise_exceptions_for_missing_entries=False, **place)
+        has_json, has_model = (
+            cached_file(model, name, _raise_exceptions_for_missing_entries=False, **place)
+            for name in ("tokenizer.json", "tokenizer.model")
+        )
+        if has_model and not has_json and not (is_sentencepiece_available() and is_protobuf_available()):
+            raise UserError(  # transformers would ask for tiktoken, which cannot read it
+                f"The tokenizer of model {model!r} is a SentencePiece tokenizer.model without a tokenizer.json, which "
+                "two more packages can read: pip install sentencepiece protobuf."
+            )
         kind = PreTrainedTokenizerFast if has_json else AutoTokenizer
         return kind.from_pretrained(model, trust_remote_code=False, **place, **specials)
 
