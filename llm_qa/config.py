@@ -1,7 +1,8 @@
 """WHAT to train: the recipe. YAML files and command-line flags use the same words; every problem is raised at once.
 
 A recipe is flat. A key is either a field of `Recipe` below or the name of a `transformers.TrainingArguments` field
-(learning_rate, num_train_epochs, save_steps ...). An unknown key is an error with the nearest known one.
+(learning_rate, num_train_epochs, save_steps ...; `trainer_settings.py` says which, and why others not). An unknown key
+is an error with the nearest known one.
 HOW to run (GPUs, DDP, ZeRO, offload) is never said here: that is an accelerate config.
 """
 
@@ -17,6 +18,7 @@ from typing import Any, Literal
 from llm_qa.console import UserError
 from llm_qa.conversion import convert, printable, shown
 from llm_qa.strict_yaml import MOST_CHARACTERS, read_yaml
+from llm_qa.trainer_settings import reason_against, training_argument_types, unread_problems
 
 EMBEDDED_MODEL = "embedded"
 LORA_KEYS = ("lora_r", "lora_alpha", "lora_dropout", "lora_targets")  # read by method lora alone
@@ -79,46 +81,6 @@ class Recipe:
 
 RECIPE_FIELDS = {f.name: f for f in dataclasses.fields(Recipe) if f.name != "training"}
 
-# TrainingArguments that the recipe's own keys, the accelerate config or the run folder decide.
-DECIDED_ELSEWHERE = {
-    "per_device_train_batch_size": "use micro_batch_size and global_batch_size",
-    "gradient_accumulation_steps": "it follows from global_batch_size, micro_batch_size and the number of GPUs",
-    "per_device_eval_batch_size": "use micro_batch_size",
-    "gradient_checkpointing": "use recompute",
-    "gradient_checkpointing_kwargs": "use recompute",
-    "activation_checkpointing": "use recompute",
-    "activation_checkpointing_kwargs": "use recompute",
-    "bf16": "use compute_dtype",
-    "fp16": "use compute_dtype",
-    "output_dir": "use --run",
-    "resume_from_checkpoint": "use --resume",
-    "deepspeed": "name it in an accelerate config and pass that to accelerate launch --config_file",
-    "fsdp": "name it in an accelerate config and pass that to accelerate launch --config_file",
-    "logging_nan_inf_filter": "a loss that is not finite always stops the run",
-    "remove_unused_columns": "the collator needs every column",
-    "include_num_input_tokens_seen": "real tokens are always counted, padding never",
-    "restore_callback_states_from_checkpoint": "the run restores its own",
-    "enable_jit_checkpoint": "signals are handled by the run itself",
-    "auto_find_batch_size": "it would change the global batch in silence",
-    "use_liger_kernel": "it has no kernels for GPT-NeoX and would do nothing",
-    "group_by_length": "packing makes it pointless",
-    "accelerator_config": "name it in an accelerate config and pass that to accelerate launch --config_file",
-    "fsdp_config": "name it in an accelerate config and pass that to accelerate launch --config_file",
-    "hub_token": "a recipe is copied into the run folder; a secret belongs into the environment (HF_TOKEN)",
-    "load_best_model_at_end": "use keep",
-    "metric_for_best_model": "the best is the one with the lowest validation loss; use keep",
-    "greater_is_better": "the best is the one with the lowest validation loss; use keep",
-    "push_to_hub": "training works without the network; upload the finished folder yourself",
-}
-
-
-def training_argument_types() -> dict[str, Any]:
-    """Name -> type hint of every TrainingArguments field of the installed transformers."""
-    from transformers import TrainingArguments
-
-    hints = typing.get_type_hints(TrainingArguments)
-    return {f.name: hints[f.name] for f in dataclasses.fields(TrainingArguments) if f.init}
-
 
 def load_recipe(path: str | Path, overrides: dict[str, Any] | None = None) -> Recipe:
     """Read a recipe file, lay command-line overrides over it, check all of it.
@@ -156,9 +118,10 @@ def make_recipe(values: dict[str, Any], *, source: str = "the recipe") -> Recipe
     if len(values) > len(RECIPE_FIELDS) + len(others):
         raise UserError(f"{source} has {len(values):,} keys, more than there are settings: this is not a recipe.")
     for key, value in values.items():
-        if key in DECIDED_ELSEWHERE:
-            problems.append(f"{key} cannot be set: {DECIDED_ELSEWHERE[key]}")
-        elif key not in RECIPE_FIELDS and key not in others:
+        if key not in RECIPE_FIELDS and key not in others:
+            if reason := reason_against(key):
+                problems.append(f"{key} cannot be set: {reason}")
+                continue
             near = difflib.get_close_matches(key[:40], [*RECIPE_FIELDS, *others], n=1)
             problems.append(f"{shown(key)} is not a known key" + (f" (did you mean {near[0]}?)" if near else ""))
         else:
@@ -222,7 +185,7 @@ def _combination_problems(recipe: Recipe, given: set[str]) -> list[str]:
             f"global_batch_size {recipe.global_batch_size} is not a multiple of micro_batch_size "
             f"{recipe.micro_batch_size}"
         )
-    return problems
+    return problems + unread_problems(recipe.training)
 
 
 def recipe_flags(arguments: list[str]) -> dict[str, str]:

@@ -25,9 +25,12 @@ from llm_qa.data.prompts import encode_documents, show_document
 from llm_qa.data.records import open_split
 from llm_qa.models import gpus
 from llm_qa.models.fast.policy import choose_fast_path
+from llm_qa.models.isolation import attention_of
+from llm_qa.models.left_out import left_out_report
 from llm_qa.models.loading import EMBEDDED_BASE, align_special_tokens, check_tokenizer_fits, load_base, load_tokenizer
 from llm_qa.models.lora import add_lora, linear_parameters, parameter_counts, trainable_report
 from llm_qa.models.quantization import gpu_capability, resolve_precision
+from llm_qa.models.shapes import model_config
 from llm_qa.models.tiny import embedded_model
 from llm_qa.training.agreement import check_ranks_agree
 from llm_qa.training.best import BestCheckpoint, check_early_stopping, choose_best
@@ -39,6 +42,7 @@ from llm_qa.training.fit import fitted, memory_for_loading, memory_for_training
 from llm_qa.training.lock import hold_lock
 from llm_qa.training.non_finite import StopOnNonFinite
 from llm_qa.training.ranks import first_to_say, gather_over_ranks, on_main
+from llm_qa.training.rows import one_document_a_row
 from llm_qa.training.run_folder import is_finished, open_run, save_final
 from llm_qa.training.stopping import StopInTime
 from llm_qa.training.strategy import (
@@ -127,6 +131,15 @@ def main() -> int:
     pairs, too_long = tokenize_records(tokenizer, train_records, recipe.max_length)
     report_too_long(options.run, too_long, recipe.max_length)
     train_set = PackedDataset(pairs, recipe.pack_length, recipe.loss_on, recipe.seed, recipe.global_batch_size)
+    with memory_for_loading(recipe):
+        attention = attention_of(model_config(model_source))
+    if attention.usual:  # what else there is, load_base says
+        say(attention.report)
+    if recipe.pack_length and not attention.isolates:
+        recipe = one_document_a_row(recipe, train_set, arguments.per_device_train_batch_size)
+        recipe = fitted(recipe, options.run)
+        arguments = training_arguments(recipe, precision, strategy, options.run)
+        train_set = PackedDataset(pairs, 0, recipe.loss_on, recipe.seed, recipe.global_batch_size)
     validation_set = None
     if validation_records:
         validation_pairs, _ = tokenize_records(tokenizer, validation_records, recipe.max_length, what="validation")
@@ -152,7 +165,7 @@ def main() -> int:
         linears = linear_parameters(model)
         if recipe.method == "lora":
             model = add_lora(model, recipe, precision.trains_in)
-    say(trainable_report(model))
+    say("\n".join([trainable_report(model), *left_out_report(model, recipe, precision)]))
     total, trainable = parameter_counts(model)
     rows = arguments.per_device_train_batch_size
     with memory_for_training(recipe, options.run, strategy, fit=options.fit):

@@ -14,6 +14,7 @@ from llm_qa.data.packing import collate_packs
 from llm_qa.data.prompts import encode_documents, encode_prompts
 from llm_qa.data.text import normalize_lines
 from llm_qa.models.fast.decoding import StaticDecoder, reason_against
+from llm_qa.models.isolation import attention_of
 from llm_qa.models.quantization import gpu_capability
 
 SHORTEST_LIMIT = 128  # tokens that an answer may take at least, whatever a run was trained on
@@ -223,9 +224,12 @@ def reference_bits(
 ) -> list[float | None]:
     """-log2 p(answer | prompt) of (question, answer, context) triples, eos not counted, in bits, in their order.
 
-    Documents are packed into one row of up to `tokens_at_once` tokens and the head is applied only where an answer
-    token is predicted. None for a document longer than the model's context.
+    Documents are packed into one row of up to `tokens_at_once` tokens, where they stay apart in a pack of this
+    architecture, else each is a row of its own; the head is applied only where an answer token is predicted. None for a
+    document longer than the model's context.
     """
+    if not attention_of(model.config).isolates:
+        tokens_at_once = 0  # then every document fills a row
     documents = encode_documents(tokenizer, items)
     limit = context_length(model.config)
     bits: list[float | None] = [None] * len(documents)

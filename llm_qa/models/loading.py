@@ -7,13 +7,14 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
-from transformers.utils import cached_file
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+from transformers.utils import cached_file, is_protobuf_available, is_sentencepiece_available
 
 from llm_qa import files
 from llm_qa.config import EMBEDDED_MODEL, Recipe, load_recipe
-from llm_qa.console import UserError
+from llm_qa.console import UserError, say
 from llm_qa.models.fast.fp8 import quantize_fp8
+from llm_qa.models.isolation import attention_of
 from llm_qa.models.linear_modules import linear_layers
 from llm_qa.models.quantization import Precision, gpu_capability, resolve_precision
 from llm_qa.models.safety import refuse_code, refuse_unsafe_weights
@@ -49,7 +50,15 @@ def load_tokenizer(model: str | Path, *, only_local: bool = False) -> PreTrained
 
     def load():
         place = {"local_files_only": only_local}
-        has_json = cached_file(model, "tokenizer.json", _raise_exceptions_for_missing_entries=False, **place)
+        has_json, has_model = (
+            cached_file(model, name, _raise_exceptions_for_missing_entries=False, **place)
+            for name in ("tokenizer.json", "tokenizer.model")
+        )
+        if has_model and not has_json and not (is_sentencepiece_available() and is_protobuf_available()):
+            raise UserError(  # transformers would ask for tiktoken, which cannot read it
+                f"The tokenizer of model {model!r} is a SentencePiece tokenizer.model without a tokenizer.json, which "
+                "two more packages can read: pip install sentencepiece protobuf."
+            )
         kind = PreTrainedTokenizerFast if has_json else AutoTokenizer
         return kind.from_pretrained(model, trust_remote_code=False, **place, **specials)
 
@@ -87,10 +96,14 @@ def load_base(model: str | Path, precision: Precision, *, on_gpu: bool = True) -
     """Base weights in the precision decided, frozen or not as loaded, cache off.
 
     `on_gpu` puts the weights straight on this process's GPU where there is one; under DeepSpeed it must be False,
-    which places them itself (KoAlpaca#107).
+    which places them itself (KoAlpaca#107). Attention is sdpa, or what the architecture has instead, which is said.
     """
     if Path(model).is_dir():
         refuse_unsafe_weights(model)
+    config = _load(lambda: AutoConfig.from_pretrained(str(model), trust_remote_code=False), str(model), "config")
+    attention = attention_of(config)
+    if not attention.usual:
+        say(attention.report)
     place = {"device_map": {"": torch.cuda.current_device()}} if on_gpu and torch.cuda.is_available() else {}
     base = _load(
         lambda: AutoModelForCausalLM.from_pretrained(
@@ -99,7 +112,7 @@ def load_base(model: str | Path, precision: Precision, *, on_gpu: bool = True) -
             quantization_config=precision.quantization_config,
             use_safetensors=True,
             trust_remote_code=False,
-            attn_implementation="sdpa",
+            attn_implementation=attention.implementation,
             **place,
         ),
         str(model),

@@ -13,12 +13,23 @@ from transformers import set_seed
 from transformers.pytorch_utils import Conv1D
 
 from llm_qa.config import Recipe
+from llm_qa.console import UserError
 from llm_qa.models.linear_modules import find_linear_modules, linear_layers
 
 
 def build_lora_config(model: torch.nn.Module, recipe: Recipe) -> LoraConfig:
-    """LoRA on every linear layer but the head (or on the recipe's `lora_targets`)."""
+    """LoRA on every linear layer but the head (or on the recipe's `lora_targets`).
+
+    Names that peft takes for a mixture's experts are left out: see `meant_as_experts`.
+    """
     targets = find_linear_modules(model, recipe.lora_targets)
+    taken = [name for name in targets if meant_as_experts(model, name)]
+    if taken and (recipe.lora_targets is not None or taken == targets):
+        raise UserError(
+            f"lora_targets {', '.join(taken)}: peft takes these names for the experts of {type(model).__name__}, which "
+            "are not adapted here: choose others with --lora-targets, or set --method full."
+        )
+    targets = [name for name in targets if name not in taken]
     kinds = {type(layer) for name, layer in linear_layers(model).items() if name.rpartition(".")[2] in targets}
     return LoraConfig(
         task_type=TaskType.CAUSAL_LM,
@@ -29,6 +40,23 @@ def build_lora_config(model: torch.nn.Module, recipe: Recipe) -> LoraConfig:
         fan_in_fan_out=kinds == {Conv1D},  # GPT-2 keeps its weights transposed
         bias="none",
     )
+
+
+def meant_as_experts(model: torch.nn.Module, name: str) -> bool:
+    """Whether peft would adapt a mixture's fused experts when told the name of a linear layer.
+
+    Experts of the Qwen2-MoE family were layers called `gate_proj`, `up_proj` and `down_proj` in transformers 4. peft
+    translates these names into the parameters that transformers 5 fuses them into, also where other linear layers bear
+    them (shared experts, dense layers), and its wrapper of parameters refuses dropout.
+    """
+    from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
+
+    config = LoraConfig(target_modules=[name])
+    try:
+        convert_peft_config_for_transformers(config, model=model, conversions=None)
+    except ValueError:  # one of several names that are fused into one parameter
+        return True
+    return name not in config.target_modules
 
 
 def add_lora(model: torch.nn.Module, recipe: Recipe, dtype: torch.dtype = torch.float32) -> PeftModel:

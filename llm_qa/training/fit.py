@@ -33,7 +33,10 @@ def fitted(recipe: Recipe, run_dir: str | Path) -> Recipe:
     if not fit_file(run_dir).is_file():
         return recipe
     found = files.read_json(fit_file(run_dir))
-    found = found.get("micro_batch_size") if isinstance(found, dict) else None
+    found = found if isinstance(found, dict) else {}
+    if found.get("pack_length", recipe.pack_length) != recipe.pack_length:  # sequences of another size: see rows.py
+        return recipe
+    found = found.get("micro_batch_size")
     if not isinstance(found, int) or not 0 < found < recipe.micro_batch_size:
         return recipe
     say(f"micro_batch_size {found} instead of {recipe.micro_batch_size}: what fits this GPU, from {fit_file(run_dir)}")
@@ -73,7 +76,8 @@ def out_of_memory(error: BaseException, recipe: Recipe, run_dir: Path, strategy:
     half = smaller(recipe, strategy.processes)
     if not fit or half is None:
         raise Failed(sentence(error, recipe, half)) from error
-    files.write_json(fit_file(run_dir), {"micro_batch_size": half, "because": measured(error)})
+    kept = {"micro_batch_size": half, "pack_length": recipe.pack_length, "because": measured(error)}
+    files.write_json(fit_file(run_dir), kept)
     again = f"{measured(error)} micro_batch_size {half} from now on, {recipe.global_batch_size} an update as before"
     if strategy.processes > 1:
         print(f"{again}: the same command goes on from the last checkpoint", file=sys.stderr, flush=True)

@@ -13,6 +13,7 @@ import yaml
 from peft import PeftModel, get_peft_model_state_dict
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
+from transformers.core_model_loading import revert_weight_conversion
 
 from llm_qa import files
 from llm_qa.config import Recipe, load_recipe
@@ -181,7 +182,8 @@ def write_final(
             shutil.copyfile(path, staged / path.name)
         check_copied(weights, staged)
     else:
-        model.save_pretrained(staged, state_dict=weights)
+        # save_pretrained takes out of the dictionary what it has written.
+        model.save_pretrained(staged, state_dict=dict(weights))
         check_saved(model, weights, staged)
     if isinstance(model, PeftModel):  # peft writes a set, in another order each time
         config = files.read_json(staged / ADAPTER_CONFIG)
@@ -209,29 +211,31 @@ def check_copied(checkpoint: Path, folder: Path) -> None:
 def check_saved(model: PreTrainedModel | PeftModel, weights: dict[str, torch.Tensor], folder: Path) -> None:
     """Read the saved tensors back and compare them with `weights`, bit for bit; RuntimeError names what differs.
 
-    Guards against adapters that were saved empty or sharded (trl#4416, peft#2892). A live tensor under another name on
-    disk (GPT-NeoX's head is stored as `embed_out`) counts as saved when one stored tensor equals it; tied ones are
-    stored once.
+    Guards against adapters that were saved empty or sharded (trl#4416, peft#2892). What lies on the disk is in the
+    checkpoint's own format: transformers renames some weights when it loads them (GPT-NeoX's head is stored as
+    `embed_out`) and fuses others (Mixtral's experts), and turns that back when it saves. Tied ones are stored once.
     """
-    live = get_peft_model_state_dict(model, state_dict=weights) if isinstance(model, PeftModel) else weights
     shapes = {name: getattr(p, "ds_shape", p.shape) for name, p in model.named_parameters() if p.requires_grad}
     wrong = [name for name, shape in shapes.items() if name in weights and weights[name].shape != shape]
     absent = [name for name in shapes if name not in weights]
     if wrong or absent:
         raise RuntimeError(f"These weights are not whole: {', '.join([*wrong, *absent][:5])}.")
+    if isinstance(model, PeftModel):
+        expected = get_peft_model_state_dict(model, state_dict=weights)
+    else:
+        expected = revert_weight_conversion(model, weights)
     saved: dict[str, torch.Tensor] = {}
     for path in sorted(folder.glob("*.safetensors")):
         saved.update(load_file(path))
-    renamed = [tensor for name, tensor in saved.items() if name not in live]
-    stored_at = {live[name].data_ptr() for name in live.keys() & saved.keys()}
+    stored_at = {expected[name].data_ptr() for name in expected.keys() & saved.keys()}
 
     def is_saved(name: str, tensor: torch.Tensor) -> bool:
         if name in saved:
             return torch.equal(tensor.cpu(), saved[name])
-        return tensor.data_ptr() in stored_at or any(torch.equal(tensor.cpu(), other) for other in renamed)
+        return tensor.data_ptr() in stored_at
 
-    lost = [name for name, tensor in live.items() if tensor.numel() == 0 or not is_saved(name, tensor)]
-    if not live or lost:
+    lost = [name for name, tensor in expected.items() if tensor.numel() == 0 or not is_saved(name, tensor)]
+    if not expected or lost:
         raise RuntimeError(f"{folder} does not hold what was trained: {', '.join(lost[:5]) or 'nothing was saved'}.")
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
 from transformers.integrations import get_reporting_integration_callbacks
+from transformers.integrations.integration_utils import get_available_reporting_integrations
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import EvalLoopOutput, IntervalStrategy
 
@@ -112,9 +113,13 @@ def use_fast_path(arguments: TrainingArguments, path: FastPath) -> None:
 
 
 def check_reporters(arguments: TrainingArguments) -> None:
-    """Refuse a --report-to that transformers does not know or that is not installed."""
+    """Refuse a --report-to that transformers does not know or that is not installed, before anything is loaded."""
     try:
-        get_reporting_integration_callbacks(arguments.report_to)
+        reporters = dict(
+            zip(arguments.report_to, get_reporting_integration_callbacks(arguments.report_to), strict=True)
+        )
+        for name in reporters.keys() - get_available_reporting_integrations():
+            reporters[name]()  # raises what Trainer would raise after loading
     except (ValueError, ImportError, RuntimeError) as error:
         raise UserError(f"--report-to {','.join(arguments.report_to)}: {' '.join(str(error).split())}") from None
 

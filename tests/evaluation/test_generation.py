@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, FalconConfig
 
 from llm_qa import files
 from llm_qa.console import Failed, UserError
@@ -144,3 +144,12 @@ def test_what_the_static_decoder_cannot_do_is_refused(model):
             check_decoder("static", GenerationSettings(), model.config)
     else:
         check_decoder("static", GenerationSettings(), model.config)
+
+
+def test_references_are_scored_alone_where_packed_documents_would_see_each_other(tokenizer):
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "initializer_range": 0.3}
+    model = AutoModelForCausalLM.from_config(FalconConfig(**sizes, vocab_size=len(tokenizer))).eval()
+    items = [("왜?", "습기 때문입니다", ""), ("언제?", "내일", ""), ("왜?", "습기", "")]
+    together = reference_bits(model, tokenizer, items)
+    assert together == pytest.approx([reference_bits(model, tokenizer, [item])[0] for item in items], rel=1e-5)

@@ -58,6 +58,16 @@ def test_a_tokenizer_without_eos_is_refused(tmp_path, neox_folder):
         load_tokenizer(folder)
 
 
+def test_a_sentencepiece_model_alone_is_refused_with_the_packages_to_install(tmp_path, neox_folder, monkeypatch):
+    monkeypatch.setattr("llm_qa.models.loading.is_sentencepiece_available", lambda: False)
+    folder = shutil.copytree(neox_folder, tmp_path / "model")
+    (folder / "tokenizer.json").rename(folder / "tokenizer.model")
+    with pytest.raises(UserError, match=r"tokenizer\.model without a tokenizer\.json, .*pip install sentencepiece"):
+        load_tokenizer(folder)
+    shutil.copy(neox_folder / "tokenizer.json", folder)
+    assert load_tokenizer(folder).eos_token_id is not None
+
+
 def test_original_trap_another_models_tokenizer_is_refused(neox_folder, tokenizer):
     """The original saved KoGPT2's tokenizer beside polyglot's weights."""
     model = load_base(neox_folder, FP32)

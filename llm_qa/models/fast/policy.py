@@ -146,7 +146,7 @@ def what_is_spilled(fast: FastNeoX) -> str:
 def plain_path(reason: str, recipe: Recipe, precision: Precision) -> FastPath:
     """transformers and peft as they are, and why."""
     recomputed = "every layer recomputed" if recipe.recompute != "none" else "no layer recomputed"
-    return FastPath(False, f"plain path ({reason}): sdpa attention, {recomputed}, {precision.base}")
+    return FastPath(False, f"plain path ({reason}): {recomputed}, {precision.base}")
 
 
 @dataclass(frozen=True)

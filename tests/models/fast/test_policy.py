@@ -57,7 +57,7 @@ def test_the_plain_path_is_said_aloud_and_changes_nothing():
     before = model.forward
     path = choose_fast_path(model, recipe, resolve_precision(recipe, None), 128, 128, 0, None)
     assert not path.active
-    assert path.report == "plain path (no GPU): sdpa attention, no layer recomputed, fp32"
+    assert path.report == "plain path (no GPU): no layer recomputed, fp32"
     assert model.forward == before
 
 

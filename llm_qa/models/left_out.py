@@ -1,0 +1,67 @@
+"""Which weights of a base neither quantisation nor LoRA reaches, and how large a share of it they are.
+
+bitsandbytes quantises `torch.nn.Linear` and `Conv1D` alone, and LoRA adapts linear layers alone. Fused experts of a
+mixture are parameters of a module of another kind (Mixtral, Qwen3-MoE), and Falcon has a linear layer of its own class.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+
+import torch
+
+from llm_qa.config import Recipe
+from llm_qa.models.fast.fp8 import Fp8Linear
+from llm_qa.models.lora import count_parameters
+from llm_qa.models.quantization import SHORT, Precision
+
+MODULES_NAMED = 3
+
+
+def left_out_report(model: torch.nn.Module, recipe: Recipe, precision: Precision) -> list[str]:
+    """A line about what is not quantised though the recipe asks for it, one about what is not adapted; none if nothing.
+
+    `model` is the loaded base, with LoRA on it for method lora. Embeddings and the head count as part of the whole, but
+    not as left out: they are never quantised or adapted. Layers that `lora_targets` leaves out were left out by name.
+    """
+    lines = []
+    if precision.nf4 or precision.fp8:
+        kept = f"kept in {SHORT[precision.weights]}"
+        lines += _line(model, f"not quantised to {precision.base}, but {kept}", lambda _, module: _quantised(module))
+    if recipe.method == "lora" and recipe.lora_targets is None:
+        lines += _line(model, "not adapted by LoRA", lambda name, _: name.endswith(".base_layer"))
+    return lines
+
+
+def _line(model: torch.nn.Module, what: str, reached: Callable[[str, torch.nn.Module], bool]) -> list[str]:
+    total, left = 0, Counter()
+    for name, module, weights, is_matrix in _own_weights(model):
+        total += weights
+        if is_matrix and not reached(name, module):
+            left[type(module).__name__] += weights
+    if not left:
+        return []
+    names = [name for name, _ in left.most_common(MODULES_NAMED)]
+    others = f" and {len(left) - len(names)} other classes" if len(left) > len(names) else ""
+    count = left.total()
+    return [f"{what}: {count:,} of the base's {total:,} weights ({count / total:.1%}), in {', '.join(names)}{others}"]
+
+
+def _own_weights(model: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Module, int, bool]]:
+    """(name, module, weights, whether they are matrices beside embeddings and head) of the base, each tensor once."""
+    outer = (model.get_input_embeddings(), model.get_output_embeddings())
+    seen = set()
+    for name, module in model.named_modules():
+        if ".lora_" in name:
+            continue
+        for parameter in module.parameters(recurse=False):
+            if id(parameter) not in seen:
+                seen.add(id(parameter))
+                inner = module not in outer and not isinstance(module, torch.nn.Embedding)
+                is_matrix = inner and len(getattr(parameter, "ds_shape", parameter.shape)) > 1
+                yield name, module, count_parameters(parameter), is_matrix
+
+
+def _quantised(module: torch.nn.Module) -> bool:
+    return isinstance(module, Fp8Linear) or type(getattr(module, "weight", None)).__name__ == "Params4bit"
