@@ -25,6 +25,7 @@ CHECKPOINTS = "checkpoints"
 ADAPTER = "adapter"
 MODEL = "model"
 TRAINING = "training.json"
+MICRO_BATCH = "micro_batch.json"  # the micro-batch that --auto-micro-batch found to fit
 
 # Evaluation: runs/<name>/eval/<split>/, and <split>-base/, <split>-nearest/ beside it
 PREDICTIONS = "predictions.jsonl"

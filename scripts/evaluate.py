@@ -5,11 +5,12 @@
 
 Writes runs/<name>/eval/<split>/ (and <split>-base/): predictions.jsonl and scores.json, and in <split>-nearest/ the
 same for answers copied from the nearest training question. A killed evaluation goes on where it was with the same
-command; a finished one is kept (--again answers anew). Several processes share the questions and write the same.
+command; a finished one is kept (--overwrite answers anew). Several processes share the questions and write the same.
 """
 
 import argparse
 import contextlib
+import sys
 from pathlib import Path
 
 from llm_qa import files
@@ -21,6 +22,7 @@ from llm_qa.evaluation.embedding import COMPETITION_EMBEDDER, load_embedder, wit
 from llm_qa.evaluation.generation import DECODERS, check_decoder, named_settings
 from llm_qa.evaluation.processes import end_processes, rank, start_processes, wait_for_all, world_size
 from llm_qa.evaluation.scoring import score_predictions
+from llm_qa.migrations import read_json, renamed_flags, stamped
 from llm_qa.models.loading import base_of_run, load_run, run_recipe, weights_of
 from llm_qa.models.shapes import model_config
 from llm_qa.training.ranks import first_to_say
@@ -48,8 +50,8 @@ def parse_arguments() -> argparse.Namespace:
         metavar="MODEL",
         help=f"also score by sentence embeddings: a local sentence-transformers folder, or {COMPETITION_EMBEDDER}",
     )
-    parser.add_argument("--again", action="store_true", help="answer anew, although the evaluation is finished")
-    options = parser.parse_args()
+    parser.add_argument("--overwrite", action="store_true", help="answer anew, although the evaluation is finished")
+    options = parser.parse_args(renamed_flags(sys.argv[1:]))
     for flag, least in (("batch_size", 1), ("max_new_tokens", 1), ("limit", 1), ("seed", 0)):
         if (value := getattr(options, flag)) is not None and value < least:
             raise UserError(f"--{flag.replace('_', '-')} is {value} and must be at least {least}.")
@@ -71,7 +73,7 @@ WHOSE = (
 
 def training_records(run: Path, data_dir: Path) -> list[QARecord] | None:
     """The records that the run was trained on; None, aloud, where its data is gone or has changed."""
-    trained_on = files.read_json(run / files.ENVIRONMENT)
+    trained_on = read_json(run / files.ENVIRONMENT)
     for folder in (data_dir, Path(trained_on["data"])):
         if files.is_prepared(folder) and files.sha256_file(folder / files.MANIFEST) == trained_on["data_sha256"]:
             if folder != data_dir:
@@ -86,9 +88,9 @@ def training_records(run: Path, data_dir: Path) -> list[QARecord] | None:
 
 def answered_before(folder: Path, key: str, questions: list[dict]) -> tuple[list[dict], dict] | None:
     """(rows, whose) of a finished evaluation of the same questions, weights and settings; it is only scored again."""
-    if not (folder / files.SCORES).is_file() or files.read_json(folder / files.SCORES).get("fingerprint") != key:
+    if not (folder / files.SCORES).is_file() or read_json(folder / files.SCORES).get("fingerprint") != key:
         return None
-    document, predictions = files.read_json(folder / files.SCORES), files.read_jsonl(folder / files.PREDICTIONS)
+    document, predictions = read_json(folder / files.SCORES), files.read_jsonl(folder / files.PREDICTIONS)
     rows = join_answers(questions, predictions)
     return (rows, {key: document[key] for key in WHOSE}) if rows else None
 
@@ -100,7 +102,7 @@ def write_evaluation(rows: list[dict], about: dict, options: argparse.Namespace)
     files.write_jsonl(folder / files.PREDICTIONS, rows)
     found = contamination(rows) if "closest_training" in rows[0] else None
     scores = score_predictions(rows, seed=options.seed)
-    files.write_json(folder / files.SCORES, {**about, "contamination": found, "scores": scores})
+    files.write_json(folder / files.SCORES, stamped({**about, "contamination": found, "scores": scores}))
     say(f"{about['label']}: {len(rows):,} answers written to {folder}")
 
 
@@ -111,7 +113,7 @@ def main() -> int:
     settings = named_settings(options.sampling, options.max_new_tokens, seed=options.seed)
     if options.decoder != "plain":
         check_decoder(options.decoder, settings, model_config(base_of_run(options.run, recipe)))
-    data_dir = options.data or Path(files.read_json(options.run / files.ENVIRONMENT)["data"])
+    data_dir = options.data or Path(read_json(options.run / files.ENVIRONMENT)["data"])
     records = load_split(data_dir, options.split)[: options.limit]
     writes = rank() == 0
     embedder = load_embedder(options.embedder) if options.embedder and writes else None
@@ -135,10 +137,10 @@ def main() -> int:
         generation = {**settings.to_dict(), "batch_size": options.batch_size}
         generation |= {"decoder": options.decoder} if options.decoder != "plain" else {}
         key = fingerprint(records, weights_of(options.run, recipe, label), recipe.model, label, generation)
-        kept = None if options.again else answered_before(folder, key, questions)
+        kept = None if options.overwrite else answered_before(folder, key, questions)
         wait_for_all()  # the first process writes anew what all have to read before
         if kept:
-            say(f"{label}: answered before (--again answers anew), scored again")
+            say(f"{label}: answered before (--overwrite answers anew), scored again")
             rows, whose = kept
         else:
             if model is None or recipe.method == "full":

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from llm_qa import files
-from llm_qa.console import UserError
+from llm_qa.console import UserError, say
 from llm_qa.evaluation.metrics.catalogue import MEASURES
-from llm_qa.evaluation.scoring import check_rows
+from llm_qa.evaluation.scoring import check_rows, score_predictions
+from llm_qa.migrations import read_json
 
 Evaluation = tuple[dict[str, Any], list[dict[str, Any]]]  # scores.json, predictions.jsonl
 Questions = frozenset[tuple[str, int]]  # (record id, question index) of everything that was asked
@@ -28,14 +29,12 @@ def load_evaluation(run: Path, split: str, label: str) -> Evaluation | None:
     for name in (files.PREDICTIONS, files.SCORES):
         if not (folder / name).is_file():
             raise UserError(f"{folder} has no {name}, so its evaluation did not finish: {again}.")
-    rows, document = files.read_jsonl(folder / files.PREDICTIONS), files.read_json(folder / files.SCORES)
+    rows, document = files.read_jsonl(folder / files.PREDICTIONS), read_json(folder / files.SCORES)
     check_rows(rows, str(folder / files.PREDICTIONS))
     scores = document.get("scores") if isinstance(document, dict) else None
     metrics = scores.get("metrics") if isinstance(scores, dict) else None
-    if not isinstance(metrics, dict) or not MEASURES.keys() <= metrics.keys() or "groups" not in scores:
-        raise UserError(
-            f"{folder / files.SCORES} lacks scores that the report shows (an older version wrote it): {again}."
-        )
+    if not isinstance(metrics, dict):
+        raise UserError(f"{folder / files.SCORES} lacks scores of its answers: {again}.")
     found = {"records": len({row["id"] for row in rows}), "questions": len(rows)}
     for what, count in found.items():
         if scores.get(what) != count:
@@ -43,6 +42,9 @@ def load_evaluation(run: Path, split: str, label: str) -> Evaluation | None:
                 f"{folder / files.SCORES} is of {scores.get(what)} {what}, but {files.PREDICTIONS} beside it holds "
                 f"{count}: {again}."
             )
+    if not MEASURES.keys() <= metrics.keys() or "groups" not in scores:
+        say(f"note: an earlier version wrote {folder / files.SCORES}: its answers are scored with today's measures")
+        document["scores"] = score_predictions(rows)
     return document, rows
 
 
@@ -51,7 +53,7 @@ def load_kobest(run: Path) -> dict[str, Any]:
     path = files.evaluation_dir(run, files.KOBEST) / files.SCORES
     if not path.is_file():
         return {}
-    found = files.read_json(path)
+    found = read_json(path)
     tasks = found.get("tasks") if isinstance(found, dict) else None
     if not isinstance(tasks, dict) or not all("p_value" in task.get("f1", {}) for task in tasks.values()):
         raise UserError(

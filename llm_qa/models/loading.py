@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from transformers.utils import cached_file
 
 from llm_qa import files
-from llm_qa.config import EMBEDDED_MODEL, Recipe, load_recipe
+from llm_qa.config import EMBEDDED_MODEL, Recipe, load_stored_recipe
 from llm_qa.console import UserError
 from llm_qa.models.fast.fp8 import quantize_fp8
 from llm_qa.models.linear_modules import linear_layers
@@ -130,7 +130,7 @@ def run_recipe(run_dir: str | Path) -> Recipe:
     run_dir = Path(run_dir)
     if not (run_dir / files.RECIPE).is_file():
         raise UserError(f"{run_dir} is not a run: it has no {files.RECIPE}. Name one with --run (train.py makes them).")
-    return load_recipe(run_dir / files.RECIPE)
+    return load_stored_recipe(run_dir / files.RECIPE)
 
 
 def base_of_run(run_dir: str | Path, recipe: Recipe) -> str:

@@ -151,7 +151,7 @@ def build_trainer(
         processing_class=tokenizer,
         callbacks=callbacks,
     )
-    trainer.about = {"fingerprint": made_of}
+    trainer.about = {"run_signature": made_of}
     trainer.stop_when_unsaved = stop_when_unsaved
     run_dir = Path(arguments.output_dir).parent
     if is_main_process() and made_of is not None:
