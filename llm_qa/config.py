@@ -18,6 +18,7 @@ from llm_qa.console import UserError, say
 from llm_qa.conversion import convert, printable, shown
 from llm_qa.migrations import FORMAT_KEY, IMPLIED_BY_OLD_RUNS, format_of, renamed_recipe_keys
 from llm_qa.strict_yaml import MOST_CHARACTERS, read_yaml
+from llm_qa.training_arguments import training_argument_types
 
 EMBEDDED_MODEL = "embedded"
 LORA_KEYS = ("lora_r", "lora_alpha", "lora_dropout", "lora_targets")  # read by method lora alone
@@ -102,14 +103,6 @@ DECIDED_ELSEWHERE = {
     "hub_token": "a recipe is copied into the run folder; a secret belongs into the environment (HF_TOKEN)",
     "push_to_hub": "training works without the network; upload the finished folder yourself",
 }
-
-
-def training_argument_types() -> dict[str, Any]:
-    """Name -> type hint of every TrainingArguments field of the installed transformers."""
-    from transformers import TrainingArguments
-
-    hints = typing.get_type_hints(TrainingArguments)
-    return {f.name: hints[f.name] for f in dataclasses.fields(TrainingArguments) if f.init}
 
 
 def load_recipe(path: str | Path, overrides: dict[str, Any] | None = None) -> Recipe:

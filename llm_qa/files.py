@@ -49,6 +49,19 @@ def is_prepared(path: str | Path) -> bool:
     return (Path(path) / MANIFEST).is_file()
 
 
+def check_exists(paths: Iterable[str | Path], flag: str) -> None:
+    """UserError for the first path that is not there; at once, before libraries that take seconds are imported."""
+    for path in paths:
+        if not Path(path).exists():
+            raise UserError(f"{path} does not exist: name a file or folder that does with {flag}.")
+
+
+def check_run(run_dir: str | Path) -> None:
+    """UserError for a folder that is no run."""
+    if not (Path(run_dir) / RECIPE).is_file():
+        raise UserError(f"{run_dir} is not a run: it has no {RECIPE}. Name one with --run (train.py makes them).")
+
+
 def sha256_file(path: str | Path) -> str:
     """Hex sha256 of a file's bytes, read in blocks."""
     digest = hashlib.sha256()

@@ -76,6 +76,7 @@ def parse_arguments() -> tuple[argparse.Namespace, Recipe]:
     parser.add_argument("--dry-run", action="store_true", help="print parameters and steps; touch no weights")
     arguments, rest = parser.parse_known_args(renamed_flags(sys.argv[1:]))
     recipe = load_recipe(arguments.recipe, recipe_flags(rest))
+    files.check_exists(arguments.data or (), "--data")
     arguments.run = arguments.run or Path("runs") / arguments.recipe.stem
     return arguments, recipe
 

@@ -10,7 +10,8 @@ import random
 import zipfile
 from itertools import pairwise
 
-from llm_qa.config import RECIPE_FIELDS, training_argument_types
+from llm_qa.config import RECIPE_FIELDS
+from llm_qa.training_arguments import training_argument_types
 
 SIGNS = [
     *("\0", "\x1b[2J", "\u202e", "\u200f", "\ufeff", "\ufffd", "\ud800", "\udfff\ud83d", "\u2028", "\x85", "\x0b"),

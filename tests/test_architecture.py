@@ -10,7 +10,7 @@ LAYERS = (
     ("console",),
     ("files",),
     ("migrations",),
-    ("config", "conversion", "strict_yaml"),
+    ("config", "conversion", "strict_yaml", "training_arguments"),
     ("distributed", "training.ranks", "evaluation.processes"),
     ("planning.cards", "models.gpus", "planning.memory", "training.sharing"),
     ("data",),

@@ -22,11 +22,12 @@ from command_line import run_script
 from safetensors.torch import load_file
 
 from llm_qa import files, migrations
-from llm_qa.config import load_recipe, load_stored_recipe, stored_recipe
+from llm_qa.config import RECIPE_FIELDS, load_recipe, load_stored_recipe, stored_recipe
 from llm_qa.console import UserError
 from llm_qa.evaluation.evaluations import load_evaluation
 from llm_qa.models.loading import load_run, run_recipe
 from llm_qa.training.manifest import damage, read_manifest
+from llm_qa.training_arguments import training_argument_types
 
 OLD = Path("tests/old_runs/format_1/run")
 TRAIN = [
@@ -182,8 +183,6 @@ def test_a_file_under_its_earlier_name_is_found_until_the_new_one_is_there(tmp_p
 
 
 def test_every_table_leads_to_names_of_today():
-    from llm_qa.config import RECIPE_FIELDS, training_argument_types
-
     known = {*RECIPE_FIELDS, *training_argument_types()}
     assert {*migrations.RENAMED_RECIPE_KEYS.values(), *migrations.IMPLIED_BY_OLD_RUNS} <= known
     assert not migrations.RENAMED_RECIPE_KEYS.keys() & known

@@ -127,10 +127,8 @@ def save_tokenizer(tokenizer, folder: str | Path) -> None:
 
 def run_recipe(run_dir: str | Path) -> Recipe:
     """The resolved recipe of a run; UserError when the folder is not a run."""
-    run_dir = Path(run_dir)
-    if not (run_dir / files.RECIPE).is_file():
-        raise UserError(f"{run_dir} is not a run: it has no {files.RECIPE}. Name one with --run (train.py makes them).")
-    return load_stored_recipe(run_dir / files.RECIPE)
+    files.check_run(run_dir)
+    return load_stored_recipe(Path(run_dir) / files.RECIPE)
 
 
 def base_of_run(run_dir: str | Path, recipe: Recipe) -> str:
