@@ -1,6 +1,6 @@
 """Names and types of transformers' TrainingArguments, read from its source without importing it, which takes seconds.
 
-Help and mistakes in recipes and flags answer at once that way. tests/test_config.py holds the result against the class.
+Help and mistakes in recipes and flags answer at once that way. A test holds the result against the class itself.
 """
 
 from __future__ import annotations
