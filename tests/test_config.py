@@ -192,10 +192,10 @@ LAUGHS = "a: &a [x]\n" + "".join(f"{b}: &{b} [{', '.join(['*' + a] * 9)}]\n" for
 def test_yaml_that_unfolds_or_hides_something_is_one_quick_sentence(tmp_path, text, sentence):
     path = tmp_path / "bad.yaml"
     path.write_text(text, encoding="utf-8")
-    begin = time.perf_counter()
+    begin = time.process_time()  # of this process alone: a busy machine does not count
     with pytest.raises(UserError, match=sentence) as error:
         load_recipe(path)
-    assert time.perf_counter() - begin < 2
+    assert time.process_time() - begin < 2
     assert "\n" not in str(error.value)
     assert len(str(error.value)) < 1000
 
