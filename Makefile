@@ -27,8 +27,12 @@ export OMP_WAIT_POLICY ?= PASSIVE
 DATA_FLAG = $(if $(DATA),--data $(DATA))
 LAUNCH := $(BIN)/accelerate launch --quiet --config_file
 
+# Variables that are given to this make are not for another one that a test starts.
+MAKEOVERRIDES :=
+unexport RECIPE RUN RUNS SPLIT DATA KOBEST FILE NAME STOPWORDS ARGS NUM_GPUS NUM_MACHINES MACHINE_RANK MAIN_IP MAIN_PORT
+
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-optional test-distributed soak lint format train train-qlora train-ddp train-zero2 train-zero3 train-zero3-offload plan eval eval-kobest ablation submit ask clean
+.PHONY: help install demo quick test test-optional test-distributed soak lint format train train-qlora train-ddp train-zero2 train-zero3 train-zero3-offload plan eval eval-kobest ablation submit ask clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sort | sed -E 's/^([a-z0-9-]+):[^#]*## /\1\t/' | expand -t 22
@@ -86,6 +90,9 @@ ablation: $(VENV)/installed ## does preprocessing help? NAME=, DATA=raw files, S
 
 ask: $(VENV)/installed ## ask RUN's model at a prompt
 	$(BIN)/python scripts/ask.py --run $(RUN) $(ARGS)
+
+quick: $(VENV)/installed ## the tests that start no command or process, in a minute or two: for every change
+	$(BIN)/python -m pytest -n 2 -m "quick or not (starts or distributed or gpu or slow or optional)" $(ARGS)
 
 test: $(VENV)/installed ## every test but the distributed, gpu and slow ones
 	$(BIN)/python -m pytest -n 2 -m "not distributed and not gpu and not slow" $(ARGS)

@@ -15,8 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from llm_qa.console import UserError
+from llm_qa.console import UserError, say
 from llm_qa.conversion import convert, printable, shown
+from llm_qa.migrations import FORMAT_KEY, IMPLIED_BY_OLD_RUNS, format_of, renamed_recipe_keys
 from llm_qa.strict_yaml import MOST_CHARACTERS, read_yaml
 from llm_qa.trainer_settings import reason_against, training_argument_types, unread_problems
 
@@ -85,9 +86,37 @@ RECIPE_FIELDS = {f.name: f for f in dataclasses.fields(Recipe) if f.name != "tra
 def load_recipe(path: str | Path, overrides: dict[str, Any] | None = None) -> Recipe:
     """Read a recipe file, lay command-line overrides over it, check all of it.
 
-    Raises UserError naming every problem in one message, before anything is loaded.
+    A key under its earlier name is taken, with a line that says the new one. Raises UserError naming every problem in
+    one message, before anything is loaded.
     """
-    path = Path(path)
+    values, told = renamed_recipe_keys(_read_mapping(Path(path)), str(path))
+    overrides, flags_told = renamed_recipe_keys(overrides or {}, "the command line")
+    for line in (*told, *flags_told):
+        say(f"note: {line}")
+    return make_recipe({**values, **overrides}, source=str(path))
+
+
+def load_stored_recipe(path: str | Path) -> Recipe:
+    """Read the recipe.yaml of a run, of any version; UserError as `load_recipe`."""
+    return stored_recipe(_read_mapping(Path(path)), str(path))
+
+
+def stored_recipe(values: dict[str, Any], source: str) -> Recipe:
+    """The recipe that a run of any version has kept.
+
+    A key that this version does not know (a newer one wrote it, or other libraries) is said in a line and ignored, so
+    that it does not lock the run; a value that it does not know is a UserError.
+    """
+    format_of(values, source)
+    values, _ = renamed_recipe_keys({key: value for key, value in values.items() if key != FORMAT_KEY}, source)
+    known = {*RECIPE_FIELDS, *training_argument_types()}
+    if unknown := sorted(values.keys() - known):
+        say(f"note: {source} has keys that this version does not know and ignores: {', '.join(map(shown, unknown))}")
+    return make_recipe({**IMPLIED_BY_OLD_RUNS, **{k: values[k] for k in values if k in known}}, source=source)
+
+
+def _read_mapping(path: Path) -> dict[str, Any]:
+    """Keys and values of a recipe file as they stand, without its format version."""
     if not path.stem.strip("."):
         raise UserError(f"The recipe {path} has no name that a run folder could take: rename it.")
     try:
@@ -105,7 +134,7 @@ def load_recipe(path: str | Path, overrides: dict[str, Any] | None = None) -> Re
         raise UserError(f"The recipe {path} is not readable YAML: {reason}.") from None
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise UserError(f"The recipe {path} must be a mapping of keys to values, like 'model: embedded'.")
-    return make_recipe({**values, **(overrides or {})}, source=str(path))
+    return values
 
 
 def make_recipe(values: dict[str, Any], *, source: str = "the recipe") -> Recipe:

@@ -26,6 +26,7 @@ ADAPTER = "adapter"
 MODEL = "model"
 TRAINING = "training.json"
 ANSWER_TOKENS = "answer_tokens_99"  # in training.json: 99 of 100 training answers have no more tokens, the end counted
+MICRO_BATCH = "micro_batch.json"  # the micro-batch that --auto-micro-batch found to fit
 
 # Evaluation: runs/<name>/eval/<split>/, and <split>-base/, <split>-nearest/ beside it; of other data than the run's own
 # in eval/<data>-<sha256, 8 digits>/
@@ -65,6 +66,19 @@ def found_from(path: str | Path, run_dir: str | Path) -> Path:
 def is_prepared(path: str | Path) -> bool:
     """True for a folder written by prepare_data.py."""
     return (Path(path) / MANIFEST).is_file()
+
+
+def check_exists(paths: Iterable[str | Path], flag: str) -> None:
+    """UserError for the first path that is not there; at once, before libraries that take seconds are imported."""
+    for path in paths:
+        if not Path(path).exists():
+            raise UserError(f"{path} does not exist: name a file or folder that does with {flag}.")
+
+
+def check_run(run_dir: str | Path) -> None:
+    """UserError for a folder that is no run."""
+    if not (Path(run_dir) / RECIPE).is_file():
+        raise UserError(f"{run_dir} is not a run: it has no {RECIPE}. Name one with --run (train.py makes them).")
 
 
 def sha256_file(path: str | Path) -> str:

@@ -8,9 +8,9 @@ it is refused.
 
 from __future__ import annotations
 
-import dataclasses
-import typing
 from typing import Any
+
+from llm_qa.training_arguments import installed_names
 
 HONOURED = frozenset(
     {
@@ -92,7 +92,7 @@ REFUSED = {
     "torch_compile_mode": _COMPILE,
     "use_liger_kernel": "it has no kernels for GPT-NeoX and would do nothing",
     "liger_kernel_config": "it has no kernels for GPT-NeoX and would do nothing",
-    "auto_find_batch_size": "it would change the global batch in silence; --fit keeps it",
+    "auto_find_batch_size": "it would change the global batch in silence; --auto-micro-batch keeps it",
     "log_on_each_node": "the first process of all speaks, and no other",
     "eval_do_concat_batches": _LOSS_ALONE,
     "eval_use_gather_object": _LOSS_ALONE,
@@ -122,14 +122,6 @@ REFUSED = {
     "hub_always_push": _NO_HUB,
     "hub_revision": _NO_HUB,
 }
-
-
-def installed_names() -> dict[str, Any]:
-    """Name -> type hint of every field that TrainingArguments of the installed transformers takes."""
-    from transformers import TrainingArguments
-
-    hints = typing.get_type_hints(TrainingArguments)
-    return {field.name: hints[field.name] for field in dataclasses.fields(TrainingArguments) if field.init}
 
 
 def training_argument_types() -> dict[str, Any]:

@@ -25,6 +25,7 @@ from llm_qa.evaluation.comparison import compare_predictions, correct
 from llm_qa.evaluation.metrics.catalogue import BITS_PER_CHARACTER, CHARACTER_F1, MEASURES, UNKNOWN
 from llm_qa.evaluation.templates.views import format_p, reading_text
 from llm_qa.evaluation.verdict import count_words
+from llm_qa.migrations import read_json
 
 SCRIPTS = Path(__file__).parent
 LOSSES = ("answer", "everything")
@@ -91,8 +92,8 @@ def score_table(runs: Runs) -> str:
     """Scores and training steps of every variant."""
     rows = []
     for (cleaning, loss), folder in runs.items():
-        scores = files.read_json(files.evaluation_dir(folder, "test") / files.SCORES)["scores"]
-        steps = files.read_json(folder / files.TRAINING)["steps"]
+        scores = read_json(files.evaluation_dir(folder, "test") / files.SCORES)["scores"]
+        steps = read_json(folder / files.TRAINING)["steps"]
         values = [MEASURES[key].format(scores["metrics"][key]["value"]) for key in SHOWN]
         different = f"{scores['different_answers']:,} of {scores['questions']:,}"
         rows.append([cleaning, f"loss on {loss}", f"{steps:,}", *values, different])

@@ -6,11 +6,12 @@
 Writes runs/<name>/eval/<split>/ (and <split>-base/): predictions.jsonl and scores.json, and in <split>-nearest/ the
 same for answers copied from the nearest training question; data that the run was not trained on has a folder of its
 own in eval/. A killed evaluation, Ctrl-C among them, goes on where it was with the same command; a finished one is kept
-(--again answers anew). Several processes share the questions and write the same.
+(--overwrite answers anew). Several processes share the questions and write the same.
 """
 
 import argparse
 import contextlib
+import sys
 from pathlib import Path
 
 from llm_qa import files
@@ -26,6 +27,7 @@ from llm_qa.evaluation.fitting import fit_questions
 from llm_qa.evaluation.generation import DECODERS, MAX_NEW_TOKENS_HELP, named_settings
 from llm_qa.evaluation.processes import end_processes, rank, start_processes, wait_for_all, world_size
 from llm_qa.evaluation.run_data import data_name, data_of_run, groups_of_split, training_records
+from llm_qa.migrations import renamed_flags
 from llm_qa.models.loading import load_run, load_tokenizer
 from llm_qa.training.ranks import first_to_say
 
@@ -52,8 +54,8 @@ def parse_arguments() -> argparse.Namespace:
         metavar="MODEL",
         help=f"also score by sentence embeddings: a local sentence-transformers folder, or {COMPETITION_EMBEDDER}",
     )
-    parser.add_argument("--again", action="store_true", help="answer anew, although the evaluation is finished")
-    options = parser.parse_args()
+    parser.add_argument("--overwrite", action="store_true", help="answer anew, although the evaluation is finished")
+    options = parser.parse_args(renamed_flags(sys.argv[1:]))
     for flag, least in (("batch_size", 1), ("max_new_tokens", 1), ("limit", 1), ("seed", 0)):
         if (value := getattr(options, flag)) is not None and value < least:
             raise UserError(f"--{flag.replace('_', '-')} is {value} and must be at least {least}.")
@@ -115,12 +117,12 @@ def evaluate(options: argparse.Namespace) -> None:
         weights = [source.base] if label == files.BASE else source.weights
         questions = [record.to_json() for record in records]
         key = answers_key(questions, weights, source.tokenizer, source.precision, recipe.model, label, generation)
-        kept = None if options.again else answered_before(folder, key, rows)
-        if writes and not kept and not options.again:
+        kept = None if options.overwrite else answered_before(folder, key, rows)
+        if writes and not kept and not options.overwrite:
             say_what_is_replaced(folder, {"model": recipe.model, "generation": generation})
         wait_for_all()  # the first process writes anew what all have to read before
         if kept:
-            say(f"{label}: answered before (--again answers anew), scored again")
+            say(f"{label}: answered before (--overwrite answers anew), scored again")
             answers, whose = kept
         else:
             if model is None or whole:

@@ -32,6 +32,7 @@ from llm_qa.evaluation.kobest import (
 )
 from llm_qa.evaluation.metrics.catalogue import UNKNOWN
 from llm_qa.evaluation.templates.views import reading_text, span
+from llm_qa.migrations import stamped
 from llm_qa.models.loading import load_run, run_recipe
 
 
@@ -85,7 +86,7 @@ def main() -> int:
     folder = files.evaluation_dir(options.run, files.KOBEST)
     (folder / files.SCORES).unlink(missing_ok=True)
     files.write_jsonl(folder / files.PREDICTIONS, choice_rows(base, tuned))
-    files.write_json(folder / files.SCORES, scores)
+    files.write_json(folder / files.SCORES, stamped(scores))
     say(table(scores))
     say(f"written to {folder / files.SCORES}")
     return 0

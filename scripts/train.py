@@ -11,6 +11,7 @@ Exit codes: 0 done, 1 failed, 2 bad input, 75 stopped early with everything save
 
 import argparse
 import shutil
+import sys
 from pathlib import Path
 
 import torch
@@ -23,6 +24,7 @@ from llm_qa.data.preparation import prepared_folder
 from llm_qa.data.preparation_flags import add_preparation_flags, preparation_options
 from llm_qa.data.prompts import encode_documents, show_document
 from llm_qa.data.records import open_split
+from llm_qa.migrations import renamed_flags, stamped
 from llm_qa.models import gpus
 from llm_qa.models.fast.policy import choose_fast_path
 from llm_qa.models.isolation import attention_of
@@ -70,14 +72,19 @@ def parse_arguments() -> tuple[argparse.Namespace, Recipe]:
     parser.add_argument("--resume", default="auto", help="auto, never, or the path of a checkpoint")
     parser.add_argument("--allow-change", nargs="+", default=[], choices=KINDS, help="go on though this has changed")
     parser.add_argument(
-        "--unsaved", default="go-on", choices=("go-on", "stop"), help="when a checkpoint cannot be saved"
+        "--on-save-error", default="continue", choices=("continue", "stop"), help="when a checkpoint cannot be saved"
     )
-    parser.add_argument("--fit", action="store_true", help="out of GPU memory: halve micro_batch_size and go on")
-    parser.add_argument("--max-silence", type=float, default=SILENCE_SECONDS, help="seconds until a dead rank ends all")
+    parser.add_argument(
+        "--auto-micro-batch", action="store_true", help="out of GPU memory: halve micro_batch_size and go on"
+    )
+    parser.add_argument(
+        "--rank-timeout", type=float, default=SILENCE_SECONDS, help="seconds until a dead rank ends all"
+    )
     parser.add_argument("--dry-run", action="store_true", help="print parameters and steps; touch no weights")
     add_preparation_flags(parser)
-    arguments, rest = parser.parse_known_args()
+    arguments, rest = parser.parse_known_args(renamed_flags(sys.argv[1:]))
     recipe = load_recipe(arguments.recipe, recipe_flags(rest))
+    files.check_exists(arguments.data or (), "--data")
     arguments.run = arguments.run or Path("runs") / arguments.recipe.stem
     return arguments, recipe
 
@@ -107,7 +114,7 @@ def main() -> int:
     asked, recipe = recipe, fitted(recipe, options.run) if options.resume != "never" else recipe
     arguments = training_arguments(recipe, precision, strategy, options.run)
     start_engine(strategy)
-    watchdog = Watchdog(options.max_silence)
+    watchdog = Watchdog(options.rank_timeout)
     watchdog.start()
     on_main(lambda: hold_lock(options.run))
     checkpoint = on_main(lambda: resume_point(options.run, options.resume))
@@ -168,7 +175,7 @@ def main() -> int:
     say("\n".join([trainable_report(model), *left_out_report(model, recipe, precision)]))
     total, trainable = parameter_counts(model)
     rows = arguments.per_device_train_batch_size
-    with memory_for_training(recipe, options.run, strategy, fit=options.fit):
+    with memory_for_training(recipe, options.run, strategy, fit=options.auto_micro_batch):
         path = choose_fast_path(
             model,
             recipe,
@@ -188,7 +195,7 @@ def main() -> int:
     stop, energy = StopInTime(recipe.max_hours), EnergyUsed()
     # Tokens are counted after the wish to stop and save.
     callbacks = [stop, RealTokens(), step_log, energy, StopOnNonFinite(train_set), BestCheckpoint(recipe)]
-    saving = {"stop_when_unsaved": options.unsaved == "stop", "keep_best": recipe.keep == "best"}
+    saving = {"stop_when_unsaved": options.on_save_error == "stop", "keep_best": recipe.keep == "best"}
     trainer = build_trainer(model, tokenizer, arguments, train_set, validation_set, callbacks, made_of, **saving)
     if checkpoint:
         say(f"going on from {checkpoint}")
@@ -202,7 +209,7 @@ def main() -> int:
     )
     stop.seconds_to_save = trainer.seconds_to_save
     stop.catch_signals()
-    with memory_for_training(recipe, options.run, strategy, fit=options.fit):
+    with memory_for_training(recipe, options.run, strategy, fit=options.auto_micro_batch):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
     # --- saving --------------------------------------------------------------------------------------------------
@@ -234,7 +241,7 @@ def main() -> int:
         "trainable_parameters": trainable,
     }
     if is_main_process():
-        files.write_json(options.run / files.TRAINING, summary)
+        files.write_json(options.run / files.TRAINING, stamped(summary))
     if stop.reason is not None:
         end_together(watchdog.stop)
         raise StoppedEarly(

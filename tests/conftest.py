@@ -18,6 +18,16 @@ def pytest_configure() -> None:
     torch.set_num_threads(1)
 
 
+STARTERS = {"run_script", "subprocess", "ForkServer", "in_a_child", "start_child", "expect_browser", "sync_playwright"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of files that start commands or processes are marked, so that `make quick` can leave them out."""
+    for item in items:
+        if isinstance(item, pytest.Function) and STARTERS & vars(item.module).keys():
+            item.add_marker("starts")
+
+
 WORDS = (
     "벽지가 들뜨면 풀을 다시 바릅니다",
     "결로는 환기로 줄입니다",

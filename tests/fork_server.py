@@ -7,8 +7,10 @@
 A child runs the script's `main` as `python scripts/train.py ARGUMENTS` would.
 """
 
+import ast
 import contextlib
 import gc
+import importlib
 import importlib.util
 import json
 import os
@@ -119,7 +121,11 @@ def serve() -> None:
 
     transformers.AutoModelForCausalLM, transformers.AutoTokenizer  # noqa: B018  lazy modules
     torch.set_num_threads(1)
-    spec = importlib.util.spec_from_file_location("train_script", ROOT / "scripts" / "train.py")
+    train = ROOT / "scripts" / "train.py"
+    for node in ast.walk(ast.parse(train.read_text(encoding="utf-8"))):  # what its functions import as well
+        if isinstance(node, ast.ImportFrom) and node.module:
+            importlib.import_module(node.module)
+    spec = importlib.util.spec_from_file_location("train_script", train)
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
     gc.collect()

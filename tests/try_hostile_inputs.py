@@ -24,7 +24,7 @@ os.environ["RANK"] = "1"  # no bars, no lines
 from hostile_inputs import FILES, WORDS, as_utf8, damaged, recipe_flags_of, recipe_text, recipe_values, weird
 
 from llm_qa import files
-from llm_qa.config import load_recipe, make_recipe, recipe_flags, training_argument_types
+from llm_qa.config import load_recipe, make_recipe, recipe_flags
 from llm_qa.console import UserError
 from llm_qa.data.preparation import PreparationOptions, prepare
 from llm_qa.data.questions import read_question, read_questions
@@ -132,7 +132,6 @@ def memory_limit() -> int:
 
 def main(first: int, count: int) -> dict:
     """Try the inputs; counts by outcome, the slowest, the growth of the peak memory in bytes, the failures."""
-    training_argument_types()  # imports transformers
     signal.signal(signal.SIGPROF, out_of_time)
     before = memory_limit()
     outcomes, failures, slowest, kinds = Counter(), [], (0.0, "", 0), Counter()

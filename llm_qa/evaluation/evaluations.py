@@ -10,6 +10,7 @@ from llm_qa.console import UserError, say
 from llm_qa.evaluation.contamination import contamination
 from llm_qa.evaluation.metrics.catalogue import MEASURES
 from llm_qa.evaluation.scoring import check_rows, score_predictions
+from llm_qa.migrations import read_json, stamped
 
 Evaluation = tuple[dict[str, Any], list[dict[str, Any]]]  # scores.json, predictions.jsonl
 Questions = frozenset[tuple[str, int]]  # (record id, question index) of everything that was asked
@@ -46,9 +47,9 @@ def join_answers(questions: list[dict[str, Any]], predictions: list[dict[str, An
 
 def answered_before(folder: Path, key: str, questions: list[dict]) -> tuple[list[dict], dict] | None:
     """(rows, whose) of a finished evaluation of the same questions, weights and settings; it is only scored again."""
-    if not (folder / files.SCORES).is_file() or files.read_json(folder / files.SCORES).get("fingerprint") != key:
+    if not (folder / files.SCORES).is_file() or read_json(folder / files.SCORES).get("fingerprint") != key:
         return None
-    document, predictions = files.read_json(folder / files.SCORES), files.read_jsonl(folder / files.PREDICTIONS)
+    document, predictions = read_json(folder / files.SCORES), files.read_jsonl(folder / files.PREDICTIONS)
     rows = join_answers(questions, predictions)
     return (rows, {key: document[key] for key in WHOSE}) if rows else None
 
@@ -57,7 +58,7 @@ def say_what_is_replaced(folder: Path, about: dict[str, Any]) -> None:
     """Say that answers which stand in `folder` will make room for others, and by which settings these differ."""
     if not (folder / files.SCORES).is_file():
         return
-    before = files.read_json(folder / files.SCORES)
+    before = read_json(folder / files.SCORES)
     old, new = ({"model": one.get("model"), **(one.get("generation") or {})} for one in (before, about))
     different = [f"{name} {old.get(name)} -> {new.get(name)}" for name in new if old.get(name) != new.get(name)]
     why = ", ".join(different) or "other questions, weights or code"
@@ -70,7 +71,7 @@ def write_evaluation(folder: Path, rows: list[dict], about: dict[str, Any], *, s
     files.write_jsonl(folder / files.PREDICTIONS, rows)
     found = contamination(rows) if "closest_training" in rows[0] else None
     scores = score_predictions(rows, seed=seed)
-    files.write_json(folder / files.SCORES, {**about, "contamination": found, "scores": scores})
+    files.write_json(folder / files.SCORES, stamped({**about, "contamination": found, "scores": scores}))
     say(f"{about['label']}: {len(rows):,} answers written to {folder}")
 
 
@@ -86,14 +87,12 @@ def load_evaluation(run: Path, split: str, label: str, data: str = "") -> Evalua
     for name in (files.PREDICTIONS, files.SCORES):
         if not (folder / name).is_file():
             raise UserError(f"{folder} has no {name}, so its evaluation did not finish: {again}.")
-    rows, document = files.read_jsonl(folder / files.PREDICTIONS), files.read_json(folder / files.SCORES)
+    rows, document = files.read_jsonl(folder / files.PREDICTIONS), read_json(folder / files.SCORES)
     check_rows(rows, str(folder / files.PREDICTIONS))
     scores = document.get("scores") if isinstance(document, dict) else None
     metrics = scores.get("metrics") if isinstance(scores, dict) else None
-    if not isinstance(metrics, dict) or not MEASURES.keys() <= metrics.keys() or "groups" not in scores:
-        raise UserError(
-            f"{folder / files.SCORES} lacks scores that the report shows (an older version wrote it): {again}."
-        )
+    if not isinstance(metrics, dict):
+        raise UserError(f"{folder / files.SCORES} lacks scores of its answers: {again}.")
     found = {"records": len({row["id"] for row in rows}), "questions": len(rows)}
     for what, count in found.items():
         if scores.get(what) != count:
@@ -101,8 +100,8 @@ def load_evaluation(run: Path, split: str, label: str, data: str = "") -> Evalua
                 f"{folder / files.SCORES} is of {scores.get(what)} {what}, but {files.PREDICTIONS} beside it holds "
                 f"{count}: {again}."
             )
-    if "record_groups" not in scores:
-        say(f"{folder}: an older version scored it, with intervals over records: scored again, over groups of records")
+    if not MEASURES.keys() <= metrics.keys() or "record_groups" not in scores:
+        say(f"note: an earlier version scored {folder}: scored again, with today's measures and over groups of records")
         document = {**document, "scores": score_predictions(rows, seed=scores.get("seed", 0))}
     return document, rows
 
@@ -112,7 +111,7 @@ def load_kobest(run: Path) -> dict[str, Any]:
     path = files.evaluation_dir(run, files.KOBEST) / files.SCORES
     if not path.is_file():
         return {}
-    found = files.read_json(path)
+    found = read_json(path)
     tasks = found.get("tasks") if isinstance(found, dict) else None
     if not isinstance(tasks, dict) or not all("p_value" in task.get("f1", {}) for task in tasks.values()):
         raise UserError(

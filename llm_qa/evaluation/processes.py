@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 from datetime import timedelta
 
-import torch
-
 
 def rank() -> int:
     """This process's number, 0 without a launcher."""
@@ -20,6 +18,8 @@ def world_size() -> int:
 
 def start_processes() -> None:
     """Give each process of a launch its own GPU, and let them wait for each other; nothing to do for one process."""
+    import torch
+
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     if world_size() > 1:
@@ -28,12 +28,16 @@ def start_processes() -> None:
 
 def wait_for_all() -> None:
     """Return when every process has come here."""
+    import torch
+
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
 
 
 def end_processes() -> None:
     """Leave the group, so that no process ends while another still waits."""
+    import torch
+
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()

@@ -32,6 +32,7 @@ from llm_qa.evaluation.ranking import Duel, Entry, compare_entries, most_tests, 
 from llm_qa.evaluation.run_data import evaluated_in
 from llm_qa.evaluation.samples import Sample, choose_samples
 from llm_qa.evaluation.verdict import Verdict, verdict
+from llm_qa.migrations import FORMAT_KEY, read_json, renamed_recipe_keys
 
 
 @dataclass(frozen=True)
@@ -196,7 +197,7 @@ def _run_report(
 
 
 def _optional_json(path: Path) -> dict[str, Any]:
-    value = files.read_json(path) if path.is_file() else {}
+    value = read_json(path) if path.is_file() else {}
     return value if isinstance(value, dict) else {}
 
 
@@ -205,4 +206,5 @@ def _optional_recipe(path: Path) -> dict[str, Any]:
         value = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not readable YAML: {' '.join(str(error).split())}.") from None
-    return value if isinstance(value, dict) else {}
+    values = {key: text for key, text in value.items() if key != FORMAT_KEY} if isinstance(value, dict) else {}
+    return renamed_recipe_keys(values, str(path))[0]

@@ -9,10 +9,11 @@ from llm_qa import files
 from llm_qa.console import UserError, say
 from llm_qa.data.groups import group_names
 from llm_qa.data.records import QARecord, load_split
+from llm_qa.migrations import read_json
 
 
 def _trained_on(run: Path) -> dict[str, Any]:
-    return files.read_json(run / files.ENVIRONMENT) if (run / files.ENVIRONMENT).is_file() else {}
+    return read_json(run / files.ENVIRONMENT) if (run / files.ENVIRONMENT).is_file() else {}
 
 
 def data_of_run(run: Path) -> Path:

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.utils import cached_file, is_protobuf_available, is_sentencepiece_available
 
 from llm_qa import files
-from llm_qa.config import EMBEDDED_MODEL, Recipe, load_recipe
+from llm_qa.config import EMBEDDED_MODEL, Recipe, load_stored_recipe
 from llm_qa.console import UserError, say
 from llm_qa.models.fast.fp8 import quantize_fp8
 from llm_qa.models.isolation import attention_of
@@ -140,10 +140,8 @@ def save_tokenizer(tokenizer, folder: str | Path) -> None:
 
 def run_recipe(run_dir: str | Path) -> Recipe:
     """The resolved recipe of a run; UserError when the folder is not a run."""
-    run_dir = Path(run_dir)
-    if not (run_dir / files.RECIPE).is_file():
-        raise UserError(f"{run_dir} is not a run: it has no {files.RECIPE}. Name one with --run (train.py makes them).")
-    return load_recipe(run_dir / files.RECIPE)
+    files.check_run(run_dir)
+    return load_stored_recipe(Path(run_dir) / files.RECIPE)
 
 
 def base_of_run(run_dir: str | Path, recipe: Recipe) -> str:

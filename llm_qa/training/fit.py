@@ -1,4 +1,4 @@
-"""Out of GPU memory: say what was used and what helps, or with --fit halve the micro-batch and go on.
+"""Out of GPU memory: say what was used and what helps, or with --auto-micro-batch halve the micro-batch and go on.
 
 The global batch stays what the recipe says: half the sequences a pass are twice the passes an update. The micro-batch
 that was found is kept in the run folder, for every later start.
@@ -19,13 +19,14 @@ import torch
 from llm_qa import files
 from llm_qa.config import Recipe
 from llm_qa.console import Failed, StoppedEarly, say
+from llm_qa.migrations import stored_file
 from llm_qa.models.gpus import peak_memory_bytes
 from llm_qa.training.strategy import Strategy, micro_batch_size
 
 
 def fit_file(run_dir: str | Path) -> Path:
-    """Where the micro-batch that fits is kept."""
-    return Path(run_dir) / "fit.json"
+    """Where the micro-batch that fits is kept, or was by an earlier version."""
+    return stored_file(run_dir, files.MICRO_BATCH)
 
 
 def fitted(recipe: Recipe, run_dir: str | Path) -> Recipe:
@@ -51,7 +52,7 @@ def smaller(recipe: Recipe, processes: int) -> int | None:
 
 @contextmanager
 def memory_for_loading(recipe: Recipe) -> Iterator[None]:
-    """While the model is loaded: out of memory ends with one sentence, as no micro-batch, and so no --fit, helps."""
+    """While the model is loaded: out of memory ends with one sentence, as no smaller micro-batch would help."""
     try:
         yield
     except torch.OutOfMemoryError as error:
@@ -77,7 +78,7 @@ def out_of_memory(error: BaseException, recipe: Recipe, run_dir: Path, strategy:
     if not fit or half is None:
         raise Failed(sentence(error, recipe, half)) from error
     kept = {"micro_batch_size": half, "pack_length": recipe.pack_length, "because": measured(error)}
-    files.write_json(fit_file(run_dir), kept)
+    files.write_json(Path(run_dir) / files.MICRO_BATCH, kept)
     again = f"{measured(error)} micro_batch_size {half} from now on, {recipe.global_batch_size} an update as before"
     if strategy.processes > 1:
         print(f"{again}: the same command goes on from the last checkpoint", file=sys.stderr, flush=True)
@@ -105,7 +106,7 @@ def measured(error: BaseException) -> str:
 
 def sentence(error: BaseException, recipe: Recipe, half: int | None) -> str:
     """What happened and the flags that help, the one that changes nothing else first."""
-    flags = [f"--micro-batch-size {half} (or --fit, which finds it)"] if half else []
+    flags = [f"--micro-batch-size {half} (or --auto-micro-batch, which finds it)"] if half else []
     if recipe.recompute != "all":
         flags.append("--recompute all")
     if recipe.pack_length > recipe.max_length:

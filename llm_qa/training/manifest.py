@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_qa import files
+from llm_qa.migrations import migrate, stamped
 
 # DeepSpeed's universal copy of a checkpoint, which is made anew from verified files whenever it is needed.
 ADDED_LATER = ("latest_universal",)
@@ -65,7 +66,7 @@ def write_manifest(folder: Path, about: dict[str, Any]) -> None:
 
     with ThreadPoolExecutor(max(FEWEST_THREADS, os.cpu_count() or 1)) as threads:
         entries = dict(zip([name.as_posix() for name in names], threads.map(entry, names), strict=True))
-    content = {"about": about, "bytes": sum(entry["bytes"] for entry in entries.values()), "files": entries}
+    content = stamped({"about": about, "bytes": sum(entry["bytes"] for entry in entries.values()), "files": entries})
     with open(folder / files.MANIFEST, "w", encoding="utf-8", newline="\n") as file:
         file.write(_render(content))
         file.flush()
@@ -80,7 +81,10 @@ def _render(content: dict[str, Any]) -> str:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a checkpoint. Raises ValueError, in words, where it is missing or not as it was written."""
+    """The manifest of a checkpoint of any format, as one of today's.
+
+    Raises ValueError, in words, where it is missing or not as it was written.
+    """
     try:
         text = (folder / files.MANIFEST).read_text(encoding="utf-8")
         content = json.loads(text)
@@ -96,7 +100,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         isinstance(e, dict) and {*e} >= {"bytes", "sha256"} for e in entries.values()
     ):
         raise ValueError(f"its {files.MANIFEST} lists no files")
-    return content
+    return migrate(content, files.MANIFEST, folder / files.MANIFEST)
 
 
 def damage(folder: Path) -> list[str]:

@@ -1,15 +1,20 @@
-"""What the ranks of a run tell each other. Everything here works in a single process too, and costs nothing there."""
+"""What the ranks of a run tell each other. Everything here works in a single process too, and costs nothing there.
+
+Torch is imported where it is used: scripts check their flags before that, which takes seconds.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import os
+import sys
 from collections.abc import Callable
-from typing import TypeVar
-
-import torch
+from typing import TYPE_CHECKING, TypeVar
 
 from llm_qa.console import Failed, StoppedEarly, UserError, is_main_process
+
+if TYPE_CHECKING:
+    import torch
 
 T = TypeVar("T")
 OWN_ERRORS = (UserError, Failed, StoppedEarly)
@@ -17,11 +22,17 @@ OWN_ERRORS = (UserError, Failed, StoppedEarly)
 
 def together() -> bool:
     """True when this process is one of several that have found each other."""
+    if "torch" not in sys.modules:
+        return False
+    import torch.distributed
+
     return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 def shared_store():
     """The process group's key-value store, the same for every rank: prefixes, which differ between ranks, are off."""
+    import torch.distributed
+
     store = torch.distributed.distributed_c10d._get_default_store()
     while hasattr(store, "underlying_store"):
         store = store.underlying_store
@@ -47,6 +58,8 @@ def sum_over_ranks(values: list[float], device: torch.device) -> list[float]:
     """Sums of numbers over all ranks; every rank must call it at the same step. Free in a single process."""
     if not together():
         return values
+    import torch
+
     on_device = torch.tensor(values, dtype=torch.float64, device=device)
     torch.distributed.all_reduce(on_device)
     return on_device.tolist()
@@ -56,6 +69,8 @@ def gather_over_ranks(value: float, device: torch.device) -> list[float]:
     """One number of every rank, in rank order; every rank must call it."""
     if not together():
         return [value]
+    import torch.distributed
+
     rank, ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
     return sum_over_ranks([value if i == rank else 0.0 for i in range(ranks)], device)
 
@@ -64,6 +79,8 @@ def tell_all(text: str) -> list[str]:
     """What each rank says, in rank order; every rank must call it."""
     if not together():
         return [text]
+    import torch.distributed
+
     told: list[str] = [""] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(told, text)
     return told
@@ -77,6 +94,8 @@ def on_main(work: Callable[[], T]) -> T:
     """
     if not together():
         return work()
+    import torch.distributed
+
     box: list = [None, None, None]
     raised: BaseException | None = None
     if is_main_process():

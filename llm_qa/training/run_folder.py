@@ -16,9 +16,10 @@ from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
 from llm_qa import files
-from llm_qa.config import Recipe, load_recipe
+from llm_qa.config import Recipe, load_stored_recipe, stored_recipe
 from llm_qa.console import UserError, say
 from llm_qa.data.prompts import render_prompt
+from llm_qa.migrations import read_json, stamped
 from llm_qa.models.gpus import device_name
 from llm_qa.models.loading import final_folder, save_tokenizer
 from llm_qa.models.safety import ADAPTER_CONFIG
@@ -86,15 +87,17 @@ def open_run(
     if run_dir.exists() and not run_dir.is_dir():
         raise UserError(f"--run {run_dir} is a file: name a folder.")
     if checkpoint is not None:
-        check_same(read_manifest(checkpoint)["about"]["fingerprint"], made_of, allowed or [], checkpoint)
+        before = read_manifest(checkpoint)["about"]["run_signature"]
+        before = {**before, "recipe": stored_recipe(before["recipe"], str(checkpoint)).to_dict()}
+        check_same(before, made_of, allowed or [], checkpoint)
         if not is_finished(run_dir, recipe):
             set_later_aside(checkpoint)
     elif (run_dir / files.RECIPE).exists():
         if resume == "never":
             set_aside(run_dir)
         elif (run_dir / files.LOG).exists():  # before the first step there is nothing to mix up
-            known = files.read_json(run_dir / files.ENVIRONMENT).get("data_sha256")
-            before = {**made_of, "recipe": load_recipe(run_dir / files.RECIPE).to_dict(), "data_sha256": known}
+            known = read_json(run_dir / files.ENVIRONMENT).get("data_sha256")
+            before = {**made_of, "recipe": load_stored_recipe(run_dir / files.RECIPE).to_dict(), "data_sha256": known}
             check_same(before, made_of, allowed or [], run_dir)
     elif run_dir.is_dir() and not is_beginning(run_dir):
         raise UserError(f"--run {run_dir} is not empty and is not a run: name another folder.")
@@ -102,8 +105,10 @@ def open_run(
     for half_written in run_dir.glob(LEFTOVERS):
         shutil.rmtree(half_written) if half_written.is_dir() else half_written.unlink()
     about = {"data": str(data_dir), "data_sha256": made_of["data_sha256"], **environment()}
-    files.write_json(run_dir / files.ENVIRONMENT, about)
-    files.write_text(run_dir / files.RECIPE, yaml.safe_dump(recipe.to_dict(), allow_unicode=True, sort_keys=False))
+    files.write_json(run_dir / files.ENVIRONMENT, stamped(about))
+    files.write_text(
+        run_dir / files.RECIPE, yaml.safe_dump(stamped(recipe.to_dict()), allow_unicode=True, sort_keys=False)
+    )
 
 
 def is_beginning(run_dir: Path) -> bool:
@@ -116,7 +121,7 @@ def is_finished(run_dir: str | Path, recipe: Recipe) -> bool:
     run_dir = Path(run_dir)
     return (
         (run_dir / files.TRAINING).is_file()
-        and files.read_json(run_dir / files.TRAINING).get("finished") is True
+        and read_json(run_dir / files.TRAINING).get("finished") is True
         and final_folder(run_dir, recipe).is_dir()
     )
 

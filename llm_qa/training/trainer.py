@@ -207,7 +207,7 @@ def build_trainer(
         optimizer_cls_and_kwargs=choose_optimizer(model, arguments),
     )
     say(optimizer_report(model, arguments))
-    trainer.about = {"fingerprint": made_of}
+    trainer.about = {"run_signature": made_of}
     trainer.stop_when_unsaved, trainer.keep_best = stop_when_unsaved, keep_best
     run_dir = Path(arguments.output_dir).parent
     if is_main_process() and made_of is not None:

@@ -12,8 +12,6 @@ import sys
 import threading
 import time
 
-import torch
-
 from llm_qa.console import EXIT_FAILED
 from llm_qa.training.ranks import shared_store, together
 
@@ -34,6 +32,8 @@ class Watchdog:
         """Begin to beat; to be called once the process group is there."""
         if not together():
             return
+        import torch.distributed
+
         self.rank, self.world = torch.distributed.get_rank(), torch.distributed.get_world_size()
         store = shared_store()
         self.store = store.clone() if hasattr(store, "clone") else store  # a connection that no collective blocks

@@ -14,12 +14,12 @@ def test_one_rank_that_is_out_of_memory_halves_the_micro_batch_of_both(tmp_path)
     run = tmp_path / "run"
     recipe = write_recipe(tmp_path, "lora_fp32", global_batch_size=4, micro_batch_size=2, max_steps=6)
 
-    printed, code = attempt("ddp", recipe, run, "--fit", **SMALL_GPU)
+    printed, code = attempt("ddp", recipe, run, "--auto-micro-batch", **SMALL_GPU)
     assert code != 0
     assert "micro_batch_size 1 from now on, 4 an update as before: the same command goes on" in printed
-    assert files.read_json(run / "fit.json")["micro_batch_size"] == 1
+    assert files.read_json(run / "micro_batch.json")["micro_batch_size"] == 1
 
-    printed = train("ddp", recipe, run, "--fit", **SMALL_GPU)
+    printed = train("ddp", recipe, run, "--auto-micro-batch", **SMALL_GPU)
     assert f"going on from {run}/checkpoints/checkpoint-2" in printed
     assert "1 a pass, 2 passes a process" in printed
     assert training(run)["finished"] is True

@@ -32,7 +32,7 @@ def undisturbed(tmp_path_factory):
 def disturb(strategy, recipe, run, number):
     """Start a run, send `number` to rank 1 after the first checkpoint; returns (what was printed, seconds, code)."""
     log = run.with_suffix(".txt")
-    launch = start(command(strategy, recipe, run, "--max-silence", str(SILENCE_SECONDS)), log)
+    launch = start(command(strategy, recipe, run, "--rank-timeout", str(SILENCE_SECONDS)), log)
     try:
         deadline = time.monotonic() + 180
         while not any((run / "checkpoints").glob("checkpoint-*/manifest.json")):

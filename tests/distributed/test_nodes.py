@@ -37,7 +37,7 @@ def test_two_machines_train_one_dies_both_start_again(strategy, tmp_path):
     train(strategy, recipe, undisturbed)
     assert fall(undisturbed) > LEAST_FALL
 
-    launched = start_machines(strategy, recipe, run, "--max-silence", str(SILENCE_SECONDS))
+    launched = start_machines(strategy, recipe, run, "--rank-timeout", str(SILENCE_SECONDS))
     try:
         deadline = time.monotonic() + 180
         while not any((run / "checkpoints").glob("checkpoint-*/trainer_state.json")):

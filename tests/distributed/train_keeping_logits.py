@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from llm_qa.console import is_main_process, run_script
+from llm_qa.training import strategy
 
 
 def probe() -> dict[str, torch.Tensor]:
@@ -27,14 +28,14 @@ def keep_logits(trainer) -> None:
 if __name__ == "__main__":
     # Here and not above: in a process that imports this file, scripts/evaluate.py would hide the library of that name.
     sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
-    import train
-
-    gather = train.final_weights
+    gather = strategy.final_weights
 
     def final_weights(trainer):
         """Keep the logits, then gather what is saved."""
         keep_logits(trainer)
         return gather(trainer)
 
-    train.final_weights = final_weights
+    strategy.final_weights = final_weights
+    import train  # after that, so that it imports the function above
+
     run_script(train.main, speaks=train.first_to_say)

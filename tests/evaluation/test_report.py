@@ -13,6 +13,7 @@ from llm_qa import files
 from llm_qa.console import UserError
 from llm_qa.evaluation import plots, plotting
 from llm_qa.evaluation.kobest import Choice, compare_tasks
+from llm_qa.evaluation.metrics.catalogue import MEASURES
 from llm_qa.evaluation.original import ORIGINAL_RUNS
 from llm_qa.evaluation.rendering import final_screen, write_report
 from llm_qa.evaluation.report import load_report
@@ -449,12 +450,15 @@ def test_gpu_hours_are_of_all_processes(run, tmp_path):
     assert "| 1h30m | 6.00, 1.20 kWh |" in written([run], tmp_path / "out")[1]
 
 
-def test_an_older_evaluation_without_a_measure_says_what_to_run(run):
+def test_an_older_evaluation_without_a_measure_is_scored_with_those_of_today(run, capsys):
     path = files.evaluation_dir(run, "test") / files.SCORES
     document = files.read_json(path)
     del document["scores"]["metrics"]["rougeL"]
     files.write_json(path, document)
-    refused([run], "an older version wrote it.*scripts/evaluate.py")
+    tuned, _ = load_report([run]).runs[0].folder.evaluations[files.TUNED]
+    assert f"an earlier version wrote {path}: its answers are scored with today's measures" in capsys.readouterr().out
+    assert MEASURES.keys() <= tuned["scores"]["metrics"].keys()
+    assert tuned["scores"]["metrics"]["rougeL"]["value"] > 0
 
 
 def test_an_evaluation_that_took_records_for_independent_is_scored_again_over_groups(run, tmp_path, capsys):

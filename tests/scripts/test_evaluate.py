@@ -121,7 +121,9 @@ def test_a_killed_evaluation_goes_on(run):
     assert done.returncode == 0, done.stderr
     assert f"answering: going on after {kept} of 13" in done.stdout
     resumed = predictions(run)
-    done = run_script("scripts/evaluate.py", "--run", run, "--batch-size", "1", "--max-new-tokens", "200", "--again")
+    done = run_script(
+        "scripts/evaluate.py", "--run", run, "--batch-size", "1", "--max-new-tokens", "200", "--overwrite"
+    )
     assert predictions(run) == resumed
 
 

@@ -1,4 +1,4 @@
-"""Out of memory: a sentence with what helps; with --fit half the micro-batch, twice the passes, the same updates."""
+"""Out of memory: a sentence with what helps; --auto-micro-batch halves the micro-batch, the updates stay the same."""
 
 import pytest
 import torch
@@ -32,7 +32,7 @@ def test_without_fit_the_sentence_has_the_memory_and_three_flags(tmp_path):
     sentence = str(failed.value)
     assert "tried to allocate 2.00 gib" in sentence
     assert "GiB were in use at the most" in sentence
-    for flag in ("--micro-batch-size 2 (or --fit", "--recompute all", "--pack-length 1024"):
+    for flag in ("--micro-batch-size 2 (or --auto-micro-batch", "--recompute all", "--pack-length 1024"):
         assert flag in sentence
     assert not list(tmp_path.iterdir())
 
@@ -73,16 +73,22 @@ def test_a_model_that_does_not_fit_ends_the_script_with_one_sentence_even_with_f
     values = {"model": str(neox_folder), "base_precision": "fp32", "max_length": 256, "pack_length": 256}
     recipe.write_text(yaml.safe_dump(values), encoding="utf-8")
     large.write_text(LARGE_MODEL)
-    done = run_script(large, recipe, "--run", tmp_path / "run", "--fit")
+    done = run_script(large, recipe, "--run", tmp_path / "run", "--auto-micro-batch")
     assert done.returncode == 1
     assert done.stderr.count("error: The model does not fit. Out of memory: ") == 1
     assert "--base-precision nf4, accelerate_configs/zero3.yaml on more GPUs, a smaller --model." in done.stderr
     assert "Traceback" not in done.stderr
-    assert not (tmp_path / "run" / "fit.json").exists()
+    assert not (tmp_path / "run" / "micro_batch.json").exists()
 
 
 def test_going_on_never_sets_its_own_run_aside():
-    assert going_on(["python", "x", "--resume", "never", "--fit"]) == ["python", "x", "--resume", "auto", "--fit"]
+    assert going_on(["python", "x", "--resume", "never", "--auto-micro-batch"]) == [
+        "python",
+        "x",
+        "--resume",
+        "auto",
+        "--auto-micro-batch",
+    ]
     assert going_on(["python", "--resume=never"]) == ["python", "--resume=auto"]
     assert going_on(["python", "never"]) == ["python", "never"]
 
@@ -119,13 +125,13 @@ def test_fit_goes_on_from_the_checkpoint_with_what_fits_and_keeps_it(neox_folder
     refused = run_script(*command)
     assert refused.returncode == 1
     assert refused.stderr.count("error: Out of memory") == 1
-    assert "--micro-batch-size 2 (or --fit" in refused.stderr
+    assert "--micro-batch-size 2 (or --auto-micro-batch" in refused.stderr
     assert "Traceback" not in refused.stderr
 
-    done = run_script(*command, "--fit")
+    done = run_script(*command, "--auto-micro-batch")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("starting again") == 2  # 4, then 2, then 1
-    assert files.read_json(run / "fit.json")["micro_batch_size"] == 1
+    assert files.read_json(run / "micro_batch.json")["micro_batch_size"] == 1
     assert "4 x 256 tokens an update; one process, 1 process, 1 a pass, 4 passes" in done.stdout
     assert "micro_batch_size 2 instead of 4: what fits this GPU" in done.stdout
     assert f"going on from {run}/checkpoints/checkpoint-2" in done.stdout

@@ -126,6 +126,7 @@ def test_one_flipped_byte_anywhere_is_found(copy):
     assert not damage(newest)
 
 
+@pytest.mark.quick
 def test_a_damaged_newest_checkpoint_changes_nothing_but_time(undisturbed, copy):
     (copy / "checkpoints" / "checkpoint-6" / "optimizer.pt").write_bytes(b"PK")
     (copy / "final.pt").unlink()
