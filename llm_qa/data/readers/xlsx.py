@@ -24,8 +24,12 @@ def read_sheet(path: Path, data: bytes, sheet: str | None) -> tuple[list[tuple[i
 
     Raises UserError for what is no workbook, for one that is too large, and for a sheet that it does not have.
     """
-    import openpyxl
-
+    try:
+        import openpyxl
+    except ImportError:
+        raise UserError(
+            f"{path}: an Excel workbook needs openpyxl (pip install openpyxl), or save it as CSV."
+        ) from None
     check_archive(path, data)
     try:
         with warnings.catch_warnings():
