@@ -14,7 +14,8 @@ import pytest
 import yaml
 from accelerate.commands.launch import launch_command_parser
 
-from llm_qa.config import DECIDED_ELSEWHERE, RECIPE_FIELDS, load_recipe, recipe_flags, training_argument_types
+from llm_qa.config import RECIPE_FIELDS, load_recipe, recipe_flags
+from llm_qa.trainer_settings import training_argument_types
 
 ROOT = Path(__file__).parents[1]
 TOP = ("README.md", "README.ko.md")
@@ -107,7 +108,7 @@ def known_flags() -> set[str]:
     """Flags of the scripts, recipe keys and TrainingArguments names as flags, and those of other programs."""
     files = [*(ROOT / "scripts").glob("*.py"), *(ROOT / "llm_qa").rglob("*.py")]
     sources = "".join(path.read_text(encoding="utf-8") for path in files)
-    keys = [*RECIPE_FIELDS, *training_argument_types().keys() - DECIDED_ELSEWHERE.keys()]
+    keys = [*RECIPE_FIELDS, *training_argument_types().keys()]
     launcher = {flag for action in launch_command_parser()._actions for flag in action.option_strings}
     return {
         *re.findall(r'"(--[a-z][a-z-]*)"', sources),
