@@ -1,5 +1,6 @@
 """What the READMEs tell a reader to type exists: commands, paths, flags, make targets; both languages say the same."""
 
+import argparse
 import importlib.util
 import os
 import re
@@ -14,7 +15,9 @@ import pytest
 import yaml
 from accelerate.commands.launch import launch_command_parser
 
+from llm_qa import files
 from llm_qa.config import RECIPE_FIELDS, load_recipe, recipe_flags
+from llm_qa.data.preparation_flags import add_preparation_flags
 from llm_qa.trainer_settings import training_argument_types
 
 ROOT = Path(__file__).parents[1]
@@ -106,14 +109,17 @@ def test_paths_and_flags_exist(page):
 @cache
 def known_flags() -> set[str]:
     """Flags of the scripts, recipe keys and TrainingArguments names as flags, and those of other programs."""
-    files = [*(ROOT / "scripts").glob("*.py"), *(ROOT / "llm_qa").rglob("*.py")]
-    sources = "".join(path.read_text(encoding="utf-8") for path in files)
+    paths = [*(ROOT / "scripts").glob("*.py"), *(ROOT / "llm_qa").rglob("*.py")]
+    sources = "".join(path.read_text(encoding="utf-8") for path in paths)
     keys = [*RECIPE_FIELDS, *training_argument_types().keys()]
+    preparation = argparse.ArgumentParser()
+    add_preparation_flags(preparation)
     launcher = {flag for action in launch_command_parser()._actions for flag in action.option_strings}
     return {
         *re.findall(r'"(--[a-z][a-z-]*)"', sources),
         *("--" + key.replace("_", "-") for key in keys),
         *(flag.replace("_", "-") for flag in launcher),
+        *(flag for action in preparation._actions for flag in action.option_strings),
         *FOREIGN_FLAGS,
     }
 
@@ -172,6 +178,7 @@ def check_python(words: list[str], monkeypatch) -> None:
         assert (ROOT / launch.config_file).is_file(), launch.config_file
     monkeypatch.setattr(sys, "argv", words[at:])
     monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(files, "check_exists", lambda *_: None)  # the reader's own files
     load_script(words[at]).parse_arguments()
 
 
