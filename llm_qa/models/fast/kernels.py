@@ -1,4 +1,4 @@
-"""Triton kernels that stream a large matrix past a small one, 4-bit weights back to 16 bits, and rows to fp8.
+"""Triton kernels that stream a large matrix past a small one, 4-bit weights to 16 bits or fp8, and rows to fp8.
 
 Imported only where there is a GPU. The plain PyTorch functions of the same names in `low_rank`, `products` and `fp8`
 say what each computes; tests hold them together. Dropout masks are a hash of (seed, element), so that a backward pass
@@ -208,6 +208,45 @@ def dequantize_nf4(packed, absmax, code, absmax2, code2, offset, out) -> torch.T
     _dequantize_kernel[(triton.cdiv(count, size),)](
         packed, absmax, code, absmax2, code2, offset, out, count, NESTED=nested, BYTES=size, num_warps=4
     )
+    return out
+
+
+@triton.jit
+def _nf4_to_fp8_kernel(
+    packed, absmax, code, absmax2, code2, offset, scales, out, rows, width,
+    NESTED: tl.constexpr, TRANSPOSED: tl.constexpr, ROWS: tl.constexpr, BYTES: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    half, byte = width // 2, tl.program_id(1) * BYTES + tl.arange(0, BYTES)
+    inside = (row[:, None] < rows) & (byte[None, :] < half)
+    place = row.to(tl.int64)[:, None] * half + byte[None, :]
+    both = tl.load(packed + place, mask=inside, other=0)
+    block = place // 32  # 64 weights, two a byte
+    scale = tl.load(absmax + block, mask=inside, other=0)
+    if NESTED:
+        second = tl.load(absmax2 + block // 256, mask=inside, other=0.0)
+        scale = tl.load(code2 + scale) * second + tl.load(offset)
+    value = tl.interleave(tl.load(code + (both >> 4)) * scale, tl.load(code + (both & 15)) * scale)
+    column = tl.program_id(1) * (2 * BYTES) + tl.arange(0, 2 * BYTES)
+    if TRANSPOSED:
+        value = value / tl.load(scales + column, mask=column < width, other=1.0)[None, :]
+        value = tl.trans(value.to(out.dtype.element_ty))
+        place = column.to(tl.int64)[:, None] * rows + row[None, :]
+        tl.store(out + place, value, mask=(column[:, None] < width) & (row[None, :] < rows))
+    else:
+        value = value / tl.load(scales + row, mask=row < rows, other=1.0)[:, None]
+        place = row.to(tl.int64)[:, None] * width + column[None, :]
+        tl.store(out + place, value.to(out.dtype.element_ty), mask=(row[:, None] < rows) & (column[None, :] < width))
+
+
+def nf4_to_fp8(packed, absmax, code, absmax2, code2, offset, scales, out, transposed: bool, shape=None):
+    """See products.nf4_to_fp8; `out` is filled, straight from 4 bits: half the bytes of a copy in 16 bits."""
+    rows, width = out.shape[::-1] if transposed else out.shape
+    row_block, byte_block, warps = shape or ((128, 32, 4) if transposed else (16, 128, 4))
+    _nf4_to_fp8_kernel[(triton.cdiv(rows, row_block), triton.cdiv(width // 2, byte_block))](
+        packed, absmax, code, absmax2, code2, offset, scales, out, rows, width,
+        NESTED=absmax.dtype == torch.uint8, TRANSPOSED=transposed, ROWS=row_block, BYTES=byte_block, num_warps=warps,
+    )  # fmt: skip
     return out
 
 

@@ -274,12 +274,12 @@ def test_weights_unpacked_once_are_those_unpacked_in_every_pass(batch):
     model, fast = build(base_precision="nf4", lora_dropout=DROPOUT)
     results = []
     for layers in (0, len(fast.model.gpt_neox.layers)):
-        fast.unpack(layers)
+        fast.prepare(layers, fp8=False, unpacked=True)
         torch.manual_seed(5)
         loss = fast.forward(**batch).loss
         results.append((loss.item(), gradients(model, loss)))
-    assert len(fast.unpacked) == 4 * len(fast.model.gpt_neox.layers)
-    assert sum(weight.nbytes for (weight,) in fast.unpacked.values()) == fast.unpacked_bytes()
+    assert len(fast.prepared) == 4 * len(fast.model.gpt_neox.layers)
+    assert sum(weight.nbytes for (weight,) in fast.prepared.values()) == fast.unpacked_bytes(fp8=False)
     assert results[0][0] == results[1][0]
     assert largest_difference(results[0][1], results[1][1]) == 0
 

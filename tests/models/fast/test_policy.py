@@ -57,7 +57,7 @@ def test_the_plain_path_is_said_aloud_and_changes_nothing():
     before = model.forward
     path = choose_fast_path(model, recipe, resolve_precision(recipe, None), 128, 128, 0, None)
     assert not path.active
-    assert path.report == "plain path (no GPU): sdpa attention, no layer recomputed, fp32"
+    assert path.report == "plain path (no GPU): sdpa attention, no layer recomputed, fp32, products in fp32"
     assert model.forward == before
 
 
@@ -104,7 +104,7 @@ def test_nf4_is_unpacked_once_where_the_copy_fits_beside_what_layers_keep(monkey
     assert path.active
     assert ("unpacked once into" in path.report) == unpacked
     fast = model.get_base_model().forward.func.__self__
-    assert len(fast.unpacked) == 4 * model.config.num_hidden_layers * unpacked
+    assert len(fast.prepared) == 4 * model.config.num_hidden_layers * unpacked
 
 
 @pytest.mark.parametrize(
