@@ -63,7 +63,7 @@ def bf16(trial: Trial) -> dict[str, Any]:
 def fp8_base(trial: Trial) -> dict[str, Any]:
     """The same on a base that is kept in fp8."""
     if trial.recipe.method == "full":
-        raise UserError("The recipe trains all weights, and a base in fp8 is frozen: leave fp8-base out of --contenders.")
+        raise UserError("Weights in fp8 are frozen and this recipe trains all: leave fp8-base out of --contenders.")
     return ours(replace(trial, recipe=replace(trial.recipe, base_precision="fp8", compute_dtype="auto"), trace=None))
 
 

@@ -167,7 +167,7 @@ def test_rows_to_fp8(noise, reference):
 def near_fp8(got, wanted):
     """Equal, but for a step of e4m3 where a number lies between two of them to within fp32's rounding."""
     got, wanted = got.float(), wanted.float()
-    if not ON_GPU:  # Triton 3.7's interpreter rounds ties up, and loses the carry of a number rounded up to a power of 2
+    if not ON_GPU:  # Triton 3.7's interpreter rounds ties up, and what it rounds up to a power of 2 it halves
         carried = wanted.frexp().mantissa.abs() == 0.5
         got = torch.where(carried, wanted, got)
     assert ((got != wanted).float().mean() < 1e-3) or not ON_GPU
