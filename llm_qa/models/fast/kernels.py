@@ -213,39 +213,41 @@ def dequantize_nf4(packed, absmax, code, absmax2, code2, offset, out) -> torch.T
 
 @triton.jit
 def _nf4_to_fp8_kernel(
-    packed, absmax, code, absmax2, code2, offset, scales, out, rows, width,
-    NESTED: tl.constexpr, TRANSPOSED: tl.constexpr, ROWS: tl.constexpr, BYTES: tl.constexpr,
+    packed, absmax, code, absmax2, code2, offset, scales, out, rows, blocks,
+    NESTED: tl.constexpr, TRANSPOSED: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
+    """A program takes blocks of 64 weights that share an absmax: one after the other, or the same one of ROWS rows."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    half, byte = width // 2, tl.program_id(1) * BYTES + tl.arange(0, BYTES)
-    inside = (row[:, None] < rows) & (byte[None, :] < half)
-    place = row.to(tl.int64)[:, None] * half + byte[None, :]
-    both = tl.load(packed + place, mask=inside, other=0)
-    block = place // 32  # 64 weights, two a byte
-    scale = tl.load(absmax + block, mask=inside, other=0)
+    block = row * blocks + tl.program_id(1) if TRANSPOSED else row
+    inside = row < rows
+    factor = tl.load(absmax + block, mask=inside, other=0)
     if NESTED:
         second = tl.load(absmax2 + block // 256, mask=inside, other=0.0)
-        scale = tl.load(code2 + scale) * second + tl.load(offset)
-    value = tl.interleave(tl.load(code + (both >> 4)) * scale, tl.load(code + (both & 15)) * scale)
-    column = tl.program_id(1) * (2 * BYTES) + tl.arange(0, 2 * BYTES)
+        factor = tl.load(code2 + factor) * second + tl.load(offset)
+    if not TRANSPOSED:
+        factor = factor / tl.load(scales + row // blocks, mask=inside, other=1.0)
+    place = block.to(tl.int64)[:, None]
+    both = tl.load(packed + place * 32 + tl.arange(0, 32)[None, :], mask=inside[:, None], other=0)
+    value = tl.interleave(tl.load(code + (both >> 4)), tl.load(code + (both & 15))) * factor[:, None]
     if TRANSPOSED:
-        value = value / tl.load(scales + column, mask=column < width, other=1.0)[None, :]
-        value = tl.trans(value.to(out.dtype.element_ty))
+        column = tl.program_id(1) * 64 + tl.arange(0, 64)
+        value = (value * (1.0 / tl.load(scales + column))[None, :]).to(out.dtype.element_ty)
         place = column.to(tl.int64)[:, None] * rows + row[None, :]
-        tl.store(out + place, value, mask=(column[:, None] < width) & (row[None, :] < rows))
+        tl.store(out + place, tl.trans(value), mask=inside[None, :])
     else:
-        value = value / tl.load(scales + row, mask=row < rows, other=1.0)[:, None]
-        place = row.to(tl.int64)[:, None] * width + column[None, :]
-        tl.store(out + place, value.to(out.dtype.element_ty), mask=(row[:, None] < rows) & (column[None, :] < width))
+        place = place * 64 + tl.arange(0, 64)[None, :]
+        tl.store(out + place, value.to(out.dtype.element_ty), mask=inside[:, None])
 
 
-def nf4_to_fp8(packed, absmax, code, absmax2, code2, offset, scales, out, transposed: bool, shape=None):
+def nf4_to_fp8(packed, absmax, code, absmax2, code2, offset, scales, out, transposed: bool, shape=(128, 4)):
     """See products.nf4_to_fp8; `out` is filled, straight from 4 bits: half the bytes of a copy in 16 bits."""
     rows, width = out.shape[::-1] if transposed else out.shape
-    row_block, byte_block, warps = shape or ((128, 32, 4) if transposed else (16, 128, 4))
-    _nf4_to_fp8_kernel[(triton.cdiv(rows, row_block), triton.cdiv(width // 2, byte_block))](
-        packed, absmax, code, absmax2, code2, offset, scales, out, rows, width,
-        NESTED=absmax.dtype == torch.uint8, TRANSPOSED=transposed, ROWS=row_block, BYTES=byte_block, num_warps=warps,
+    blocks = width // 64
+    rows, across = (rows, blocks) if transposed else (rows * blocks, 1)
+    block_rows, warps = shape
+    _nf4_to_fp8_kernel[(triton.cdiv(rows, block_rows), across)](
+        packed, absmax, code, absmax2, code2, offset, scales, out, rows, blocks,
+        NESTED=absmax.dtype == torch.uint8, TRANSPOSED=transposed, ROWS=block_rows, num_warps=warps,
     )  # fmt: skip
     return out
 

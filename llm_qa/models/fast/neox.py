@@ -200,12 +200,16 @@ class FastNeoX:
         frozen = not self.model.get_input_embeddings().weight.requires_grad
         return flops_per_weight * behind * (1 - self.learned / self.tokens) + 2.0 * (into + up) * frozen
 
+    def widths(self) -> list[int]:
+        """Outputs and inputs of a layer's linears."""
+        linears = linear_modules(self.model.gpt_neox.layers[0])
+        return [width for linear in linears for width in (linear.out_features, linear.in_features)]
+
     def unpacked_bytes(self, *, fp8: bool) -> int:
         """What the weights of all layers take as prepare(unpacked=True) keeps them."""
         layers = self.model.gpt_neox.layers
-        bases = [module.get_base_layer() for layer in layers for module in linear_modules(layer)]
-        size = FP8_LAYOUTS if fp8 else self.shape.dtype.itemsize
-        return sum(base.out_features * base.in_features for base in bases) * size
+        weights = sum(linear.out_features * linear.in_features for linear in linear_modules(layers[0]))
+        return len(layers) * weights * (FP8_LAYOUTS if fp8 else self.shape.dtype.itemsize)
 
     def difference(self, tokens: int = 512) -> float:
         """How far the first layer's fast gradients are from the plain one's on noise: the largest relative distance.

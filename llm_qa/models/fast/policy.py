@@ -15,6 +15,7 @@ from transformers import GPTNeoXForCausalLM
 from llm_qa.config import Recipe
 from llm_qa.console import UserError, say
 from llm_qa.models.fast.neox import FastNeoX, HostEmbedding
+from llm_qa.models.fast.products import FP8_WIDTH
 from llm_qa.models.gpus import flops_per_token, free_memory_bytes
 from llm_qa.models.linear_modules import linear_layers
 from llm_qa.models.quantization import BF16_CAPABILITY, SHORT, Precision
@@ -173,7 +174,9 @@ def choose_products(fast: FastNeoX, recipe: Recipe, precision: Precision) -> tup
     if precision.fp8 or not precision.fp8_products:
         return False, f"fp8 and {compute}" if precision.fp8 else compute
     reason, copy, free = None, fast.unpacked_bytes(fp8=True), free_memory_bytes()[0]
-    if not precision.nf4 and (copy > free / 2 or (recipe.recompute != "auto" and recipe.compute_dtype == "auto")):
+    if odd := sorted({width for width in fast.widths() if width % FP8_WIDTH}):
+        reason = f"fp8 units take widths that are multiples of {FP8_WIDTH}, and this model has {odd[0]}"
+    elif not precision.nf4 and (copy > free / 2 or (recipe.recompute != "auto" and recipe.compute_dtype == "auto")):
         reason = f"a copy of {precision.base} weights in fp8 takes {copy / 2**30:.1f} GiB, --base-precision fp8 none"
     else:
         fast.prepare(1, fp8=True, unpacked=not precision.nf4)

@@ -18,6 +18,7 @@ import torch
 from llm_qa.models.fast import fp8
 
 NF4_BLOCK, NESTED_BLOCK = 64, 256  # weights a scale, scales a second scale
+FP8_WIDTH = 64  # what a weight's sides are multiples of: the matrix units ask for 16, nf4's blocks for 64
 FP8_LAYOUTS = 2  # by output row for the forward product, by input row for the gradient: a byte a weight each
 
 
@@ -76,7 +77,7 @@ def with_fp8_scales(weight: list[torch.Tensor], shape: tuple[int, int]) -> list[
 
 
 def nf4_to_fp8(weight: list[torch.Tensor], shape: tuple[int, int], transposed: bool) -> list[torch.Tensor]:
-    """Of nf4 tensors with fp8 scales: e4m3 (n, k) and scales (n, 1), `transposed` (k, n) and (k, 1)."""
+    """Of nf4 tensors with fp8 scales: e4m3 (n, k) and scales (n, 1), `transposed` (k, n) and (k, 1); k in 64s."""
     *weight, by_row, by_column = weight
     scale = by_column if transposed else by_row
     if weight[0].is_cuda:
