@@ -109,7 +109,7 @@ def test_nf4_is_unpacked_once_where_the_copy_fits_beside_what_layers_keep(monkey
 
 @pytest.mark.parametrize(
     ("recompute", "free_mib", "graphed"),
-    [("auto", 100, True), ("auto", 6, True), ("auto", 3, False), ("none", 7.5, True), ("none", 5.5, False)],
+    [("auto", 100, True), ("auto", 6, True), ("auto", 3, False), ("none", 8.5, True), ("none", 5.5, False)],
 )
 def test_where_memory_is_short_there_are_no_graphs(monkeypatch, recompute, free_mib, graphed):
     recipe = make_recipe({"base_precision": "bf16", "compute_dtype": "bf16", "recompute": recompute})
