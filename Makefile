@@ -32,7 +32,7 @@ MAKEOVERRIDES :=
 unexport RECIPE RUN RUNS SPLIT DATA KOBEST FILE NAME STOPWORDS ARGS NUM_GPUS NUM_MACHINES MACHINE_RANK MAIN_IP MAIN_PORT
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo quick test test-optional test-distributed soak lint format train train-qlora train-ddp train-zero2 train-zero3 train-zero3-offload plan eval eval-kobest ablation submit ask clean
+.PHONY: help install demo quick test test-optional test-kernels test-distributed soak lint format train train-qlora train-ddp train-zero2 train-zero3 train-zero3-offload plan eval eval-kobest ablation submit ask clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sort | sed -E 's/^([a-z0-9-]+):[^#]*## /\1\t/' | expand -t 22
@@ -100,6 +100,10 @@ test: $(VENV)/installed ## every test but the distributed, gpu and slow ones
 test-optional: $(VENV)/installed ## the tests that need an extra's packages, which it installs into .venv first
 	$(BIN)/python -m pip install --disable-pip-version-check -q -e '.[kobest,submission]' -c requirements.txt
 	$(BIN)/python -m pytest -m optional $(ARGS)
+
+test-kernels: $(VENV)/installed ## the GPU's kernels in Triton's interpreter, which it installs into .venv first
+	$(BIN)/python -m pip install --disable-pip-version-check -q -e '.[interpreter]' -c requirements.txt
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest -m interpreter $(ARGS)
 
 test-distributed: $(VENV)/installed ## every recipe on every strategy, on processes of this machine (about a quarter of an hour on 2 cores)
 	$(BIN)/python -m pytest tests/distributed -m distributed $(ARGS)

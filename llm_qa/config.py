@@ -41,8 +41,10 @@ class Recipe:
         "how the base weights are kept; fp8 needs Ada or Hopper; 16bit is bf16 where the GPU has it (8.0), else fp16",
     )
     double_quant: bool = _key(True, "quantise the nf4 scales too (0.37 bits a weight less)")
-    compute_dtype: Literal["auto", "bf16", "fp16", "fp32"] = _key(
-        "auto", "what products are computed in; auto is bf16 from capability 8.0, fp16 on older GPUs, fp32 on CPU"
+    compute_dtype: Literal["auto", "fp8", "bf16", "fp16", "fp32"] = _key(
+        "auto",
+        "what products are computed in; auto is bf16 from capability 8.0, fp16 on older GPUs, fp32 on CPU; fp8 (auto "
+        "from 8.9 where the fast path runs) is for products with frozen weights, the rest stays in bf16",
     )
     lora_r: int = _key(8, "rank of the LoRA update", at_least=1)
     lora_alpha: int = _key(32, "LoRA scale numerator: the update is multiplied by alpha / r", at_least=1)
@@ -192,6 +194,11 @@ def _combination_problems(recipe: Recipe, given: set[str]) -> list[str]:
             f"method full cannot train {recipe.base_precision} weights (set base_precision to 16bit or fp32, or method "
             "to lora)"
         )
+    if recipe.compute_dtype == "fp8" and (recipe.method == "full" or recipe.base_precision == "fp32"):
+        frozen = "method full has none" if recipe.method == "full" else "base_precision fp32 asks for exact ones"
+        problems.append(f"compute_dtype fp8 is for frozen weights of 16 bits or less, and {frozen} (set it to auto)")
+    if recipe.compute_dtype == "fp8" and recipe.fast == "off" and recipe.base_precision != "fp8":
+        problems.append("compute_dtype fp8 is the fast path's, and fast is off (set compute_dtype or fast to auto)")
     changed = {key for key in given if getattr(recipe, key) != RECIPE_FIELDS[key].default}
     if recipe.method == "full" and (unused := sorted(given & set(LORA_KEYS))):
         problems.append(f"{', '.join(unused)} would be ignored with method full (leave out, or set method to lora)")

@@ -17,6 +17,7 @@ from llm_qa.models import tiny
 from llm_qa.models.linear_modules import linear_layers
 from llm_qa.models.loading import load_tokenizer
 from llm_qa.models.lora import add_lora, parameter_counts, trainable_report
+from llm_qa.models.quantization import check_fp8_units
 from llm_qa.models.shapes import SHAPES, model_config
 from llm_qa.training.sharing import GPUS, Sizes, sharing_rows
 from llm_qa.training.strategy import Strategy, accumulation_steps, micro_batch_size
@@ -28,7 +29,7 @@ CPU_LIMIT = 1_000_000_000  # parameters; a larger model on a CPU is a mistake, n
 
 
 def check_hardware(recipe: Recipe, capability: tuple[int, int] | None) -> None:
-    """Refuse a large known model on a machine without a GPU, and say which command works there."""
+    """Refuse a large known model on a machine without a GPU, naming what works there, and fp8 without fp8 units."""
     shape = SHAPES.get(recipe.model)
     if capability is None and shape is not None and shape.parameters > CPU_LIMIT:
         raise UserError(
@@ -36,6 +37,7 @@ def check_hardware(recipe: Recipe, capability: tuple[int, int] | None) -> None:
             "sees none here: `make demo` trains the embedded model here instead, and --dry-run shows what "
             "this recipe would do."
         )
+    check_fp8_units(recipe, capability)
 
 
 def check_context(recipe: Recipe) -> None:

@@ -5,8 +5,9 @@
 
 Random weights at the model's true shapes, no download; documents of the original notebooks' lengths; only real tokens
 count, padding never. Every recipe key is also a flag. Each contender runs in a process of its own: `ours` as train.py
-trains, `plain` is --fast off, `loop` an explicit loop in Trainer's place, `original` the original notebooks' recipe,
-`trl` TRL's SFTTrainer where it is installed. Under accelerate launch only `ours` is measured, on that strategy.
+trains, `bf16` the same with --compute-dtype bf16, `fp8-base` with --base-precision fp8, `plain` with --fast off, `loop`
+an explicit loop in Trainer's place, `original` the original notebooks' recipe, `trl` TRL's SFTTrainer where it is
+installed. Under accelerate launch only `ours` is measured, on that strategy.
 --generate measures answering instead: the original's loop, transformers' batches, the static decoder.
 Prints one table and adds a JSON line a measurement to --out.
 """

@@ -1,4 +1,4 @@
-"""Who is measured: this project, its plain path, an explicit loop, the original notebooks' recipe, TRL's SFTTrainer.
+"""Who is measured: this project, also in other precisions, its plain path, an explicit loop, the original, TRL.
 
 All train the same random weights on the same documents. Each is a function of a Trial that makes `warmup + steps`
 updates and returns what it measured; each runs in a process of its own, so that memory and start-up are its own.
@@ -56,9 +56,27 @@ def ours(trial: Trial) -> dict[str, Any]:
     return measured(setup, watch, path, tokens, engine=engine_report(trainer), packs_full=full)
 
 
+def bf16(trial: Trial) -> dict[str, Any]:
+    """The same without products in fp8."""
+    return ours(replace(trial, recipe=replace(trial.recipe, compute_dtype="bf16"), trace=None))
+
+
+def fp8_base(trial: Trial) -> dict[str, Any]:
+    """The same on a base that is kept in fp8."""
+    if trial.recipe.method == "full":
+        raise UserError("Weights in fp8 are frozen and this recipe trains all: leave fp8-base out of --contenders.")
+    return ours(replace(trial, recipe=replace(trial.recipe, base_precision="fp8", compute_dtype="auto"), trace=None))
+
+
+def without_fast_path(recipe: Recipe) -> Recipe:
+    """The recipe with --fast off; products in fp8 are the fast path's."""
+    compute = "auto" if recipe.compute_dtype == "fp8" else recipe.compute_dtype
+    return replace(recipe, fast="off", compute_dtype=compute)
+
+
 def plain(trial: Trial) -> dict[str, Any]:
     """The same with transformers and peft as they are: --fast off, and every layer recomputed unless none is."""
-    return ours(replace(trial, recipe=replace(trial.recipe, fast="off"), trace=None))
+    return ours(replace(trial, recipe=without_fast_path(trial.recipe), trace=None))
 
 
 def loop(trial: Trial) -> dict[str, Any]:
@@ -180,7 +198,7 @@ def trl(trial: Trial) -> dict[str, Any]:
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
-    recipe = replace(trial.recipe, fast="off", recompute="none")
+    recipe = replace(without_fast_path(trial.recipe), recompute="none")
     setup = set_up(replace(trial, recipe=recipe))
     arguments, watch = setup.arguments, Stopwatch(trial.warmup, trial.steps)
     attention = "flex_attention" if torch.cuda.is_available() else "sdpa"
@@ -220,6 +238,8 @@ def run_quietly(trainer: Trainer) -> None:
 
 CONTENDERS: dict[str, Callable[[Trial], dict[str, Any]]] = {
     "ours": ours,
+    "bf16": bf16,
+    "fp8-base": fp8_base,
     "plain": plain,
     "loop": loop,
     "original": original,

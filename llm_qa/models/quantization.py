@@ -1,4 +1,8 @@
-"""How the base weights are kept and what products are computed in, decided from the recipe and the GPU's capability."""
+"""How the base weights are kept and what products are computed in, decided from the recipe and the GPU's capability.
+
+fp8 (e4m3) is for products with frozen weights alone: LoRA's own products, norms, attention, GELU and the loss are
+computed in the compute dtype whatever those are in.
+"""
 
 from __future__ import annotations
 
@@ -27,6 +31,7 @@ class Precision:
     double_quant: bool
     why: str
     fp8: bool = False
+    fp8_products: bool = False  # the fast path multiplies frozen weights in fp8 where it finds that to be valid
     trains_in: torch.dtype = torch.float32  # of LoRA's weights; a fully trained model's are `weights`
     storage: torch.dtype | None = None  # elements that packed 4-bit weights are stored in; None: bytes
 
@@ -54,6 +59,23 @@ class Precision:
         )
 
 
+def check_fp8_units(recipe: Recipe, capability: tuple[int, int] | None) -> None:
+    """Raise UserError where compute_dtype fp8 is asked for and the GPU of `capability` (None: CPU) has no fp8 units.
+
+    For training alone: a run that was trained in fp8 is asked and evaluated in bf16 or fp32 on any machine.
+    """
+    if recipe.compute_dtype == "fp8" and (capability is None or capability < FP8_CAPABILITY):
+        raise UserError(
+            f"compute_dtype fp8 needs a GPU of compute capability 8.9 (Ada, Hopper or newer) and this is "
+            f"{describe(capability)}: set --compute-dtype to auto."
+        )
+
+
+def describe(capability: tuple[int, int] | None) -> str:
+    """(8, 9) -> 'a GPU of compute capability 8.9'; None -> 'the CPU'."""
+    return "the CPU" if capability is None else f"a GPU of compute capability {capability[0]}.{capability[1]}"
+
+
 def gpu_capability() -> tuple[int, int] | None:
     """Compute capability of the current CUDA GPU; None without one."""
     return torch.cuda.get_device_capability() if torch.cuda.is_available() else None
@@ -61,7 +83,7 @@ def gpu_capability() -> tuple[int, int] | None:
 
 def resolve_precision(recipe: Recipe, capability: tuple[int, int] | None) -> Precision:
     """Choose dtypes for a GPU of `capability` (None: CPU). Raises UserError for what that GPU cannot do."""
-    where = "the CPU" if capability is None else f"a GPU of compute capability {capability[0]}.{capability[1]}"
+    where = describe(capability)
     has_bf16 = capability is None or capability >= BF16_CAPABILITY
     for key in ("compute_dtype", "base_precision"):
         if getattr(recipe, key) == "bf16" and not has_bf16:
@@ -87,7 +109,7 @@ def resolve_precision(recipe: Recipe, capability: tuple[int, int] | None) -> Pre
         )
     half = "bf16" if has_bf16 else "fp16"
     compute = recipe.compute_dtype
-    if compute == "auto":
+    if compute in ("auto", "fp8"):  # fp8 is for products with frozen weights; this is what all else is computed in
         compute = "fp32" if capability is None else half
     if recipe.base_precision in ("nf4", "fp8"):
         weights = compute
@@ -100,15 +122,20 @@ def resolve_precision(recipe: Recipe, capability: tuple[int, int] | None) -> Pre
             f"method full with base_precision {recipe.base_precision} would keep fp16 weights on {where}, where "
             "updates vanish in rounding: set --base-precision to fp32 (products still run in fp16)."
         )
-    if weights in ("bf16", "fp16") and compute == "fp32" and recipe.compute_dtype == "auto":
+    if weights in ("bf16", "fp16") and compute == "fp32" and recipe.compute_dtype in ("auto", "fp8"):
         compute = weights  # 16-bit weights on a CPU: computing in fp32 would need a copy of each
+    has_fp8 = capability is not None and capability >= FP8_CAPABILITY and compute == "bf16"
+    wanted = recipe.compute_dtype in ("auto", "fp8") and recipe.method == "lora" and weights != "fp32"
+    fp8_products = recipe.base_precision == "fp8" or (has_fp8 and wanted and recipe.fast == "auto")
+    in_fp8 = "fp8 with frozen weights and " if fp8_products and capability is not None else ""
     return Precision(
         weights=DTYPES[weights],
         compute=DTYPES[compute],
         nf4=recipe.base_precision == "nf4",
         double_quant=recipe.double_quant,
         fp8=recipe.base_precision == "fp8",
+        fp8_products=fp8_products,
         why=f"base {recipe.base_precision}"
         + (f" kept as {weights}" if recipe.base_precision == "16bit" else "")
-        + f", products in {compute} on {where}",
+        + f", products in {in_fp8}{compute} on {where}",
     )

@@ -111,6 +111,11 @@ def check_strategy(recipe: Recipe, strategy: Strategy, gpus: int | None) -> None
             f"base_precision fp8 with {strategy.name}: DeepSpeed casts every number of a model to 16 bits, the scales "
             "of fp8 weights too: use accelerate_configs/ddp.yaml, or set --base-precision to nf4 or 16bit."
         )
+    if recipe.compute_dtype == "fp8" and strategy.zero_stage == 3:
+        raise UserError(
+            f"compute_dtype fp8 with {strategy.name}: weights that are shared out are not whole anywhere to be rounded "
+            "by row: set --compute-dtype to auto, or use accelerate_configs/ddp.yaml."
+        )
     if recipe.base_precision == "nf4" and strategy.offload_weights:
         raise UserError(
             f"base_precision nf4 with {strategy.name}: 4-bit weights cannot be kept in the machine's memory, as their "

@@ -5,9 +5,9 @@ import torch
 
 from llm_qa.config import make_recipe
 from llm_qa.console import UserError
-from llm_qa.models.quantization import resolve_precision
+from llm_qa.models.quantization import check_fp8_units, resolve_precision
 
-T4, A100, P100, CPU = (7, 5), (8, 0), (6, 0), None
+T4, A100, P100, ADA, CPU = (7, 5), (8, 0), (6, 0), (8, 9), None
 
 
 @pytest.mark.parametrize(
@@ -53,3 +53,53 @@ def test_the_bitsandbytes_config():
     assert config.bnb_4bit_use_double_quant
     assert config.bnb_4bit_compute_dtype == torch.bfloat16
     assert resolve_precision(make_recipe({"base_precision": "16bit"}), A100).quantization_config is None
+
+
+@pytest.mark.parametrize(
+    ("values", "capability", "in_fp8"),
+    [
+        ({}, ADA, True),
+        ({"compute_dtype": "fp8"}, ADA, True),
+        ({"base_precision": "16bit"}, ADA, True),
+        ({"base_precision": "fp8", "compute_dtype": "bf16"}, ADA, True),  # such weights know no other product
+        ({}, A100, False),
+        ({}, CPU, False),
+        ({"compute_dtype": "bf16"}, ADA, False),
+        ({"compute_dtype": "fp16"}, ADA, False),
+        ({"fast": "off"}, ADA, False),
+        ({"base_precision": "fp32"}, ADA, False),
+        ({"base_precision": "bf16", "method": "full"}, ADA, False),
+    ],
+)
+def test_frozen_weights_are_multiplied_in_fp8_where_there_are_units_for_it(values, capability, in_fp8):
+    precision = resolve_precision(make_recipe(values), capability)
+    assert precision.fp8_products == in_fp8
+    assert ("products in fp8 with frozen weights and bf16" in precision.why) == in_fp8
+    if in_fp8:
+        assert (precision.compute, precision.autocast) == (torch.bfloat16, "bf16")
+
+
+@pytest.mark.parametrize("capability", [A100, T4, CPU])
+def test_fp8_is_refused_for_training_without_units_and_such_a_run_answers_anywhere(capability):
+    recipe = make_recipe({"compute_dtype": "fp8"})
+    with pytest.raises(
+        UserError, match="compute_dtype fp8 needs a GPU of compute capability 8.9 .*--compute-dtype to a"
+    ):
+        check_fp8_units(recipe, capability)
+    check_fp8_units(recipe, ADA)
+    check_fp8_units(make_recipe({}), capability)
+    plain = resolve_precision(make_recipe({}), capability)
+    assert resolve_precision(recipe, capability).compute == plain.compute
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"method": "full", "base_precision": "bf16"}, "method full has none"),
+        ({"base_precision": "fp32"}, "base_precision fp32 asks for exact ones"),
+        ({"fast": "off"}, "fast is off"),
+    ],
+)
+def test_fp8_where_nothing_is_frozen_or_nothing_multiplies_so_is_refused(values, sentence):
+    with pytest.raises(UserError, match=f"compute_dtype fp8 .*{sentence}"):
+        make_recipe({"compute_dtype": "fp8", **values})

@@ -13,7 +13,7 @@ SHORT = ("--steps", "2", "--warmup", "1")
 def test_contenders_train_side_by_side_and_the_rows_are_kept(tmp_path):
     recipe, out = tmp_path / "r.yaml", tmp_path / "bench.jsonl"
     recipe.write_text(TINY)
-    contenders = ("ours", "loop", "original")
+    contenders = ("ours", "fp8-base", "loop", "original")
     done = run_script("scripts/bench.py", recipe, *SHORT, "--out", out, "--contenders", *contenders)
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
@@ -24,8 +24,10 @@ def test_contenders_train_side_by_side_and_the_rows_are_kept(tmp_path):
         assert row["ceiling"] > 1e8
         assert row["start_up_seconds"] > 1
         assert f"{row['tokens_per_second']:,.0f}" in done.stdout
-    mine, loop, original = rows
-    for row in (mine, loop):
+    mine, fp8_base, loop, original = rows
+    assert fp8_base["settings"]["base_precision"] == "fp8"
+    assert "fp8, products in fp8 and fp32" in fp8_base["path"]
+    for row in (mine, fp8_base, loop):
         assert 300 < row["tokens_measured"] <= 512  # two updates of two packs, real tokens only
     assert mine["packs_full"] > 0.95
     assert 64 * 40 < original["tokens_measured"] < 64 * 128  # two updates of 32 pairs, padded to 128: fewer are real

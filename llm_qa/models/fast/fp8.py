@@ -1,8 +1,10 @@
-"""A frozen base in fp8 (e4m3) with a scale a row: twice the matrix rate of bf16 on Hopper, Ada and later.
+"""Products with frozen weights in fp8 (e4m3), a scale a row: twice the matrix rate of bf16 on Hopper, Ada and later.
 
 Both factors of a product are scaled by row to fill e4m3's range and multiplied with fp32 accumulation
-(Micikevicius et al. 2022, arXiv:2209.05433). The GPU wants both factors contiguous along the summed dimension, so a
-weight is kept twice: by output row for the forward product, by input row for the gradient of the input.
+(Micikevicius et al. 2022, arXiv:2209.05433). e4m3 is a floating-point format: a channel of activations 100 times the
+others leaves those their three bits behind the point, where integers of 8 bits would lose them, so that a scale a row
+is fine enough. The GPU wants both factors contiguous along the summed dimension, so a weight is kept twice: by output
+row for the forward product, by input row for the gradient of the input.
 """
 
 from __future__ import annotations
@@ -12,13 +14,18 @@ import torch
 LARGEST = 448.0  # of e4m3
 
 
+def scale_of(largest: torch.Tensor) -> torch.Tensor:
+    """What numbers of at most `largest` are divided by to fill e4m3's range."""
+    return largest.clamp_min(1e-12) / LARGEST
+
+
 def quantize_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """(rows, width) -> float8_e4m3fn of the same shape and fp32 scales (rows, 1); x is about their product."""
     if x.is_cuda:
         from llm_qa.models.fast import kernels
 
         return kernels.rows_to_fp8(x)
-    scale = x.float().abs().amax(dim=1, keepdim=True).clamp_min(1e-12) / LARGEST
+    scale = scale_of(x.float().abs().amax(dim=1, keepdim=True))
     return (x.float() / scale).to(torch.float8_e4m3fn), scale
 
 

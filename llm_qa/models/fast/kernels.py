@@ -1,4 +1,4 @@
-"""Triton kernels that stream a large matrix past a small one, 4-bit weights back to 16 bits, and rows to fp8.
+"""Triton kernels that stream a large matrix past a small one, 4-bit weights to 16 bits or fp8, and rows to fp8.
 
 Imported only where there is a GPU. The plain PyTorch functions of the same names in `low_rank`, `products` and `fp8`
 say what each computes; tests hold them together. Dropout masks are a hash of (seed, element), so that a backward pass
@@ -208,6 +208,47 @@ def dequantize_nf4(packed, absmax, code, absmax2, code2, offset, out) -> torch.T
     _dequantize_kernel[(triton.cdiv(count, size),)](
         packed, absmax, code, absmax2, code2, offset, out, count, NESTED=nested, BYTES=size, num_warps=4
     )
+    return out
+
+
+@triton.jit
+def _nf4_to_fp8_kernel(
+    packed, absmax, code, absmax2, code2, offset, scales, out, rows, blocks,
+    NESTED: tl.constexpr, TRANSPOSED: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    """A program takes blocks of 64 weights that share an absmax: one after the other, or the same one of ROWS rows."""
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    block = row * blocks + tl.program_id(1) if TRANSPOSED else row
+    inside = row < rows
+    factor = tl.load(absmax + block, mask=inside, other=0)
+    if NESTED:
+        second = tl.load(absmax2 + block // 256, mask=inside, other=0.0)
+        factor = tl.load(code2 + factor) * second + tl.load(offset)
+    if not TRANSPOSED:
+        factor = factor / tl.load(scales + row // blocks, mask=inside, other=1.0)
+    place = block.to(tl.int64)[:, None]
+    both = tl.load(packed + place * 32 + tl.arange(0, 32)[None, :], mask=inside[:, None], other=0)
+    value = tl.interleave(tl.load(code + (both >> 4)), tl.load(code + (both & 15))) * factor[:, None]
+    if TRANSPOSED:
+        column = tl.program_id(1) * 64 + tl.arange(0, 64)
+        value = (value * (1.0 / tl.load(scales + column))[None, :]).to(out.dtype.element_ty)
+        place = column.to(tl.int64)[:, None] * rows + row[None, :]
+        tl.store(out + place, tl.trans(value), mask=inside[None, :])
+    else:
+        place = place * 64 + tl.arange(0, 64)[None, :]
+        tl.store(out + place, value.to(out.dtype.element_ty), mask=inside[:, None])
+
+
+def nf4_to_fp8(packed, absmax, code, absmax2, code2, offset, scales, out, transposed: bool, shape=(128, 4)):
+    """See products.nf4_to_fp8; `out` is filled, straight from 4 bits: half the bytes of a copy in 16 bits."""
+    rows, width = out.shape[::-1] if transposed else out.shape
+    blocks = width // 64
+    rows, across = (rows, blocks) if transposed else (rows * blocks, 1)
+    block_rows, warps = shape
+    _nf4_to_fp8_kernel[(triton.cdiv(rows, block_rows), across)](
+        packed, absmax, code, absmax2, code2, offset, scales, out, rows, blocks,
+        NESTED=absmax.dtype == torch.uint8, TRANSPOSED=transposed, ROWS=block_rows, num_warps=warps,
+    )  # fmt: skip
     return out
 
 

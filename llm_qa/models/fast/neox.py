@@ -23,7 +23,7 @@ from llm_qa.models.fast.graphs import GraphedPass
 from llm_qa.models.fast.lora_layer import recomputing
 from llm_qa.models.fast.loss import linear_cross_entropy
 from llm_qa.models.fast.neox_layer import LayerWeights, layer_forward, layer_shape, layer_weights, linear_modules
-from llm_qa.models.fast.products import dequantize, frozen_weight
+from llm_qa.models.fast.products import FP8_LAYOUTS, frozen_weight, unpack, with_fp8_scales
 
 TILE = 128  # rows of a matrix product that the GPU computes together
 MOST_CHOSEN = 0.8  # share of a pass's tokens above which to choose the learned ones costs more than it saves
@@ -65,7 +65,8 @@ class FastNeoX:
         rows = -(-learned // TILE) * TILE
         self.learned = rows if rows <= MOST_CHOSEN * tokens else tokens
         self.graphs: GraphedPass | None = None
-        self.unpacked: dict[torch.nn.Module, list[Tensor]] = {}
+        self.prepared: dict[torch.nn.Module, list[Tensor]] = {}
+        self.resident: torch.nn.Module | None = None  # the embedding that spill() replaced
         self.layer = torch.compile(layer_forward, dynamic=False, fullgraph=True) if compiled else layer_forward
 
     def take_over(self) -> None:
@@ -143,7 +144,7 @@ class FastNeoX:
         seeds = (seed + numbers * 0x632BE5AB) & 0xFFFFFFFF
         shape = self.shape if self.model.training else dataclasses.replace(self.shape, dropout_threshold=0)
         for number, layer in enumerate(model.layers):
-            weights = layer_weights(layer, dtype, twins, self.unpacked)
+            weights = layer_weights(layer, dtype, twins, self.prepared)
             chosen = rows if layer is model.layers[-1] else None
             recompute = number < self.recomputed
             x = self.run_layer(x, weights, rotary, bounds, seeds[number], shape, chosen, recompute=recompute)
@@ -157,17 +158,35 @@ class FastNeoX:
         """
         self.spilled, self.graphed = True, False
         embedding = self.model.get_input_embeddings()
-        if not (embedding.weight.requires_grad or embedding.weight is self.model.get_output_embeddings().weight):
+        if isinstance(embedding, HostEmbedding) or embedding.weight.requires_grad:
+            return
+        if embedding.weight is not self.model.get_output_embeddings().weight:
+            self.resident, self.resident_device = embedding, embedding.weight.device
+            embedding.weight.data = embedding.weight.data.cpu()
             self.model.set_input_embeddings(HostEmbedding(embedding.weight))
 
-    def unpack(self, layers: int) -> None:
-        """Keep the first layers' frozen nf4 weights in the compute dtype too: the same numbers, made once."""
+    def restore(self) -> None:
+        """Leave the model as it was before spill() and prepare()."""
+        self.prepared.clear()
+        if self.resident is not None:
+            self.resident.weight.data = self.resident.weight.data.to(self.resident_device)
+            self.model.set_input_embeddings(self.resident)
+        self.spilled, self.resident = False, None
+
+    def prepare(self, layers: int, *, fp8: bool, unpacked: bool) -> None:
+        """Make the frozen weights of the first layers ready once, in place of what each product would do.
+
+        `fp8` gives nf4 the scales to be multiplied in fp8; `unpacked` keeps nf4 in the compute dtype, or with `fp8` nf4
+        and 16-bit weights in fp8: the same numbers that a product would make.
+        """
         dtype = self.shape.dtype
         for layer in self.model.gpt_neox.layers[:layers]:
             for module in linear_modules(layer):
                 base = module.get_base_layer()
-                shape = base.out_features, base.in_features
-                self.unpacked[base] = [dequantize(frozen_weight(base, dtype), shape, dtype)]
+                weight, shape = frozen_weight(base, dtype), (base.out_features, base.in_features)
+                if fp8 and weight[0].dtype == torch.uint8:
+                    weight = with_fp8_scales(weight, shape)
+                self.prepared[base] = unpack(weight, shape, dtype) if unpacked else weight
 
     def skipped_flops(self, flops_per_weight: float) -> float:
         """FLOPs a token of the model's products that are not made, of `flops_per_weight` for each weight.
@@ -181,16 +200,22 @@ class FastNeoX:
         frozen = not self.model.get_input_embeddings().weight.requires_grad
         return flops_per_weight * behind * (1 - self.learned / self.tokens) + 2.0 * (into + up) * frozen
 
-    def unpacked_bytes(self) -> int:
-        """What the weights of all layers take in the compute dtype."""
+    def widths(self) -> list[int]:
+        """Outputs and inputs of a layer's linears."""
+        linears = linear_modules(self.model.gpt_neox.layers[0])
+        return [width for linear in linears for width in (linear.out_features, linear.in_features)]
+
+    def unpacked_bytes(self, *, fp8: bool) -> int:
+        """What the weights of all layers take as prepare(unpacked=True) keeps them."""
         layers = self.model.gpt_neox.layers
-        bases = [module.get_base_layer() for layer in layers for module in linear_modules(layer)]
-        return sum(base.out_features * base.in_features for base in bases) * self.shape.dtype.itemsize
+        weights = sum(linear.out_features * linear.in_features for linear in linear_modules(layers[0]))
+        return len(layers) * weights * (FP8_LAYOUTS if fp8 else self.shape.dtype.itemsize)
 
     def difference(self, tokens: int = 512) -> float:
-        """How far the first layer's fast gradient of its input is from the plain one's, relative, on noise.
+        """How far the first layer's fast gradients are from the plain one's on noise: the largest relative distance.
 
-        Without dropout, and with noise in place of LoRA's B, which is 0 at the start and would hide half of it.
+        Compared are the gradients of its input and of both factors of LoRA's four linears. Without dropout, and with
+        noise in place of LoRA's B, which is 0 at the start and would hide half of it.
         """
         layer, device = self.model.gpt_neox.layers[0], self.model.gpt_neox.final_layer_norm.weight.device
         generator = torch.Generator(device).manual_seed(0)
@@ -201,6 +226,7 @@ class FastNeoX:
         started = [(p, p.detach().clone()) for name, p in layer.named_parameters() if "lora_B" in name]
         for parameter, _ in started:
             parameter.data.normal_(0.0, 0.02, generator=generator)
+        factors = [parameter for name, parameter in layer.named_parameters() if ".lora_" in name]
         training = layer.training
         layer.eval()
         try:
@@ -209,18 +235,20 @@ class FastNeoX:
                 plain = x.detach().requires_grad_()
                 mask = document_mask(bounds[0])[None, None]
                 y = layer(plain[None], attention_mask=mask, position_embeddings=turns)
-            (wanted,) = torch.autograd.grad(y, plain, slope[None].to(y.dtype))
+            wanted = torch.autograd.grad(y, (plain, *factors), slope[None].to(y.dtype))
             fast, shape = x.detach().requires_grad_(), dataclasses.replace(self.shape, dropout_threshold=0)
             seeds = torch.zeros(4, 1, dtype=torch.int64, device=device)
-            (got,) = torch.autograd.grad(
-                layer_forward(fast, layer_weights(layer, shape.dtype), rotary, bounds, seeds, shape), fast, slope
-            )
+            weights = layer_weights(layer, shape.dtype, None, self.prepared)
+            y = layer_forward(fast, weights, rotary, bounds, seeds, shape)
+            got = torch.autograd.grad(y, (fast, *factors), slope)
         finally:
             layer.train(training)
             for parameter, value in started:
                 parameter.data.copy_(value)
-        wanted = wanted.float() - slope.float()  # what passes beside the layer is the same anyway
-        return ((got.float() - slope.float() - wanted).norm() / wanted.norm()).item()
+        through = wanted[0].float() - slope.float()  # what passes beside the layer is the same anyway
+        sizes = [value.float().norm() for value in (through, *wanted[1:])]
+        apart = [(one.float() - other.float()).norm() for one, other in zip(got, wanted, strict=True)]
+        return (torch.stack(apart) / torch.stack(sizes)).max().item()
 
     def measure_layer(self) -> tuple[int, int, int]:
         """Bytes on the GPU: what a layer keeps for its backward pass, what that pass needs besides, and its input.
@@ -238,7 +266,7 @@ class FastNeoX:
             torch.cuda.reset_peak_memory_stats()
             before = torch.cuda.memory_allocated()
             y = self.run_layer(
-                x, layer_weights(layer, dtype, None, self.unpacked), rotary, bounds, seeds, self.shape, recompute=False
+                x, layer_weights(layer, dtype, None, self.prepared), rotary, bounds, seeds, self.shape, recompute=False
             )
             kept = torch.cuda.memory_allocated() - before
             torch.autograd.grad(y, (x, *trained), torch.ones_like(y))

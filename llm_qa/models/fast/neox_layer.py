@@ -71,20 +71,20 @@ def linear_modules(layer: torch.nn.Module) -> list[torch.nn.Module]:
 
 
 def layer_weights(
-    layer: torch.nn.Module, dtype: torch.dtype, twins: dict | None = None, unpacked: dict | None = None
+    layer: torch.nn.Module, dtype: torch.dtype, twins: dict | None = None, prepared: dict | None = None
 ) -> LayerWeights:
     """The tensors of a GPTNeoXLayer whose linears are peft's LoRA layers, or plain ones that are trained.
 
-    Trained parameters in `twins` and frozen base layers in `unpacked` are replaced by what those say.
+    Trained parameters in `twins` and frozen base layers in `prepared` are replaced by what those say.
     """
-    twins, unpacked = twins or {}, unpacked or {}
+    twins, prepared = twins or {}, prepared or {}
 
     def linear(module) -> LinearWeights:
         if not hasattr(module, "lora_A"):
             return LinearWeights([module.weight], module.bias, None, None)
         base = module.get_base_layer()
         a, b = module.lora_A["default"].weight, module.lora_B["default"].weight
-        frozen = unpacked.get(base) or frozen_weight(base, dtype)
+        frozen = prepared.get(base) or frozen_weight(base, dtype)
         return LinearWeights(frozen, base.bias, twins.get(a, a), twins.get(b, b))
 
     def norm(module) -> tuple[Tensor, Tensor]:

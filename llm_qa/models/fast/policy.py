@@ -1,4 +1,7 @@
-"""Which of the fast pieces a run uses, and how many layers it recomputes: decided once, and said with the reason."""
+"""Which of the fast pieces a run uses, and how many layers it recomputes: planned, installed, said with the reason.
+
+Planning tries a layer on the GPU and leaves the model as it was; only install() changes it.
+"""
 
 from __future__ import annotations
 
@@ -10,17 +13,19 @@ import torch
 from transformers import GPTNeoXForCausalLM
 
 from llm_qa.config import Recipe
-from llm_qa.console import say
+from llm_qa.console import UserError, say
 from llm_qa.models.fast.neox import FastNeoX, HostEmbedding
+from llm_qa.models.fast.products import FP8_WIDTH
 from llm_qa.models.gpus import flops_per_token, free_memory_bytes
 from llm_qa.models.linear_modules import linear_layers
 from llm_qa.models.quantization import BF16_CAPABILITY, SHORT, Precision
 
 LAST_LAYER = 3  # inputs of a layer that the last one keeps beside what the others do: it is not compiled
 OPTIMIZER_BYTES = {8: 2, 32: 8}  # Adam's two moments of a trained weight, in 8 or 32 bits
-MOST_DIFFERENT, MOST_DIFFERENT_FP8 = 0.05, 0.2  # of a layer's gradient from the plain one's, relative
+MOST_DIFFERENT, MOST_DIFFERENT_FP8 = 0.05, 0.2  # of a layer's gradients from the plain ones, relative
 SPILL_BELOW = 3  # times the embedding: with less memory free, it goes before a layer is tried
 EXPANDABLE = "expandable_segments:True"  # the allocator then leaves fewer holes: 0.4 GiB less at 7 GiB
+POOL_HOLES = 0.1  # share of what CUDA graphs keep for good that nobody uses: 14.3 GiB were taken for 12.9
 KEPT_FREE = 0.06  # share of the memory that is left to fragmentation, the head's logits and cuBLAS
 
 
@@ -73,68 +78,147 @@ def choose_fast_path(
     zero_stage: int,
     capability: tuple[int, int] | None,
 ) -> FastPath:
-    """Put the fast path on `model` (plain or with LoRA) where it is valid.
+    """Put the fast path on `model` (plain or with LoRA) where it is valid: first a plan, then its installation.
 
-    `tokens` are those of a forward pass, of which at most `learned` have a label.
+    `tokens` are those of a forward pass, of which at most `learned` have a label. Where the plan is the plain path, the
+    model is left as it was. Raises UserError where compute_dtype fp8 was asked for and cannot be had.
     """
     causal = model.get_base_model() if hasattr(model, "get_base_model") else model
     if reason := reason_against(causal, recipe, zero_stage, capability):
         return plain_path(reason, recipe, precision)
+    if zero_stage == 3:  # no rank holds a whole weight that could be rounded once
+        precision = dataclasses.replace(precision, fp8_products=precision.fp8)
     fast = FastNeoX(
         causal, precision.compute, tokens, learned, compiled=True, graphed=recipe.method == "lora" and not zero_stage
     )
     say("fast path: comparing a layer with the plain one and compiling it, up to a minute the first time")
     try:
-        return try_fast_path(fast, model, recipe, precision)
+        plan = make_plan(fast, model, recipe, precision)
     except Exception as error:
         if type(error).__name__ != "OutOfResources":  # Triton's; there is no Triton on a CPU to import it from
             raise
         size = f"--lora-r {recipe.lora_r} in " if recipe.method == "lora" else ""
         reason = f"its kernels for {size}{SHORT[precision.compute]} need more than this GPU has"
         return plain_path(reason, recipe, precision)
+    if plan.against:
+        return plain_path(plan.against, recipe, precision)
+    install(fast, plan)
+    skipped = fast.skipped_flops(flops_per_token(1, recipe.method == "full"))
+    return FastPath(True, report(fast, plan, precision), plan.recomputed, skipped)
 
 
-def try_fast_path(fast: FastNeoX, model: torch.nn.Module, recipe: Recipe, precision: Precision) -> FastPath:
-    """Compare, measure, choose, take over; Triton's OutOfResources where a kernel does not fit the GPU."""
+@dataclass(frozen=True)
+class Plan:
+    """What install() will put on a model; `against` is the reason where nothing will be.
+
+    `fp8`: frozen weights are rounded to fp8 for their products; `unpacked_bytes`: of a copy of them that is made once,
+    0 where each product makes its own; `short_of_memory`: CUDA graphs are left out for it; `why` and `products` are
+    the report's words for `recomputed` and for what frozen weights are multiplied in.
+    """
+
+    against: str | None = None
+    recomputed: int = 0
+    why: str = ""
+    graphed: bool = False
+    short_of_memory: bool = False
+    spilled: bool = False
+    fp8: bool = False
+    unpacked_bytes: int = 0
+    products: str = ""
+
+
+def make_plan(fast: FastNeoX, model: torch.nn.Module, recipe: Recipe, precision: Precision) -> Plan:
+    """Compare, measure, choose; the model is left as it was, whatever comes of it.
+
+    Raises Triton's OutOfResources where a kernel does not fit the GPU.
+    """
+    try:
+        return _make_plan(fast, model, recipe, precision)
+    finally:
+        fast.restore()
+
+
+def _make_plan(fast: FastNeoX, model: torch.nn.Module, recipe: Recipe, precision: Precision) -> Plan:
+    graphed = fast.graphed
     if free_memory_bytes()[0] < SPILL_BELOW * fast.model.get_input_embeddings().weight.nbytes:
         fast.spill()
     if (difference := fast.difference()) > (MOST_DIFFERENT_FP8 if precision.fp8 else MOST_DIFFERENT):
-        return plain_path(
-            f"on this GPU the fast layer differs by {difference:.0%} from the plain one, please report it",
-            recipe,
-            precision,
-        )
+        return Plan(f"on this GPU the fast layer differs by {difference:.0%} from the plain one, please report it")
+    fp8, products = choose_products(fast, recipe, precision)
     layers = len(fast.model.gpt_neox.layers)
-    copy = fast.unpacked_bytes() if precision.base == "nf4" and recipe.recompute != "all" else 0
-    if copy and copy <= free_memory_bytes()[0] / 2:  # it will be taken, most likely: compile for it, not for both
-        fast.unpack(1)
+    copy = fast.unpacked_bytes(fp8=fp8) if precision.nf4 or fp8 else 0
+    if copy and not precision.nf4:  # 16-bit weights have been found to leave room for it
+        fast.prepare(layers, fp8=True, unpacked=True)
+    elif copy:  # where it will be taken, most likely, compile for it, not for both
+        likely = recipe.recompute != "all" and copy <= free_memory_bytes()[0] / 2
+        fast.prepare(1, fp8=fp8, unpacked=likely)
     need = measure_need(fast, model, recipe)
     least = layers * (need.kept if recipe.recompute == "none" else need.shared)
-    tight = fast.graphed and need.room < least + need.graphs
-    fast.graphed = fast.graphed and not tight
-    if fast.graphed:
-        need = dataclasses.replace(need, room=need.room - need.graphs)
-    fast.recomputed, why = layers_to_recompute(need, recipe, layers)
-    if fast.recomputed == layers and need.room < layers * need.shared:
+    graphed = graphed and not fast.spilled
+    beside_graphs = int((need.room - need.graphs) * (1 - POOL_HOLES))
+    tight = graphed and beside_graphs < least
+    if graphed and not tight:
+        need = dataclasses.replace(need, room=beside_graphs)
+    recomputed, why = layers_to_recompute(need, recipe, layers)
+    spilled = fast.spilled or (recomputed == layers and need.room < layers * need.shared)
+    # Where nf4 is not unpacked once, a pass does it for one layer at a time: KEPT_FREE has room for those.
+    if precision.nf4 and (recipe.recompute == "all" or recomputed or copy > need.room - layers * need.kept):
+        copy = 0
+    return Plan(None, recomputed, why, graphed and not (tight or spilled), tight, spilled, fp8, copy, products)
+
+
+def choose_products(fast: FastNeoX, recipe: Recipe, precision: Precision) -> tuple[bool, str]:
+    """Whether frozen weights are to be rounded to fp8 for their products, and the report's words for the products.
+
+    The first layer is compared with the plain one so. Raises UserError where fp8 was asked for by name in vain.
+    """
+    compute = SHORT[precision.compute]
+    if precision.fp8 or not precision.fp8_products:
+        return False, f"fp8 and {compute}" if precision.fp8 else compute
+    reason, copy, free = None, fast.unpacked_bytes(fp8=True), free_memory_bytes()[0]
+    if odd := sorted({width for width in fast.widths() if width % FP8_WIDTH}):
+        reason = f"fp8 units take widths that are multiples of {FP8_WIDTH}, and this model has {odd[0]}"
+    elif not precision.nf4 and (copy > free / 2 or (recipe.recompute != "auto" and recipe.compute_dtype == "auto")):
+        reason = f"a copy of {precision.base} weights in fp8 takes {copy / 2**30:.1f} GiB, --base-precision fp8 none"
+    else:
+        fast.prepare(1, fp8=True, unpacked=not precision.nf4)
+        difference = fast.difference()
+        fast.prepared.clear()
+        if difference > MOST_DIFFERENT_FP8:
+            reason = f"in fp8 a layer's gradients differ by {difference:.0%} from the plain ones"
+    if reason and recipe.compute_dtype == "fp8":
+        raise UserError(f"compute_dtype fp8 cannot be had here: {reason}. Set --compute-dtype to bf16.")
+    if reason:
+        return False, f"{compute} ({reason})"
+    return True, f"fp8 and {compute} (gradients within {difference:.1%}; --compute-dtype {compute} is without fp8)"
+
+
+def install(fast: FastNeoX, plan: Plan) -> None:
+    """Do what the plan says, and become the model's forward."""
+    fast.recomputed = plan.recomputed
+    if plan.spilled:
         fast.spill()
-    fast.unpacked.clear()
-    # Where it is not taken, a pass makes the weights of one layer at a time: KEPT_FREE has room for those.
-    if unpacked := copy and not fast.recomputed and copy <= need.room - layers * need.kept:
-        fast.unpack(layers)
+    if plan.fp8 or plan.unpacked_bytes:
+        fast.prepare(len(fast.model.gpt_neox.layers), fp8=plan.fp8, unpacked=plan.unpacked_bytes > 0)
+    fast.graphed = plan.graphed
     fast.take_over()
-    report = (
-        f"fast path: attention inside documents, {fast.tokens:,} packed tokens, compiled layers, {fast.recomputed} of "
-        f"{layers} layers recomputed ({why}), {precision.base}"
-        + (f" unpacked once into {copy / 2**30:.1f} GiB" if unpacked else "")
-        + f", products in {SHORT[precision.compute]}"
-        + (", no CUDA graphs because memory is short" if tight else "")
-        + (f", {what_is_spilled(fast)} in the machine's memory" if fast.spilled else "")
+
+
+def report(fast: FastNeoX, plan: Plan, precision: Precision) -> str:
+    """The line about what was installed."""
+    kind = "fp8" if plan.fp8 else SHORT[precision.compute]
+    line = (
+        f"fast path: attention inside documents, {fast.tokens:,} packed tokens, compiled layers, {plan.recomputed} of "
+        f"{len(fast.model.gpt_neox.layers)} layers recomputed ({plan.why}), {precision.base}"
+        + (f" unpacked once into {plan.unpacked_bytes / 2**30:.1f} GiB of {kind}" if plan.unpacked_bytes else "")
+        + f", products in {plan.products}"
+        + (", no CUDA graphs because memory is short" if plan.short_of_memory else "")
+        + (f", {what_is_spilled(fast)} in the machine's memory" if plan.spilled else "")
     )
     settings = (os.environ.get(name, "") for name in ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"))
-    if fast.spilled and not any(EXPANDABLE in setting for setting in settings):
-        report += f"; start with PYTORCH_CUDA_ALLOC_CONF={EXPANDABLE} if that is still too much for the GPU's"
-    skipped = fast.skipped_flops(flops_per_token(1, recipe.method == "full"))
-    return FastPath(True, report, fast.recomputed, skipped)
+    if plan.spilled and not any(EXPANDABLE in setting for setting in settings):
+        line += f"; start with PYTORCH_CUDA_ALLOC_CONF={EXPANDABLE} if that is still too much for the GPU's"
+    return line
 
 
 def what_is_spilled(fast: FastNeoX) -> str:
@@ -144,9 +228,15 @@ def what_is_spilled(fast: FastNeoX) -> str:
 
 
 def plain_path(reason: str, recipe: Recipe, precision: Precision) -> FastPath:
-    """transformers and peft as they are, and why."""
+    """transformers and peft as they are, and why. Raises UserError where compute_dtype fp8 was asked for by name."""
+    if recipe.compute_dtype == "fp8" and not precision.fp8:
+        raise UserError(
+            f"compute_dtype fp8 needs the fast path, and this run takes the plain one ({reason}): set --compute-dtype "
+            f"to {SHORT[precision.compute]}."
+        )
     recomputed = "every layer recomputed" if recipe.recompute != "none" else "no layer recomputed"
-    return FastPath(False, f"plain path ({reason}): {recomputed}, {precision.base}")
+    products = f"fp8 and {SHORT[precision.compute]}" if precision.fp8 else SHORT[precision.compute]
+    return FastPath(False, f"plain path ({reason}): {recomputed}, {precision.base}, products in {products}")
 
 
 @dataclass(frozen=True)

@@ -1,27 +1,33 @@
-"""Each Triton kernel against its plain PyTorch function: on a GPU, or with TRITON_INTERPRET=1 and Triton installed."""
+"""Each Triton kernel against its plain PyTorch function: on a GPU, or in Triton's interpreter (make test-kernels)."""
 
 import inspect
 import os
 
+import bitsandbytes
 import pytest
 import torch
 
 pytest.importorskip("triton", reason="Triton is not installed (PyTorch's CPU build comes without it)")
 ON_GPU = torch.cuda.is_available()
 if not ON_GPU and not os.environ.get("TRITON_INTERPRET"):  # read when Triton is imported, which others do before
-    pytest.skip("no GPU and no TRITON_INTERPRET=1", allow_module_level=True)
+    pytest.skip("no GPU and no TRITON_INTERPRET=1 (make test-kernels)", allow_module_level=True)
+
+from bitsandbytes.functional import quantize_4bit  # noqa: E402
 
 from llm_qa.models.fast import (  # noqa: E402
     attention,
     attention_kernels,
+    fp8,
     kernels,
     layer_kernels,
     lora_layer,
     loss,
     loss_kernels,
     low_rank,
+    products,
 )
 
+pytestmark = pytest.mark.interpreter
 DEVICE = "cuda" if ON_GPU else "cpu"
 TOKENS, WIDTH, RANK = 70, 272, 8
 SIZES = [(TOKENS, WIDTH), (600, 1040)]  # in the second a sum is split among programs
@@ -122,3 +128,47 @@ def test_attention_inside_documents(noise, reference, heads, width, dtype, bound
     near(got[0], mixed, bound)
     near(got[1], sums, bound)
     near(attention_kernels.attend_backward(slope, packed, *got, starts, ends, heads), wanted, bound)
+
+
+def nf4(noise, shape, nested):
+    """The tensors of a random weight in bitsandbytes' nf4."""
+    layer = torch.nn.Module()
+    data, state = quantize_4bit(noise(*shape), compress_statistics=nested, quant_type="nf4")
+    layer.weight = bitsandbytes.nn.Params4bit(data, quant_state=state, bnb_quantized=True)
+    return products.frozen_weight(layer, torch.float32)
+
+
+@pytest.mark.parametrize("nested", [True, False])
+@pytest.mark.parametrize("shape", [(96, 320), (70, 192)])  # whole tiles and their edges
+def test_4_bit_weights_to_16_bits_and_to_fp8_in_both_layouts(noise, reference, nested, shape):
+    weight = nf4(noise, shape, nested)
+    second = products.second_scales(weight)
+    wanted = products.dequantize(weight, shape, torch.float32)
+    got = torch.full(shape, torch.nan, device=DEVICE)
+    near(kernels.dequantize_nf4(*weight[:3], *second, got), wanted, 1e-6)
+    scaled = products.with_fp8_scales(weight, shape)
+    for transposed in (False, True):
+        wanted, scale = products.nf4_to_fp8(scaled, shape, transposed)
+        got = torch.full(wanted.shape, torch.nan, device=DEVICE).to(torch.float8_e4m3fn)
+        kernels.nf4_to_fp8(*weight[:3], *second, scale, got, transposed)
+        near_fp8(got, wanted)
+
+
+def test_rows_to_fp8(noise, reference):
+    for rows, width in ((5, 320), (3, 1000)):
+        x = noise(rows, width) * torch.logspace(-3, 3, rows, device=DEVICE)[:, None]
+        x[:, 7] *= 100
+        wanted, wanted_scale = fp8.quantize_rows(x)
+        got, scale = kernels.rows_to_fp8(x)
+        near(scale, wanted_scale, 1e-6)
+        near_fp8(got, wanted)
+
+
+def near_fp8(got, wanted):
+    """Equal, but for a step of e4m3 where a number lies between two of them to within fp32's rounding."""
+    got, wanted = got.float(), wanted.float()
+    if not ON_GPU:  # Triton 3.7's interpreter rounds ties up, and what it rounds up to a power of 2 it halves
+        carried = wanted.frexp().mantissa.abs() == 0.5
+        got = torch.where(carried, wanted, got)
+    assert ((got != wanted).float().mean() < 1e-3) or not ON_GPU
+    assert ((got - wanted).abs() <= wanted.abs() / 8 + 2**-9).all()

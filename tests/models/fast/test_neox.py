@@ -15,7 +15,7 @@ from llm_qa.models.fast.neox import FastNeoX
 from llm_qa.models.fast.neox_layer import layer_forward
 from llm_qa.models.lora import add_lora
 from llm_qa.models.quantization import resolve_precision
-from llm_qa.models.random_weights import random_base
+from llm_qa.models.random_weights import quantize, random_base
 
 TOKENS = 128  # the rows below hold 2 x 44: some of it is padding
 DROPOUT = 0.3
@@ -253,6 +253,49 @@ def test_forward_takes_over_batches_with_labels_alone(batch):
     assert model(input_ids=ids, position_ids=positions, use_cache=False).logits.shape[:2] == ids.shape
 
 
+def build_loud(base):
+    """build(), with channels 100 times the others, as large models have them, in what all four linears read.
+
+    The weights that read the queries', keys' and values' channel are scaled down, as trained ones are: softmax would be
+    all or nothing, and any rounding decide which.
+    """
+    recipe = make_recipe({"base_precision": "bf16", "compute_dtype": "bf16", "lora_dropout": 0.0})
+    model = random_base(tiny.model_config(tiny.VOCABULARY, 0), resolve_precision(recipe, None), "cpu")
+    for layer in model.gpt_neox.layers:
+        qkv, width = layer.attention.query_key_value, model.config.hidden_size // model.config.num_attention_heads
+        layer.input_layernorm.weight.data[3] *= 100
+        qkv.weight.data[:, 3] /= 100
+        qkv.bias.data[2 * width + 1] += 100  # a channel of the first head's values: into dense
+        layer.post_attention_layernorm.weight.data[5] *= 100
+        layer.mlp.dense_h_to_4h.bias.data[7] += 100
+        if base == "nf4":
+            quantize(layer, resolve_precision(make_recipe({"compute_dtype": "bf16"}), None))
+    model.is_loaded_in_4bit = base == "nf4"
+    model = add_lora(model, recipe)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.05)
+        if "query_key_value.lora_A" in name:
+            parameter.data[:, 3] /= 100
+    return model.train(), FastNeoX(model.get_base_model(), torch.bfloat16, TOKENS, TOKENS, compiled=False)
+
+
+@pytest.mark.parametrize("base", ["nf4", "bf16"])
+@pytest.mark.parametrize("outliers", [False, True])
+def test_frozen_products_in_fp8_learn_the_same(batch, base, outliers):
+    """The loss, and the gradients of both factors of LoRA's four linears, beside bf16's own."""
+    values = {"base_precision": base, "compute_dtype": "bf16", "lora_dropout": 0.0}
+    model, fast = build_loud(base) if outliers else build(**values)
+    plain = fast.loss(**batch)
+    wanted = gradients(model, plain)
+    fast.prepare(len(fast.model.gpt_neox.layers), fp8=True, unpacked=base == "bf16")
+    loss = fast.loss(**batch)
+    got = gradients(model, loss)
+    assert len(got) == 8 * len(fast.model.gpt_neox.layers)
+    assert loss.item() == pytest.approx(plain.item(), rel=2e-3)
+    assert 0 < largest_difference(got, wanted) < 0.15  # over four layers
+
+
 @pytest.mark.parametrize("base", ["fp32", "nf4", "fp8"])
 def test_a_layer_is_compared_with_the_plain_one_before_training(base):
     model, fast = build(base_precision=base)
@@ -270,16 +313,36 @@ def test_a_wrong_kernel_shows_in_that_comparison(monkeypatch):
     assert fast.difference() > 0.05
 
 
-def test_weights_unpacked_once_are_those_unpacked_in_every_pass(batch):
+def test_the_comparison_looks_at_every_factor_of_lora():
+    _, fast = build(base_precision="nf4")
+    right = neox.layer_weights
+    for number in range(2, 6):  # the linears among a layer's weights
+        for factor in "ab":
+
+            def wrong(*given, number=number, factor=factor):
+                weights = list(right(*given))
+                value = getattr(weights[number], factor)
+                scaled = value.detach() + 1.5 * (value - value.detach())  # the same number, another gradient
+                weights[number] = weights[number]._replace(**{factor: scaled})
+                return type(right(*given))(*weights)
+
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(neox, "layer_weights", wrong)
+                assert fast.difference() == pytest.approx(0.5, rel=1e-2)
+
+
+@pytest.mark.parametrize("fp8", [False, True])
+def test_weights_unpacked_once_are_those_unpacked_in_every_pass(batch, fp8):
     model, fast = build(base_precision="nf4", lora_dropout=DROPOUT)
     results = []
-    for layers in (0, len(fast.model.gpt_neox.layers)):
-        fast.unpack(layers)
+    for unpacked in (False, True):
+        fast.prepare(len(fast.model.gpt_neox.layers), fp8=fp8, unpacked=unpacked)
         torch.manual_seed(5)
         loss = fast.forward(**batch).loss
         results.append((loss.item(), gradients(model, loss)))
-    assert len(fast.unpacked) == 4 * len(fast.model.gpt_neox.layers)
-    assert sum(weight.nbytes for (weight,) in fast.unpacked.values()) == fast.unpacked_bytes()
+    assert len(fast.prepared) == 4 * len(fast.model.gpt_neox.layers)
+    copies = [weight for prepared in fast.prepared.values() for weight in prepared[::2]]  # between them stand scales
+    assert sum(weight.nbytes for weight in copies) == fast.unpacked_bytes(fp8=fp8)
     assert results[0][0] == results[1][0]
     assert largest_difference(results[0][1], results[1][1]) == 0
 

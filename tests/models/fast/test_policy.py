@@ -57,7 +57,7 @@ def test_the_plain_path_is_said_aloud_and_changes_nothing():
     before = model.forward
     path = choose_fast_path(model, recipe, resolve_precision(recipe, None), 128, 128, 0, None)
     assert not path.active
-    assert path.report == "plain path (no GPU): no layer recomputed, fp32"
+    assert path.report == "plain path (no GPU): no layer recomputed, fp32, products in fp32"
     assert model.forward == before
 
 
@@ -104,12 +104,12 @@ def test_nf4_is_unpacked_once_where_the_copy_fits_beside_what_layers_keep(monkey
     assert path.active
     assert ("unpacked once into" in path.report) == unpacked
     fast = model.get_base_model().forward.func.__self__
-    assert len(fast.unpacked) == 4 * model.config.num_hidden_layers * unpacked
+    assert len(fast.prepared) == 4 * model.config.num_hidden_layers * unpacked
 
 
 @pytest.mark.parametrize(
     ("recompute", "free_mib", "graphed"),
-    [("auto", 100, True), ("auto", 6, True), ("auto", 3, False), ("none", 7.5, True), ("none", 5.5, False)],
+    [("auto", 100, True), ("auto", 6, True), ("auto", 3, False), ("none", 8.5, True), ("none", 5.5, False)],
 )
 def test_where_memory_is_short_there_are_no_graphs(monkeypatch, recompute, free_mib, graphed):
     recipe = make_recipe({"base_precision": "bf16", "compute_dtype": "bf16", "recompute": recompute})
@@ -171,6 +171,102 @@ def test_a_kernel_that_does_not_fit_the_gpu_leaves_the_plain_path(monkeypatch):
     assert not path.active
     assert "plain path (its kernels for --lora-r 256 in fp32 need more than this GPU has)" in path.report
     assert model.get_base_model().forward == before
+
+
+def planned(monkeypatch, values, free_mib=100, differences=(), measure=None):
+    """The model and path of a tiny model with LoRA, in so much memory; a layer's differences are given."""
+    recipe = make_recipe({"base_precision": "nf4", **values})
+    precision = resolve_precision(recipe, H200)
+    model = add_lora(random_base(tiny.model_config(500, 0), precision, "cpu"), recipe)
+    given, compare = iter(differences), FastNeoX.difference
+    monkeypatch.setattr(FastNeoX, "difference", lambda self: next(given, None) or compare(self))
+    monkeypatch.setattr(FastNeoX, "measure_layer", measure or (lambda self: (2**20, 2**20, 2**10)))
+    monkeypatch.setattr("llm_qa.models.fast.policy.free_memory_bytes", lambda: (int(free_mib * 2**20),) * 2)
+    return model, lambda: choose_fast_path(model, recipe, precision, 128, 128, 0, H200)
+
+
+def state(model):
+    """What a user of the model can see of it."""
+    causal = model.get_base_model()
+    return [(name, id(module)) for name, module in model.named_modules()], causal.forward, model.training
+
+
+def out_of_resources(self):
+    raise type("OutOfResources", (Exception,), {})("out of resource: shared memory")
+
+
+def out_of_memory(self):
+    raise torch.OutOfMemoryError("a layer does not fit")
+
+
+@pytest.mark.parametrize(
+    ("differences", "measure", "raised"),
+    [((0.5,), None, None), ((), out_of_resources, None), ((), out_of_memory, torch.OutOfMemoryError)],
+)
+def test_a_plan_that_comes_to_nothing_leaves_the_model_as_it_was(monkeypatch, differences, measure, raised):
+    """Memory is so low that the embedding makes way for the layer that is tried; the layer, or its kernels, fail."""
+    model, choose = planned(monkeypatch, {}, free_mib=0.1, differences=differences, measure=measure)
+    before, weight = state(model), model.get_input_embeddings().weight.clone()
+    spilled = []
+    monkeypatch.setattr(FastNeoX, "spill", lambda self, spill=FastNeoX.spill: spilled.append(1) or spill(self))
+    if raised:
+        with pytest.raises(raised):
+            choose()
+    else:
+        assert choose().report.startswith("plain path (")
+    assert spilled
+    assert state(model) == before
+    assert torch.equal(model.get_input_embeddings().weight, weight)
+
+
+def test_planning_alone_changes_nothing(monkeypatch):
+    model, choose = planned(monkeypatch, {}, free_mib=0.1)
+    before = state(model)
+    monkeypatch.setattr("llm_qa.models.fast.policy.install", lambda fast, plan: None)
+    assert choose().active
+    assert state(model) == before
+
+
+@pytest.mark.parametrize(
+    ("values", "free_mib", "layouts", "said"),
+    [
+        ({}, 100, "unpacked", "nf4 unpacked once into 0.0 GiB of fp8, products in fp8 and bf16 (gradients within"),
+        ({}, 5, "per use", "nf4, products in fp8 and bf16 (gradients within"),
+        ({"recompute": "all"}, 100, "per use", "nf4, products in fp8 and bf16 (gradients within"),
+        ({"base_precision": "16bit"}, 100, "unpacked", "bf16 unpacked once into 0.0 GiB of fp8, products in fp8 and"),
+        ({"base_precision": "16bit"}, 5, None, "bf16, products in bf16 (a copy of bf16 weights in fp8 takes 0.0 GiB"),
+        ({"base_precision": "16bit", "recompute": "none"}, 100, None, "bf16, products in bf16 (a copy of bf16 weights"),
+        ({"base_precision": "fp8"}, 100, None, "fp8, products in fp8 and bf16"),
+        ({"compute_dtype": "bf16", "recompute": "all"}, 100, None, "nf4, products in bf16"),
+    ],
+)
+def test_frozen_weights_are_prepared_for_products_in_fp8_as_memory_allows(monkeypatch, values, free_mib, layouts, said):
+    model, choose = planned(monkeypatch, values, free_mib=free_mib)
+    path = choose()
+    assert said in path.report
+    fast = model.get_base_model().forward.func.__self__
+    kinds = {(weight[0].dtype, len(weight)) for weight in fast.prepared.values()}
+    assert kinds == {"unpacked": {(torch.float8_e4m3fn, 4)}, "per use": {(torch.uint8, 8)}, None: set()}[layouts]
+    assert len(fast.prepared) == (4 * model.config.num_hidden_layers if layouts else 0)
+
+
+def test_where_fp8_differs_too_much_products_stay_in_bf16_unless_it_was_asked_for(monkeypatch):
+    model, choose = planned(monkeypatch, {}, differences=(0.01, 0.3))
+    path = choose()
+    assert "products in bf16 (in fp8 a layer's gradients differ by 30% from the plain ones)" in path.report
+    fast = model.get_base_model().forward.func.__self__
+    assert {weight[0].dtype for weight in fast.prepared.values()} == {torch.bfloat16}
+    _, choose = planned(monkeypatch, {"compute_dtype": "fp8"}, differences=(0.01, 0.3))
+    with pytest.raises(UserError, match="fp8 cannot be had here: in fp8 a layer's .* Set --compute-dtype to bf16"):
+        choose()
+
+
+def test_fp8_on_the_plain_path_is_refused_where_it_was_asked_for(monkeypatch):
+    _, choose = planned(monkeypatch, {"compute_dtype": "fp8"}, differences=(0.5,))
+    with pytest.raises(UserError, match="takes the plain one .*differs by 50%.* set --compute-dtype to bf16"):
+        choose()
+    _, choose = planned(monkeypatch, {}, differences=(0.5,))
+    assert choose().report.endswith("nf4, products in bf16")
 
 
 def test_fp8_needs_a_gpu_that_has_it():

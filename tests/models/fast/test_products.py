@@ -5,16 +5,65 @@ from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 
 from llm_qa.models.fast import fp8, products
 
+SHAPE = 96, 320
+
+
+def nf4(dtype=torch.float32, nested=True):
+    """A random weight in bitsandbytes' nf4 as products take it, and what bitsandbytes quantised."""
+    data, state = quantize_4bit(torch.randn(SHAPE, dtype=dtype), compress_statistics=nested, quant_type="nf4")
+    layer = torch.nn.Module()
+    layer.weight = bitsandbytes.nn.Params4bit(data, quant_state=state, bnb_quantized=True)
+    return products.frozen_weight(layer, dtype), (data, state)
+
 
 @pytest.mark.parametrize("nested", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_nf4_is_dequantised_to_bitsandbytes_last_bit(nested, dtype):
-    data, state = quantize_4bit(torch.randn(96, 320, dtype=dtype), compress_statistics=nested, quant_type="nf4")
-    layer = torch.nn.Module()
-    layer.weight = bitsandbytes.nn.Params4bit(data, quant_state=state, bnb_quantized=True)
-    weight = products.frozen_weight(layer, dtype)
+    weight, (data, state) = nf4(dtype, nested)
     assert len(weight) == (6 if nested else 3)
-    assert torch.equal(products.dequantize(weight, (96, 320), dtype), dequantize_4bit(data, state))
+    assert torch.equal(products.dequantize(weight, SHAPE, dtype), dequantize_4bit(data, state))
+
+
+@pytest.mark.parametrize("nested", [True, False])
+def test_nf4_in_fp8_is_its_rows_and_columns_rounded(nested):
+    torch.manual_seed(0)
+    weight, _ = nf4(nested=nested)
+    whole = products.dequantize(weight, SHAPE, torch.float32)
+    scaled = products.with_fp8_scales(weight, SHAPE)
+    for transposed, side in ((False, whole), (True, whole.T)):
+        rounded, scale = products.nf4_to_fp8(scaled, SHAPE, transposed)
+        assert rounded.is_contiguous()
+        assert rounded.shape == side.shape
+        # the largest of a row, which is taken of 16 bits, fills the range: nothing overflows to NaN
+        assert (rounded.float().abs().amax(1) == fp8.LARGEST).all()
+        assert (rounded.float() * scale - side).norm() < 0.03 * side.norm()
+
+
+@pytest.mark.parametrize("base", ["nf4", "16bit"])
+def test_products_in_fp8_hold_beside_a_channel_of_activations_100_times_the_others(base):
+    """A scale a row is fine enough: what the other channels give is as exact as without the outlier."""
+    torch.manual_seed(0)
+    weight, _ = nf4()
+    whole = products.dequantize(weight, SHAPE, torch.float32)
+    weight = [whole] if base == "16bit" else products.with_fp8_scales(weight, SHAPE)
+    unpacked = products.unpack(weight, SHAPE, torch.float32)
+    assert [value.dtype for value in unpacked[::2]] == [torch.float8_e4m3fn] * 2
+    for multiply, sides, width in (
+        (products.forward, (SHAPE[1], SHAPE[0]), whole.T),
+        (products.backward, SHAPE, whole),
+    ):
+        calm = torch.randn(40, sides[0])
+        loud = calm.clone()
+        loud[:, 7] *= 100
+        for x in (calm, loud):
+            got, wanted = multiply(x, unpacked, sides[1]), x @ width
+            assert 0 < (got - wanted).norm() < 0.05 * wanted.norm()
+            if base == "nf4":
+                assert torch.equal(multiply(x, weight, sides[1]), got)  # rounded once or in each product: the same
+        back, scale = fp8.quantize_rows(loud)
+        others = torch.arange(sides[0]) != 7
+        apart = (back.float() * scale - loud)[:, others]
+        assert apart.norm() < 0.03 * loud[:, others].norm()
 
 
 @pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
