@@ -138,7 +138,7 @@ def main() -> int:
     # --- model ---------------------------------------------------------------------------------------------------
     say(f"model: {recipe.model}, {precision.why}")
     with memory_for_loading(recipe):
-        model = load_base(model_source, precision, on_gpu=not strategy.deepspeed)
+        model = load_base(model_source, precision, on_gpu=strategy.zero_stage < 3)
         check_tokenizer_fits(tokenizer, model)
         align_special_tokens(model, tokenizer)
         linears = linear_parameters(model)

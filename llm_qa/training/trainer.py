@@ -21,6 +21,7 @@ from llm_qa.models.quantization import Precision
 from llm_qa.training.ranks import sum_over_ranks
 from llm_qa.training.safe_saving import SafeSaving
 from llm_qa.training.strategy import Strategy, accumulation_steps, micro_batch_size
+from llm_qa.training.zero3 import gather_by_layer
 
 
 def training_arguments(
@@ -142,6 +143,9 @@ def build_trainer(
     if validation_set is None and arguments.eval_strategy != IntervalStrategy.NO:
         say("the data has no validation records: no validation loss during training")
         arguments.eval_strategy = IntervalStrategy.NO
+    plugin = getattr(arguments, "deepspeed_plugin", None)
+    if plugin is not None and plugin.zero_stage == 3:
+        gather_by_layer(model, plugin.hf_ds_config.config)
     trainer = PackTrainer(
         model=model,
         args=arguments,

@@ -12,6 +12,7 @@ from transformers import GPTNeoXForCausalLM
 from llm_qa.config import Recipe
 from llm_qa.console import say
 from llm_qa.models.fast.neox import FastNeoX, HostEmbedding
+from llm_qa.models.fast.sharded import ShardedNeoX
 from llm_qa.models.gpus import flops_per_token, free_memory_bytes
 from llm_qa.models.linear_modules import linear_layers
 from llm_qa.models.quantization import BF16_CAPABILITY, SHORT, Precision
@@ -34,9 +35,7 @@ class FastPath:
     skipped_flops: float = 0.0  # a token, of the model's own
 
 
-def reason_against(
-    model: torch.nn.Module, recipe: Recipe, zero_stage: int, capability: tuple[int, int] | None
-) -> str | None:
+def reason_against(model: torch.nn.Module, recipe: Recipe, capability: tuple[int, int] | None) -> str | None:
     """Why this run takes the plain path; None where the fast one is valid."""
     if recipe.fast == "off":
         return "--fast off"
@@ -46,8 +45,6 @@ def reason_against(
         return f"compute capability {capability[0]}.{capability[1]}, and its kernels need 8.0"
     if not isinstance(model, GPTNeoXForCausalLM):
         return f"{type(model).__name__} has none, only GPT-NeoX"
-    if zero_stage == 3:
-        return "ZeRO-3 brings weights to a layer through the layer's own forward"
     config = model.config
     if config.hidden_dropout or config.attention_dropout:
         return "the model's own dropout is on"
@@ -78,14 +75,15 @@ def choose_fast_path(
     `tokens` are those of a forward pass, of which at most `learned` have a label.
     """
     causal = model.get_base_model() if hasattr(model, "get_base_model") else model
-    if reason := reason_against(causal, recipe, zero_stage, capability):
+    if reason := reason_against(causal, recipe, capability):
         return plain_path(reason, recipe, precision)
-    fast = FastNeoX(
+    kind, attempt = (ShardedNeoX, try_sharded_path) if zero_stage == 3 else (FastNeoX, try_fast_path)
+    fast = kind(
         causal, precision.compute, tokens, learned, compiled=True, graphed=recipe.method == "lora" and not zero_stage
     )
     say("fast path: comparing a layer with the plain one and compiling it, up to a minute the first time")
     try:
-        return try_fast_path(fast, model, recipe, precision)
+        return attempt(fast, model, recipe, precision)
     except Exception as error:
         if type(error).__name__ != "OutOfResources":  # Triton's; there is no Triton on a CPU to import it from
             raise
@@ -98,12 +96,8 @@ def try_fast_path(fast: FastNeoX, model: torch.nn.Module, recipe: Recipe, precis
     """Compare, measure, choose, take over; Triton's OutOfResources where a kernel does not fit the GPU."""
     if free_memory_bytes()[0] < SPILL_BELOW * fast.model.get_input_embeddings().weight.nbytes:
         fast.spill()
-    if (difference := fast.difference()) > (MOST_DIFFERENT_FP8 if precision.fp8 else MOST_DIFFERENT):
-        return plain_path(
-            f"on this GPU the fast layer differs by {difference:.0%} from the plain one, please report it",
-            recipe,
-            precision,
-        )
+    if reason := reason_of_difference(fast, precision):
+        return plain_path(reason, recipe, precision)
     layers = len(fast.model.gpt_neox.layers)
     copy = fast.unpacked_bytes() if precision.base == "nf4" and recipe.recompute != "all" else 0
     if copy and copy <= free_memory_bytes()[0] / 2:  # it will be taken, most likely: compile for it, not for both
@@ -135,6 +129,25 @@ def try_fast_path(fast: FastNeoX, model: torch.nn.Module, recipe: Recipe, precis
         report += f"; start with PYTORCH_CUDA_ALLOC_CONF={EXPANDABLE} if that is still too much for the GPU's"
     skipped = fast.skipped_flops(flops_per_token(1, recipe.method == "full"))
     return FastPath(True, report, fast.recomputed, skipped)
+
+
+def try_sharded_path(fast: ShardedNeoX, model: torch.nn.Module, recipe: Recipe, precision: Precision) -> FastPath:
+    """Compare and take over. All layers are recomputed, so there is nothing to choose."""
+    if reason := reason_of_difference(fast, precision):
+        return plain_path(reason, recipe, precision)
+    fast.take_over()
+    report = (
+        f"fast path: attention inside documents, {fast.tokens:,} packed tokens, compiled layers, each recomputed as "
+        f"ZeRO-3 gathers its weights again, {precision.base}, products in {SHORT[precision.compute]}"
+    )
+    return FastPath(True, report, fast.recomputed, fast.skipped_flops(flops_per_token(1, recipe.method == "full")))
+
+
+def reason_of_difference(fast: FastNeoX, precision: Precision) -> str | None:
+    """Why the plain path is taken where a layer's fast gradient is too far from the plain one's."""
+    if (difference := fast.difference()) > (MOST_DIFFERENT_FP8 if precision.fp8 else MOST_DIFFERENT):
+        return f"on this GPU the fast layer differs by {difference:.0%} from the plain one, please report it"
+    return None
 
 
 def what_is_spilled(fast: FastNeoX) -> str:
