@@ -14,6 +14,7 @@ CATEGORIES = {  # of GPU kernels, by a part of their names; the first that fits 
     "4-bit weights to 16 bits": ("dequantize", "kDequantize"),
     "rounding to fp8": ("_rows_to_fp8",),
     "matrix products": ("gemm", "nvjet", "cutlass", "xmma", "cublas", "splitK"),
+    "gathers and reductions between GPUs": ("nccl",),
     "optimizer": ("Optimizer", "multi_tensor", "foreach", "lpnorm"),
     "compiled element-wise": ("triton_",),
     "copies": ("Memcpy", "Memset"),
