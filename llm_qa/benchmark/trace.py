@@ -48,7 +48,7 @@ class Trace(TrainerCallback):
     def categories(self, wall: float) -> list[list[str]]:
         """(category, ms, share, largest kernels) of the update that took `wall` ms."""
         kernels = [event for event in self.profile.key_averages() if event.self_device_time_total > 0]
-        kernels = [event for event in kernels if event.self_cpu_time_total == 0]
+        kernels = [event for event in kernels if event.self_cpu_time_total == 0 and not event.is_user_annotation]
         spent: dict[str, float] = dict.fromkeys([*CATEGORIES, "other"], 0.0)
         largest: dict[str, list[tuple[float, int, str]]] = {name: [] for name in spent}
         for event in kernels:

@@ -13,7 +13,6 @@ from llm_qa import files
 
 pytestmark = pytest.mark.distributed
 KINDS = ("lora_fp32", "nf4", "full")
-LAYERS = SHAPE["num_hidden_layers"]
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +41,6 @@ def test_the_fast_path_has_the_plain_path_s_losses_and_gradients(kind, runs):
     got, wanted = (load_file(run / "gradients.safetensors") for run in (fast, plain))
     assert got.keys() == wanted.keys()
     apart = {name: ((got[name] - wanted[name]).norm() / wanted[name].norm()).item() for name in wanted}
-    print(max(apart.values()))
     assert max(apart.values()) < 1e-4
 
 
@@ -58,13 +56,11 @@ def test_the_fast_path_is_the_explicit_loop_s_mathematics(kind, runs):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_layers_are_gathered_whole_and_small_tensors_stay(kind, runs):
+def test_a_layer_is_gathered_whole_and_one_ahead_and_nothing_stays(kind, runs):
     made = files.read_json(runs(kind, "off") / "engine.json")
-    assert made["leaf_modules"] == ["GPTNeoXLayer"] * LAYERS
-    assert all(".lora_" in name or "norm" in name or name.endswith(".bias") for name in made["whole"])
-    assert not [name for name in made["shared_out"] if ".lora_" in name or "norm" in name]
-    matrices = [name for name in made["shared_out"] if ".layers." in name]
-    assert len(matrices) == 4 * LAYERS
+    assert made["leaf_modules"] == ["GPTNeoXLayer"] * SHAPE["num_hidden_layers"]
+    assert made["kept_whole"] == []
     d = SHAPE["hidden_size"]
     weights = 4 * d * d + 2 * d * SHAPE["intermediate_size"]
-    assert made["prefetched"] >= (weights // 8 if kind == "nf4" else weights)
+    stored = weights // 8 if kind == "nf4" else weights  # eight 4-bit weights in an element of fp32
+    assert stored < made["prefetched"] < 1.3 * stored

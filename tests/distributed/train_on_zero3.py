@@ -32,8 +32,7 @@ def keep_engine(engine: DeepSpeedEngine, folder: Path) -> None:
     gradients = {name: safe_get_full_grad(parameter).clone() for name, parameter in trained.items()}
     found = {
         "leaf_modules": [type(module).__name__ for module in get_z3_leaf_modules(engine.module)],
-        "whole": [name for name, p in engine.module.named_parameters() if p.ds_persist],
-        "shared_out": [name for name, p in engine.module.named_parameters() if not p.ds_persist],
+        "kept_whole": [name for name, p in engine.module.named_parameters() if p.ds_persist],
         "prefetched": engine.zero_prefetch_bucket_size(),
     }
     if is_main_process():
