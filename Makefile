@@ -32,10 +32,10 @@ MAKEOVERRIDES :=
 unexport RECIPE RUN RUNS SPLIT DATA KOBEST FILE NAME STOPWORDS ARGS NUM_GPUS NUM_MACHINES MACHINE_RANK MAIN_IP MAIN_PORT
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo quick test test-optional test-kernels test-distributed soak lint format train train-qlora train-ddp train-zero2 train-zero3 train-zero3-offload plan eval eval-kobest ablation submit ask clean
+.PHONY: help install demo quick test test-optional test-kernels test-distributed soak lint format train train-qlora train-ddp train-zero2 train-zero3 train-zero3-optimizer-offload train-zero3-offload plan eval eval-kobest ablation submit ask clean
 
 help: ## list the targets
-	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sort | sed -E 's/^([a-z0-9-]+):[^#]*## /\1\t/' | expand -t 22
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sort | sed -E 's/^([a-z0-9-]+):[^#]*## /\1\t/' | expand -t 31
 
 $(VENV)/installed: requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: $(PYTHON) is older than 3.11, which transformers 5.23 needs: set PYTHON=python3.11 or newer" >&2; exit 2; }
@@ -66,6 +66,9 @@ train-zero2: $(VENV)/installed ## the same, gradients and optimizer shared out
 
 train-zero3: $(VENV)/installed ## the same, weights shared out too; NUM_MACHINES= MACHINE_RANK= MAIN_IP= for several nodes
 	$(LAUNCH) accelerate_configs/zero3.yaml $(MACHINES) scripts/train.py $(RECIPE) $(DATA_FLAG) --run $(RUN) $(ARGS)
+
+train-zero3-optimizer-offload: $(VENV)/installed ## the same, optimizer states kept in the machine's memory
+	$(LAUNCH) accelerate_configs/zero3_optimizer_offload.yaml $(MACHINES) scripts/train.py $(RECIPE) $(DATA_FLAG) --run $(RUN) $(ARGS)
 
 train-zero3-offload: $(VENV)/installed ## the same, weights and optimizer kept in the machine's memory
 	$(LAUNCH) accelerate_configs/zero3_offload.yaml $(MACHINES) scripts/train.py $(RECIPE) $(DATA_FLAG) --run $(RUN) $(ARGS)

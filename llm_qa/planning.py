@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterable
 
@@ -9,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from llm_qa.config import EMBEDDED_MODEL, Recipe
-from llm_qa.console import UserError, format_table
+from llm_qa.console import UserError, format_table, say
 from llm_qa.data.packing import PackedDataset, tokenize_records
 from llm_qa.data.preparation import PreparationOptions, prepared_folder
 from llm_qa.data.records import QARecord, open_split
@@ -19,6 +20,7 @@ from llm_qa.models.loading import load_tokenizer
 from llm_qa.models.lora import add_lora, parameter_counts, trainable_report
 from llm_qa.models.quantization import check_fp8_units
 from llm_qa.models.shapes import SHAPES, model_config
+from llm_qa.training.memory_check import Width, check_memory, free_host_bytes, gpu_total_bytes, largest_micro_batch
 from llm_qa.training.sharing import GPUS, Sizes, sharing_rows
 from llm_qa.training.strategy import Strategy, accumulation_steps, micro_batch_size
 
@@ -69,6 +71,37 @@ def meta_model(recipe: Recipe, records: Iterable[QARecord]) -> torch.nn.Module:
         return add_lora(model, recipe) if recipe.method == "lora" else model
 
 
+def sizes_of(model: torch.nn.Module, recipe: Recipe) -> Sizes:
+    """Weights in linear layers, in everything else, and of those that train."""
+    linear = sum(layer.weight.numel() for name, layer in linear_layers(model).items() if ".lora_" not in name)
+    total, trained = parameter_counts(model)
+    return Sizes(linear, total - linear - (trained if recipe.method == "lora" else 0), trained)
+
+
+def check_fit(recipe: Recipe, strategy: Strategy) -> None:
+    """Refuse a model that is too large for the GPU's or the machine's memory; nothing is read but its shapes."""
+    if recipe.model != EMBEDDED_MODEL:
+        sizes = sizes_of(meta_model(recipe, []), recipe)
+        check_memory(recipe, sizes, strategy, gpu_total_bytes(), free_host_bytes())
+
+
+def widest_pass(recipe: Recipe, strategy: Strategy) -> Recipe:
+    """Under ZeRO-3 on GPUs: the recipe with the largest micro-batch that fits, said aloud; its updates are the same."""
+    gpu = gpu_total_bytes()
+    if strategy.zero_stage != 3 or gpu is None or recipe.model == EMBEDDED_MODEL:
+        return recipe
+    model = meta_model(recipe, [])
+    config = model.config.get_text_config()
+    width = Width(config.num_hidden_layers, config.hidden_size, config.vocab_size)
+    size = largest_micro_batch(recipe, sizes_of(model, recipe), width, strategy, gpu)
+    if size != recipe.micro_batch_size:
+        say(
+            f"micro_batch_size {size} instead of {recipe.micro_batch_size}: it should fit, and fewer passes an update "
+            "gather the weights less often (--auto-micro-batch)"
+        )
+    return dataclasses.replace(recipe, micro_batch_size=size)
+
+
 def count_packs(recipe: Recipe, records: Iterable[QARecord]) -> tuple[int, int, str]:
     """(packs, real tokens, how they were counted) of one epoch."""
     try:
@@ -97,9 +130,7 @@ def dry_run(
         if not name.partition(".lora_")[1]:
             module = name.replace(".base_layer", "").rpartition(".")[0].rpartition(".")[2]
             by_module[module] = by_module.get(module, 0) + parameter.numel()
-    linear = sum(layer.weight.numel() for name, layer in linear_layers(model).items() if ".lora_" not in name)
-    total, trained = parameter_counts(model)
-    sizes = Sizes(linear, total - linear - (trained if recipe.method == "lora" else 0), trained)
+    sizes = sizes_of(model, recipe)
     packs, tokens, how = count_packs(recipe, records)
     steps = math.ceil(packs / recipe.global_batch_size)
     rows = [[name, f"{count:,}"] for name, count in sorted(by_module.items(), key=lambda item: -item[1])]

@@ -40,7 +40,7 @@ from llm_qa.training.callbacks import RealTokens, StepLog
 from llm_qa.training.checkpoints import check_layout, make_universal, resume_point
 from llm_qa.training.energy import EnergyUsed
 from llm_qa.training.fingerprints import KINDS, fingerprint
-from llm_qa.training.fit import fitted, memory_for_loading, memory_for_training
+from llm_qa.training.fit import fit_file, fitted, memory_for_loading, memory_for_training
 from llm_qa.training.lock import hold_lock
 from llm_qa.training.non_finite import StopOnNonFinite
 from llm_qa.training.ranks import first_to_say, gather_over_ranks, on_main
@@ -75,7 +75,9 @@ def parse_arguments() -> tuple[argparse.Namespace, Recipe]:
         "--on-save-error", default="continue", choices=("continue", "stop"), help="when a checkpoint cannot be saved"
     )
     parser.add_argument(
-        "--auto-micro-batch", action="store_true", help="out of GPU memory: halve micro_batch_size and go on"
+        "--auto-micro-batch",
+        action="store_true",
+        help="micro_batch_size by the GPU's memory (less, and under ZeRO-3 more)",
     )
     parser.add_argument(
         "--rank-timeout", type=float, default=SILENCE_SECONDS, help="seconds until a dead rank ends all"
@@ -109,9 +111,12 @@ def main() -> int:
     planning.check_hardware(recipe, gpu_capability())
     planning.check_context(recipe)
     check_strategy(recipe, strategy, torch.cuda.device_count() if torch.cuda.is_available() else None)
+    planning.check_fit(recipe, strategy)
     precision = fit_precision(resolve_precision(recipe, gpu_capability()), strategy)
     quiet_other_ranks()
     asked, recipe = recipe, fitted(recipe, options.run) if options.resume != "never" else recipe
+    if options.auto_micro_batch and (options.resume == "never" or not fit_file(options.run).is_file()):
+        recipe = planning.widest_pass(recipe, strategy)
     arguments = training_arguments(recipe, precision, strategy, options.run)
     start_engine(strategy)
     watchdog = Watchdog(options.rank_timeout)
@@ -166,7 +171,7 @@ def main() -> int:
     # --- model ---------------------------------------------------------------------------------------------------
     say(f"model: {recipe.model}, {precision.why}")
     with memory_for_loading(recipe):
-        model = load_base(model_source, precision, on_gpu=not strategy.deepspeed)
+        model = load_base(model_source, precision, on_gpu=strategy.zero_stage < 3)
         check_tokenizer_fits(tokenizer, model)
         align_special_tokens(model, tokenizer)
         linears = linear_parameters(model)

@@ -137,6 +137,7 @@ def test_the_recipes_of_the_design_are_there():
         "qlora_12.8b_t4x2",
         "lora_12.8b",
         "full_12.8b",
+        "full_12.8b_zero3",
     }
 
 

@@ -14,6 +14,7 @@ CATEGORIES = {  # of GPU kernels, by a part of their names; the first that fits 
     "4-bit weights to 16 or 8 bits": ("dequantize", "kDequantize", "_nf4_to_fp8"),
     "rounding to fp8": ("_rows_to_fp8",),
     "matrix products": ("gemm", "nvjet", "cutlass", "xmma", "cublas", "splitK"),
+    "gathers and reductions between GPUs": ("nccl",),
     "optimizer": ("Optimizer", "multi_tensor", "foreach", "lpnorm"),
     "compiled element-wise": ("triton_",),
     "copies": ("Memcpy", "Memset"),
@@ -47,7 +48,7 @@ class Trace(TrainerCallback):
     def categories(self, wall: float) -> list[list[str]]:
         """(category, ms, share, largest kernels) of the update that took `wall` ms."""
         kernels = [event for event in self.profile.key_averages() if event.self_device_time_total > 0]
-        kernels = [event for event in kernels if event.self_cpu_time_total == 0]
+        kernels = [event for event in kernels if event.self_cpu_time_total == 0 and not event.is_user_annotation]
         spent: dict[str, float] = dict.fromkeys([*CATEGORIES, "other"], 0.0)
         largest: dict[str, list[tuple[float, int, str]]] = {name: [] for name in spent}
         for event in kernels:

@@ -20,7 +20,7 @@ from llm_qa.models.lora import add_lora, linear_parameters
 from llm_qa.models.quantization import Precision, gpu_capability, resolve_precision
 from llm_qa.models.random_weights import random_base
 from llm_qa.models.shapes import model_config
-from llm_qa.planning import check_hardware
+from llm_qa.planning import check_fit, check_hardware
 from llm_qa.training.strategy import (
     Strategy,
     check_strategy,
@@ -66,6 +66,7 @@ def set_up(trial: Trial) -> Setup:
     recipe, strategy = trial.recipe, read_strategy()
     check_hardware(recipe, gpu_capability())
     check_strategy(recipe, strategy, torch.cuda.device_count() if torch.cuda.is_available() else None)
+    check_fit(recipe, strategy)
     precision = fit_precision(resolve_precision(recipe, gpu_capability()), strategy)
     quiet_other_ranks()
     arguments = training_arguments(recipe, precision, strategy, trial.folder)

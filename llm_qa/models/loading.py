@@ -95,8 +95,9 @@ def align_special_tokens(model: PreTrainedModel, tokenizer) -> None:
 def load_base(model: str | Path, precision: Precision, *, on_gpu: bool = True) -> PreTrainedModel:
     """Base weights in the precision decided, frozen or not as loaded, cache off.
 
-    `on_gpu` puts the weights straight on this process's GPU where there is one; under DeepSpeed it must be False,
-    which places them itself (KoAlpaca#107). Attention is sdpa, or what the architecture has instead, which is said.
+    `on_gpu` puts the weights straight on this process's GPU where there is one; under ZeRO-3 it must be False, as
+    DeepSpeed shares them out while they are loaded (KoAlpaca#107). Attention is sdpa, or what the architecture has
+    instead, which is said.
     """
     if Path(model).is_dir():
         refuse_unsafe_weights(model)

@@ -1,7 +1,8 @@
 """Out of GPU memory: say what was used and what helps, or with --auto-micro-batch halve the micro-batch and go on.
 
 The global batch stays what the recipe says: half the sequences a pass are twice the passes an update. The micro-batch
-that was found is kept in the run folder, for every later start.
+that was found is kept in the run folder, for every later start. Under ZeRO-3 --auto-micro-batch begins with the largest micro-batch
+that should fit (planning.widest_pass), because every pass gathers all weights.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def fitted(recipe: Recipe, run_dir: str | Path) -> Recipe:
     if found.get("pack_length", recipe.pack_length) != recipe.pack_length:  # sequences of another size: see rows.py
         return recipe
     found = found.get("micro_batch_size")
-    if not isinstance(found, int) or not 0 < found < recipe.micro_batch_size:
+    if not isinstance(found, int) or not 0 < found <= recipe.global_batch_size or found == recipe.micro_batch_size:
         return recipe
     say(f"micro_batch_size {found} instead of {recipe.micro_batch_size}: what fits this GPU, from {fit_file(run_dir)}")
     return replace(recipe, micro_batch_size=found)

@@ -44,9 +44,8 @@ class Strategy:
         """What people call it: 'one process', 'DDP', 'ZeRO-3 with CPU offload'."""
         if not self.deepspeed:
             return "DDP" if self.processes > 1 else "one process"
-        return f"ZeRO-{self.zero_stage}" + (
-            " with CPU offload" if self.offload_weights or self.offload_optimizer else ""
-        )
+        offload = " with CPU offload" if self.offload_weights or self.offload_optimizer else ""
+        return f"ZeRO-{self.zero_stage}{offload}{'' if self.offload_weights or not offload else ' of the optimizer'}"
 
     def __str__(self) -> str:
         machines = f" on {self.machines} machines" if self.machines > 1 else ""
@@ -68,7 +67,7 @@ def read_strategy(environment: Mapping[str, str] = os.environ) -> Strategy:
     if not path:
         raise UserError(
             "The accelerate config asks for DeepSpeed without a deepspeed_config_file: name one of ds_configs/ there, "
-            "or use accelerate_configs/zero2.yaml, zero3.yaml or zero3_offload.yaml."
+            "or use accelerate_configs/zero2.yaml, zero3.yaml or one of zero3's with offload."
         )
     try:
         zero = json.loads(Path(path).read_text(encoding="utf-8")).get("zero_optimization", {})

@@ -24,6 +24,7 @@ from llm_qa.training.optimizer import check_optimizer, choose_optimizer, optimiz
 from llm_qa.training.ranks import sum_over_ranks
 from llm_qa.training.safe_saving import SafeSaving
 from llm_qa.training.strategy import Strategy, accumulation_steps, micro_batch_size
+from llm_qa.training.zero3 import gather_by_layer
 
 EVALUATIONS = 5  # in a run, at least
 
@@ -196,6 +197,9 @@ def build_trainer(
     if validation_set is None and arguments.eval_strategy != IntervalStrategy.NO:
         say("the data has no validation records: no validation loss during training, the last weights are kept")
         arguments.eval_strategy = IntervalStrategy.NO
+    plugin = getattr(arguments, "deepspeed_plugin", None)
+    if plugin is not None and plugin.zero_stage == 3:
+        gather_by_layer(model, plugin.hf_ds_config.config)
     trainer = PackTrainer(
         model=model,
         args=arguments,

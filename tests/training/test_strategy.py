@@ -33,7 +33,10 @@ def test_what_the_shipped_configs_are_read_as():
     assert str(read_strategy(deepspeed("ds_configs/zero2.json", **two))) == "ZeRO-2, 2 processes"
     assert read_strategy(deepspeed("ds_configs/zero3.json", **two)) == ZERO3
     assert read_strategy(deepspeed("ds_configs/zero3_offload.json", **two)) == OFFLOAD
+    optimizer_alone = read_strategy(deepspeed("ds_configs/zero3_optimizer_offload.json", **two))
+    assert optimizer_alone == Strategy(2, 2, 1, zero_stage=3, offload_optimizer=True)
     assert OFFLOAD.name == "ZeRO-3 with CPU offload"
+    assert optimizer_alone.name == "ZeRO-3 with CPU offload of the optimizer"
 
 
 def test_an_engine_that_this_project_does_not_run_is_refused(tmp_path):

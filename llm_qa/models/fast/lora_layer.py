@@ -33,6 +33,11 @@ def recomputing() -> Iterator[None]:
         _again = before
 
 
+def is_recomputing() -> bool:
+    """True inside `recomputing`."""
+    return _again
+
+
 def _product(x: Tensor, weight: Sequence[Tensor], outputs: int, last: bool) -> Tensor:
     return x.new_empty((x.shape[0], outputs)) if last and _again else products.forward(x, list(weight), outputs)
 

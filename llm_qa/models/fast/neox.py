@@ -98,9 +98,12 @@ class FastNeoX:
             torch._assert_async(count <= self.learned, "more labels than any batch was said to have")
             rows = torch.argsort((targets == IGNORED).int(), stable=True)[: self.learned]  # those with a label first
             inputs, targets = (*inputs, rows), targets[rows]
-        hidden = self.run(*inputs)
+        return self.head_loss(self.run(*inputs), targets) / (count if items is None else items)
+
+    def head_loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """Cross entropy summed over the targets that are not below 0, of what the head makes of hidden (tokens, d)."""
         head = self.model.get_output_embeddings().weight.to(self.shape.dtype)
-        return linear_cross_entropy(hidden, head, targets) / (count if items is None else items)
+        return linear_cross_entropy(hidden, head, targets)
 
     def seed(self, device: torch.device) -> Tensor:
         """The seed of a forward pass (1,): drawn from torch's generator on the CPU, which checkpoints keep."""
@@ -136,20 +139,27 @@ class FastNeoX:
         With `rows` only those of the last layer's output are computed: (len(rows), d). Parameters that are in `twins`
         are replaced by what that says.
         """
-        model, dtype = self.model.gpt_neox, self.shape.dtype
-        x = model.embed_in(input_ids).to(dtype)
+        model = self.model.gpt_neox
+        x = model.embed_in(input_ids).to(self.shape.dtype)
         rotary = self.rotary(x, position_ids)
         bounds = document_bounds(position_ids)
         numbers = torch.arange(4 * len(model.layers), device=x.device).view(-1, 4, 1)
         seeds = (seed + numbers * 0x632BE5AB) & 0xFFFFFFFF
         shape = self.shape if self.model.training else dataclasses.replace(self.shape, dropout_threshold=0)
         for number, layer in enumerate(model.layers):
-            weights = layer_weights(layer, dtype, twins, self.prepared)
             chosen = rows if layer is model.layers[-1] else None
-            recompute = number < self.recomputed
-            x = self.run_layer(x, weights, rotary, bounds, seeds[number], shape, chosen, recompute=recompute)
-        norm = model.final_layer_norm
-        return F.layer_norm(x.float(), x.shape[-1:], norm.weight.float(), norm.bias.float(), norm.eps).to(dtype)
+            x = self.layer_output(number, x, rotary, bounds, seeds[number], shape, chosen, twins)
+        return self.final_norm(x)
+
+    def layer_output(self, number: int, x: Tensor, rotary, bounds, seeds, shape, rows, twins) -> Tensor:
+        """What decoder layer `number` makes of x (tokens, d)."""
+        weights = layer_weights(self.model.gpt_neox.layers[number], self.shape.dtype, twins, self.prepared)
+        return self.run_layer(x, weights, rotary, bounds, seeds, shape, rows, recompute=number < self.recomputed)
+
+    def final_norm(self, x: Tensor) -> Tensor:
+        """The last LayerNorm, computed in fp32, in x's dtype."""
+        norm = self.model.gpt_neox.final_layer_norm
+        return F.layer_norm(x.float(), x.shape[-1:], norm.weight.float(), norm.bias.float(), norm.eps).to(x.dtype)
 
     def spill(self) -> None:
         """Keep in the machine's memory what the GPU needs once a pass: the embedding and recomputed layers' inputs.
@@ -192,13 +202,21 @@ class FastNeoX:
         """FLOPs a token of the model's products that are not made, of `flops_per_weight` for each weight.
 
         Those of the head and of the last layer behind its attention where no token is learned, and of the first layer's
-        gradient of a frozen embedding (2 a weight).
+        gradient of a frozen embedding.
         """
-        layers, head = self.model.gpt_neox.layers, self.model.get_output_embeddings().weight.numel()
-        into, _, up, _ = (linear.in_features * linear.out_features for linear in linear_modules(layers[0]))
-        behind = sum(linear.in_features * linear.out_features for linear in linear_modules(layers[-1])[1:]) + head
-        frozen = not self.model.get_input_embeddings().weight.requires_grad
-        return flops_per_weight * behind * (1 - self.learned / self.tokens) + 2.0 * (into + up) * frozen
+        behind = [*linear_modules(self.model.gpt_neox.layers[-1])[1:], self.model.get_output_embeddings()]
+        weights = sum(linear.in_features * linear.out_features for linear in behind)
+        return flops_per_weight * weights * (1 - self.learned / self.tokens) + self.first_input_flops()
+
+    def first_input_flops(self) -> float:
+        """FLOPs a token (2 a weight) of the gradient of the first layer's input, which a frozen embedding spares."""
+        layer = self.model.gpt_neox.layers[0]
+        into, _, up, _ = (linear.in_features * linear.out_features for linear in linear_modules(layer))
+        return 2.0 * (into + up) * (not self.model.get_input_embeddings().weight.requires_grad)
+
+    def device(self) -> torch.device:
+        """Where the model computes."""
+        return self.model.gpt_neox.final_layer_norm.weight.device
 
     def widths(self) -> list[int]:
         """Outputs and inputs of a layer's linears."""
@@ -217,7 +235,7 @@ class FastNeoX:
         Compared are the gradients of its input and of both factors of LoRA's four linears. Without dropout, and with
         noise in place of LoRA's B, which is 0 at the start and would hide half of it.
         """
-        layer, device = self.model.gpt_neox.layers[0], self.model.gpt_neox.final_layer_norm.weight.device
+        layer, device = self.model.gpt_neox.layers[0], self.device()
         generator = torch.Generator(device).manual_seed(0)
         x = torch.randn(tokens, self.model.config.hidden_size, generator=generator, device=device).to(self.shape.dtype)
         slope = torch.randn(x.shape, generator=generator, device=device).to(x.dtype)
@@ -255,7 +273,7 @@ class FastNeoX:
 
         Runs a layer forward and backward on noise, which compiles it too.
         """
-        layer, device = self.model.gpt_neox.layers[0], self.model.gpt_neox.final_layer_norm.weight.device
+        layer, device = self.model.gpt_neox.layers[0], self.device()
         width, dtype = self.model.config.hidden_size, self.shape.dtype
         x = torch.randn(self.tokens, width, dtype=dtype, device=device, requires_grad=True)
         position_ids = torch.arange(self.tokens, device=device) % 100

@@ -17,6 +17,7 @@ from llm_qa.models.fast.attention import attend
 from llm_qa.models.fast.lora_layer import attention, lora_product, mlp, residual, turn
 from llm_qa.models.fast.low_rank import dropout_threshold
 from llm_qa.models.fast.products import frozen_weight
+from llm_qa.models.fast.trained_product import last_product
 
 
 class LinearWeights(NamedTuple):
@@ -140,14 +141,15 @@ def layer_forward(
 
     if w.dense.a is None:  # every weight is trained
 
-        def linear(value, weights):
-            return F.linear(value, weights.weight[0].to(dtype), weights.bias.to(dtype))
+        def linear(value, weights, product=F.linear):
+            return product(value, weights.weight[0].to(dtype), weights.bias.to(dtype))
 
         packed = turn(linear(norm(x, w.attention_norm), w.query_key_value), *rotary, shape.heads)
         mixed, _ = attend(packed, *bounds, shape.heads)
         x, mixed = take_rows(x, rows), take_rows(mixed, rows)
-        attended = linear(mixed, w.dense)
-        return x + attended + linear(F.gelu(linear(norm(x, w.mlp_norm), w.dense_h_to_4h)), w.dense_4h_to_h)
+        attended = linear(mixed, w.dense, last_product)
+        perceived = F.gelu(linear(norm(x, w.mlp_norm), w.dense_h_to_4h))
+        return x + attended + linear(perceived, w.dense_4h_to_h, last_product)
 
     qkv, dense, up, down = w.query_key_value, w.dense, w.dense_h_to_4h, w.dense_4h_to_h
     packed, d = lora_product(norm(x, w.attention_norm), qkv.weight, qkv.a, seeds[0], len(qkv.b), threshold, False)

@@ -16,6 +16,7 @@ from llm_qa.config import Recipe
 from llm_qa.console import UserError, say
 from llm_qa.models.fast.neox import FastNeoX, HostEmbedding
 from llm_qa.models.fast.products import FP8_WIDTH
+from llm_qa.models.fast.sharded import ShardedNeoX
 from llm_qa.models.gpus import flops_per_token, free_memory_bytes
 from llm_qa.models.linear_modules import linear_layers
 from llm_qa.models.quantization import BF16_CAPABILITY, SHORT, Precision
@@ -39,9 +40,7 @@ class FastPath:
     skipped_flops: float = 0.0  # a token, of the model's own
 
 
-def reason_against(
-    model: torch.nn.Module, recipe: Recipe, zero_stage: int, capability: tuple[int, int] | None
-) -> str | None:
+def reason_against(model: torch.nn.Module, recipe: Recipe, capability: tuple[int, int] | None) -> str | None:
     """Why this run takes the plain path; None where the fast one is valid."""
     if recipe.fast == "off":
         return "--fast off"
@@ -51,8 +50,6 @@ def reason_against(
         return f"compute capability {capability[0]}.{capability[1]}, and its kernels need 8.0"
     if not isinstance(model, GPTNeoXForCausalLM):
         return f"{type(model).__name__} has none, only GPT-NeoX"
-    if zero_stage == 3:
-        return "ZeRO-3 brings weights to a layer through the layer's own forward"
     config = model.config
     if config.hidden_dropout or config.attention_dropout:
         return "the model's own dropout is on"
@@ -84,16 +81,17 @@ def choose_fast_path(
     model is left as it was. Raises UserError where compute_dtype fp8 was asked for and cannot be had.
     """
     causal = model.get_base_model() if hasattr(model, "get_base_model") else model
-    if reason := reason_against(causal, recipe, zero_stage, capability):
+    if reason := reason_against(causal, recipe, capability):
         return plain_path(reason, recipe, precision)
     if zero_stage == 3:  # no rank holds a whole weight that could be rounded once
         precision = dataclasses.replace(precision, fp8_products=precision.fp8)
-    fast = FastNeoX(
+    kind, planned = (ShardedNeoX, plan_sharded) if zero_stage == 3 else (FastNeoX, make_plan)
+    fast = kind(
         causal, precision.compute, tokens, learned, compiled=True, graphed=recipe.method == "lora" and not zero_stage
     )
     say("fast path: comparing a layer with the plain one and compiling it, up to a minute the first time")
     try:
-        plan = make_plan(fast, model, recipe, precision)
+        plan = planned(fast, model, recipe, precision)
     except Exception as error:
         if type(error).__name__ != "OutOfResources":  # Triton's; there is no Triton on a CPU to import it from
             raise
@@ -142,8 +140,8 @@ def _make_plan(fast: FastNeoX, model: torch.nn.Module, recipe: Recipe, precision
     graphed = fast.graphed
     if free_memory_bytes()[0] < SPILL_BELOW * fast.model.get_input_embeddings().weight.nbytes:
         fast.spill()
-    if (difference := fast.difference()) > (MOST_DIFFERENT_FP8 if precision.fp8 else MOST_DIFFERENT):
-        return Plan(f"on this GPU the fast layer differs by {difference:.0%} from the plain one, please report it")
+    if reason := reason_of_difference(fast, precision):
+        return Plan(reason)
     fp8, products = choose_products(fast, recipe, precision)
     layers = len(fast.model.gpt_neox.layers)
     copy = fast.unpacked_bytes(fp8=fp8) if precision.nf4 or fp8 else 0
@@ -165,6 +163,15 @@ def _make_plan(fast: FastNeoX, model: torch.nn.Module, recipe: Recipe, precision
     if precision.nf4 and (recipe.recompute == "all" or recomputed or copy > need.room - layers * need.kept):
         copy = 0
     return Plan(None, recomputed, why, graphed and not (tight or spilled), tight, spilled, fp8, copy, products)
+
+
+def plan_sharded(fast: ShardedNeoX, model: torch.nn.Module, recipe: Recipe, precision: Precision) -> Plan:
+    """Compare; under ZeRO-3 all layers are recomputed, so there is nothing to choose."""
+    if reason := reason_of_difference(fast, precision):
+        return Plan(reason)
+    layers = len(fast.model.gpt_neox.layers)
+    why = "ZeRO-3 gathers their weights again for the backward pass"
+    return Plan(recomputed=layers, why=why, products=SHORT[precision.compute])
 
 
 def choose_products(fast: FastNeoX, recipe: Recipe, precision: Precision) -> tuple[bool, str]:
@@ -219,6 +226,13 @@ def report(fast: FastNeoX, plan: Plan, precision: Precision) -> str:
     if plan.spilled and not any(EXPANDABLE in setting for setting in settings):
         line += f"; start with PYTORCH_CUDA_ALLOC_CONF={EXPANDABLE} if that is still too much for the GPU's"
     return line
+
+
+def reason_of_difference(fast: FastNeoX, precision: Precision) -> str | None:
+    """Why the plain path is taken where a layer's fast gradient is too far from the plain one's."""
+    if (difference := fast.difference()) > (MOST_DIFFERENT_FP8 if precision.fp8 else MOST_DIFFERENT):
+        return f"on this GPU the fast layer differs by {difference:.0%} from the plain one, please report it"
+    return None
 
 
 def what_is_spilled(fast: FastNeoX) -> str:

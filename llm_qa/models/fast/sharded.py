@@ -1,0 +1,120 @@
+"""GPT-NeoX's training pass under ZeRO-3, where a layer's weights are on a GPU only while DeepSpeed has gathered them.
+
+DeepSpeed gathers what a module owns in the hooks of that module's call, before its forward and again before its
+backward pass, and shares it out again after each. So everything that reads weights happens here inside the call of the
+module that owns them: a decoder layer (a leaf module, llm_qa.training.zero3, so that one gather brings all of it), the
+embedding, the last norm, the head. For its backward pass a layer keeps its input alone, never a gathered weight; it is
+computed again there, from the weights that the hook has gathered again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from llm_qa.models.fast.lora_layer import recomputing
+from llm_qa.models.fast.loss import linear_cross_entropy
+from llm_qa.models.fast.neox import FastNeoX
+from llm_qa.models.fast.neox_layer import LayerShape, layer_forward, layer_weights
+
+
+class PackedInputs(NamedTuple):
+    """What a decoder layer is given beside its input; the fields are layer_forward's arguments of these names."""
+
+    rotary: tuple[Tensor, Tensor]
+    bounds: tuple[Tensor, Tensor]
+    seeds: Tensor
+    shape: LayerShape
+    rows: Tensor | None
+
+
+class _RecomputedLayer(torch.autograd.Function):
+    """A decoder layer, x (tokens, d) -> (tokens, d), that keeps x alone and reads its weights in both passes.
+
+    `trained` are the layer's trained parameters. They are arguments only so that their gradients go through autograd,
+    which is where DeepSpeed takes them; their values are read from the layer.
+    """
+
+    @staticmethod
+    def forward(ctx, run: Callable, layer: torch.nn.Module, packed: PackedInputs, x: Tensor, *trained: Tensor):
+        ctx.run, ctx.layer, ctx.packed = run, layer, packed
+        ctx.save_for_backward(x)
+        return run(x, layer_weights(layer, packed.shape.dtype), *packed)
+
+    @staticmethod
+    def backward(ctx, slope: Tensor):
+        layer, packed = ctx.layer, ctx.packed
+        x = ctx.saved_tensors[0].detach().requires_grad_()
+        trained = {p: p.detach().requires_grad_() for p in layer.parameters() if p.requires_grad}
+        weights = layer_weights(layer, packed.shape.dtype)
+        weights = tree_map(lambda tensor: trained.get(tensor, tensor), weights)
+        with torch.enable_grad(), recomputing():
+            y = ctx.run(x, weights, *packed)
+        return None, None, None, *torch.autograd.grad(y, [x, *trained.values()], slope)
+
+
+class ShardedNeoX(FastNeoX):
+    """FastNeoX whose weights are read inside the calls of the modules that own them; every layer is recomputed."""
+
+    def take_over(self) -> None:
+        """Become the forward of the model, its decoder layers and its head, for what FastNeoX.forward passes on."""
+        super().take_over()
+        self.recomputed = len(self.model.gpt_neox.layers)
+        for layer in self.model.gpt_neox.layers:
+            layer.forward = partial(self.layer_call, layer, layer.forward)
+        head = self.model.get_output_embeddings()
+        head.forward = partial(self.head_call, head, head.forward)
+
+    def layer_call(self, layer, usual: Callable, x: Tensor, *args, packed: PackedInputs | None = None, **rest):
+        """A decoder layer's forward: transformers' own unless `packed` is given."""
+        if packed is None:
+            return usual(x, *args, **rest)
+        run = self.layer if packed.rows is None else layer_forward  # the last layer of some rows is not compiled
+        trained = [parameter for parameter in layer.parameters() if parameter.requires_grad]
+        return _RecomputedLayer.apply(run, layer, packed, x, *trained)
+
+    def head_call(self, head, usual: Callable, hidden: Tensor, targets: Tensor | None = None) -> Tensor:
+        """The head's forward: its logits, or with targets their cross entropy, summed."""
+        if targets is None:
+            return usual(hidden)
+        return linear_cross_entropy(hidden, head.weight.to(hidden.dtype), targets)
+
+    def head_loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        return self.model.get_output_embeddings()(hidden, targets)
+
+    def layer_output(self, number: int, x: Tensor, rotary, bounds, seeds, shape, rows, twins) -> Tensor:
+        return self.model.gpt_neox.layers[number](x, packed=PackedInputs(rotary, bounds, seeds, shape, rows))
+
+    def final_norm(self, x: Tensor) -> Tensor:
+        return self.model.gpt_neox.final_layer_norm(x)
+
+    def first_input_flops(self) -> float:
+        """0: that gradient is always computed, as DeepSpeed's hooks wait for it (llm_qa.training.zero3)."""
+        return 0.0
+
+    def device(self) -> torch.device:
+        """This process's GPU; a weight that is shared out may lie elsewhere."""
+        return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+    def difference(self, tokens: int = 512) -> float:
+        """FastNeoX's with the first layer gathered; the largest of all processes, so that all take the same path."""
+        with gathered(self.model.gpt_neox.layers[0]):
+            found = torch.tensor(super().difference(tokens), device=self.device())
+        if torch.distributed.is_initialized():
+            torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX)
+        return found.item()
+
+
+@contextmanager
+def gathered(module: torch.nn.Module) -> Iterator[None]:
+    """Inside, a module's parameters are whole on every process; what is written to them is lost. Every rank enters."""
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters(list(module.parameters())):
+        yield

@@ -1,0 +1,125 @@
+"""Does a run fit, on paper, before a weight is read: the GPU's memory, the machine's with offload, the micro-batch.
+
+Weights, gradients and optimizer states are exact (sharing.py); what a pass needs is an estimate, and --auto-micro-batch corrects it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import psutil
+import torch
+
+from llm_qa.config import Recipe
+from llm_qa.console import UserError
+from llm_qa.training.sharing import Sizes, memory_per_gpu, weight_bytes
+from llm_qa.training.strategy import Strategy, micro_batch_size
+
+# Bytes a trained weight in the machine's memory under DeepSpeed's CPU AdamW: fp32 master and two moments, a fp32
+# gradient for the update, and the 16-bit gradient that passes are summed in.
+OFFLOADED_OPTIMIZER = 4 + 8 + 4 + 2
+LIVE_WEIGHTS = 2 * 10**9  # bytes of whole weights at once: DeepSpeed's stage3_max_live_parameters, in 16 bits
+LAYER_VALUES = 32  # 16-bit values a token and unit of width that a layer's pass holds at most; measured, H100, 12.8B
+LOGIT_BYTES = 10  # a token and word on the plain path: 16-bit and fp32 logits, and their gradient
+KEPT_FREE = 0.08  # share of a GPU's memory left to fragmentation, NCCL and cuBLAS
+
+
+@dataclass(frozen=True)
+class Width:
+    """A model's layers, their width, and its vocabulary."""
+
+    layers: int
+    d_model: int
+    vocabulary: int
+
+
+def gpu_bytes(recipe: Recipe, sizes: Sizes, strategy: Strategy) -> float:
+    """Bytes of weights, gradients and optimizer that stay on each GPU, offloaded ones left out."""
+    whole = memory_per_gpu(recipe, sizes, strategy.zero_stage, strategy.processes)
+    if strategy.offload_optimizer:
+        whole = weight_bytes(recipe, sizes) / (strategy.processes if strategy.zero_stage == 3 else 1)
+    return 0.0 if strategy.offload_weights else whole
+
+
+def host_bytes(recipe: Recipe, sizes: Sizes, strategy: Strategy) -> float:
+    """Bytes that all processes of one machine keep in its memory because they are offloaded."""
+    share = strategy.processes_here / strategy.processes
+    optimizer = sizes.trained * OFFLOADED_OPTIMIZER if strategy.offload_optimizer else 0.0
+    return share * (optimizer + (weight_bytes(recipe, sizes) if strategy.offload_weights else 0.0))
+
+
+def pass_bytes(width: Width, tokens: int) -> float:
+    """Bytes a pass over `tokens` needs under ZeRO-3 beside gpu_bytes: every layer's input, one layer, the logits."""
+    values = 2 * tokens * width.d_model * (width.layers + LAYER_VALUES)
+    return LIVE_WEIGHTS + values + LOGIT_BYTES * tokens * width.vocabulary
+
+
+def free_host_bytes() -> int:
+    """Bytes of this machine's memory that are free, or that a container still allows."""
+    free = psutil.virtual_memory().available
+    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    if limit.is_file() and used.is_file() and (most := limit.read_text().strip()) != "max":
+        free = min(free, int(most) - int(used.read_text()))
+    return max(0, free)
+
+
+def gpu_total_bytes() -> int | None:
+    """Bytes of this process's GPU; None without one."""
+    return torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else None
+
+
+def check_memory(recipe: Recipe, sizes: Sizes, strategy: Strategy, gpu: int | None, host: int) -> None:
+    """Refuse what cannot fit in GPUs of `gpu` bytes, or in `host` bytes of a machine's free memory.
+
+    The sentence has the bytes needed, the bytes there, and what would fit.
+    """
+    needed = host_bytes(recipe, sizes, strategy)
+    if needed > host:
+        less = replace(strategy, offload_weights=False)
+        if strategy.offload_weights and host_bytes(recipe, sizes, less) <= host:
+            helps = "accelerate_configs/zero3_optimizer_offload.yaml, which leaves the weights on the GPUs"
+        else:
+            helps = "machines with more memory, more of them, or --method lora"
+        raise UserError(
+            f"{strategy.name} would keep {in_gib(needed)} in this machine's memory, of which {in_gib(host)} are free: "
+            f"use {helps}."
+        )
+    needed = gpu_bytes(recipe, sizes, strategy)
+    if gpu is not None and needed > gpu:
+        with_what = strategy if strategy.processes > 1 else strategy.name
+        raise UserError(
+            f"Weights, gradients and optimizer would take {in_gib(needed)} on each GPU with {with_what}, and this one "
+            f"has {in_gib(gpu)}: use {' or '.join(what_fits(recipe, sizes, gpu))}."
+        )
+
+
+def in_gib(count: float) -> str:
+    """Bytes in words."""
+    return f"{count / 2**30:,.1f} GiB"
+
+
+def what_fits(recipe: Recipe, sizes: Sizes, gpu: int) -> list[str]:
+    """The fewest GPUs of `gpu` bytes that ZeRO-3 needs, also with an 8-bit optimizer; or to train or keep less."""
+    helps, before = [], 0
+    for optim, flag in ((recipe.training.get("optim", ""), ""), ("adamw_8bit", " with --optim adamw_8bit")):
+        other = replace(recipe, training={**recipe.training, "optim": optim})
+        fit = (n for n in (2, 4, 8, 16, 32, 64) if memory_per_gpu(other, sizes, 3, n) < (1 - KEPT_FREE) * gpu)
+        fewest = next(fit, before)
+        if fewest != before:
+            helps.append(f"accelerate_configs/zero3.yaml on {fewest} such GPUs{flag}")
+        before = fewest
+    return [*helps, "--method lora" if recipe.method == "full" else "--base-precision nf4"]
+
+
+def largest_micro_batch(recipe: Recipe, sizes: Sizes, width: Width, strategy: Strategy, gpu: int) -> int:
+    """Sequences a pass that fit in a GPU of `gpu` bytes under ZeRO-3, of those that leave the global batch as it is.
+
+    Every pass gathers all weights twice: the fewer passes an update takes, the less is sent. At least the recipe's own,
+    which is smaller only where it does not divide a process's share.
+    """
+    room = (1 - KEPT_FREE) * gpu - gpu_bytes(recipe, sizes, strategy)
+    length = recipe.pack_length or recipe.max_length
+    share = recipe.global_batch_size // strategy.processes
+    fit = [n for n in range(share, 0, -1) if share % n == 0 and pass_bytes(width, n * length) <= room]
+    return max([*fit[:1], micro_batch_size(recipe, strategy.processes)])
