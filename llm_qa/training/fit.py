@@ -1,8 +1,8 @@
 """Out of GPU memory: say what was used and what helps, or with --auto-micro-batch halve the micro-batch and go on.
 
 The global batch stays what the recipe says: half the sequences a pass are twice the passes an update. The micro-batch
-that was found is kept in the run folder, for every later start. Under ZeRO-3 --auto-micro-batch begins with the largest micro-batch
-that should fit (planning.widest_pass), because every pass gathers all weights.
+that was found is kept in the run folder, for every later start. Under ZeRO-3 --auto-micro-batch begins with the largest
+micro-batch that should fit (planning.widest_pass), because every pass gathers all weights.
 """
 
 from __future__ import annotations

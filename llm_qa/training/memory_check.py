@@ -1,6 +1,7 @@
 """Does a run fit, on paper, before a weight is read: the GPU's memory, the machine's with offload, the micro-batch.
 
-Weights, gradients and optimizer states are exact (sharing.py); what a pass needs is an estimate, and --auto-micro-batch corrects it.
+Weights, gradients and optimizer states are exact (sharing.py); what a pass needs is an estimate, and --auto-micro-batch
+corrects it.
 """
 
 from __future__ import annotations
