@@ -9,6 +9,7 @@ it is refused.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import typing
 from typing import Any
 
@@ -124,6 +125,7 @@ REFUSED = {
 }
 
 
+@functools.cache
 def installed_names() -> dict[str, Any]:
     """Name -> type hint of every field that TrainingArguments of the installed transformers takes."""
     from transformers import TrainingArguments
