@@ -6,14 +6,13 @@ import numpy as np
 import pytest
 import torch
 from architectures import ARCHITECTURES, small_config
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM, BertConfig
+from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, BertConfig
 
 from llm_qa.console import UserError
 from llm_qa.models import isolation
 from llm_qa.models.isolation import attention_of, few_layers
 
 HERE = [name for name in ARCHITECTURES if name in CONFIG_MAPPING]
-EAGER = {"gemma2", "gptj", "codegen", "gpt_neo", "bloom", "mpt", "mamba", "gpt_oss"}
 
 
 def packed_against_alone(config) -> float:
@@ -38,14 +37,20 @@ def packed_against_alone(config) -> float:
 def test_what_a_small_model_says_is_true_of_the_whole_one(name):
     config = small_config(name)
     attention, difference = attention_of(config), packed_against_alone(config)
-    assert attention.implementation == ("eager" if name in EAGER else "sdpa")
+    has_sdpa = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]._supports_sdpa
+    assert attention.implementation == ("sdpa" if has_sdpa else "eager")
     assert attention.isolates is (difference < 1e-4)
     assert attention.isolates or difference > 1e-2, "no verdict is a matter of rounding"
 
 
 def test_both_verdicts_are_among_them():
-    verdicts = {name: attention_of(small_config(name)).isolates for name in ("llama", "falcon", "gemma2", "lfm2")}
-    assert verdicts == {"llama": True, "falcon": False, "gemma2": True, "lfm2": False}
+    found = {name: attention_of(small_config(name)) for name in ("llama", "falcon", "gptj", "bloom")}
+    assert {name: (attention.implementation, attention.isolates) for name, attention in found.items()} == {
+        "llama": ("sdpa", True),
+        "falcon": ("sdpa", False),
+        "gptj": ("eager", True),
+        "bloom": ("eager", False),
+    }
 
 
 def test_a_kind_of_layer_that_comes_late_is_tried_too():
@@ -87,6 +92,6 @@ def test_a_model_that_looks_ahead_is_refused():
 def test_without_a_small_model_packs_are_not_trusted(monkeypatch):
     monkeypatch.setattr(isolation, "_known", {})
     monkeypatch.setattr(isolation, "few_layers", lambda config: int("no"))
-    attention = attention_of(small_config("gemma2"))
+    attention = attention_of(small_config("gptj"))
     assert (attention.implementation, attention.isolates) == ("eager", False)
-    assert "could not be tried on a small Gemma2ForCausalLM (ValueError: invalid literal" in attention.report
+    assert "could not be tried on a small GPTJForCausalLM (ValueError: invalid literal" in attention.report
