@@ -78,6 +78,13 @@ def test_a_number_is_an_answer(tmp_path):
     assert "answer is not text" in read(tmp_path, [*values, {"question": "가?", "answer": True}]).rejected[0].reason
 
 
+def test_a_system_prompt_beside_the_question_starts_the_context_and_prepared_records_are_read_again(tmp_path):
+    value = {"system_prompt": "너는 도우미다.", "question": "가?", "response": "나", "context": "지문"}
+    record = read(tmp_path, [value]).records[0]
+    assert (record.context, record.system, record.passage) == ("너는 도우미다.\n\n지문", "너는 도우미다.", "지문")
+    assert read(tmp_path, [record.to_json()]).records == [record]
+
+
 def test_keys_that_are_not_read_are_named(tmp_path):
     values = [{"question": "가?", "answer": "나", "src": 1}, {"question": "다?", "answer": "라", "memo": "", "id": 1}]
     assert read(tmp_path, values).files[0]["notes"] == ["keys ignored: src, memo"]
