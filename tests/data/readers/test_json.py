@@ -34,6 +34,7 @@ def read(tmp_path, values, columns=None, name="x.jsonl"):
         {"question": "가?", "answer": "나", "data": {"src": "faq"}},
         {"question": "가?", "answer": "나", "data": None},
         {"question": "가?", "answer": "나", "data": [1]},
+        {"question": "가?", "answer": "나", "category": "data"},
     ],
     ids=lambda value: ",".join(value),
 )
@@ -83,6 +84,14 @@ def test_a_system_prompt_beside_the_question_starts_the_context_and_prepared_rec
     record = read(tmp_path, [value]).records[0]
     assert (record.context, record.system, record.passage) == ("너는 도우미다.\n\n지문", "너는 도우미다.", "지문")
     assert read(tmp_path, [record.to_json()]).records == [record]
+
+
+def test_an_id_of_zero_is_an_id(tmp_path):
+    result = read(
+        tmp_path, [{"id": 0, "question": "가?", "answer": "답"}, {"id": True, "question": "나?", "answer": "b"}]
+    )
+    assert [record.id for record in result.records] == ["0"]
+    assert "id is not text" in result.rejected[0].reason
 
 
 def test_keys_that_are_not_read_are_named(tmp_path):
