@@ -173,11 +173,6 @@ def test_the_same_file_twice_is_all_duplicates(tmp_path):
     assert [row.reason for row in result.rejected] == ["duplicate of data.csv, line 2", "duplicate of data.csv, line 3"]
 
 
-def test_a_value_called_data_does_not_make_a_line_korquad(tmp_path):
-    result = read(tmp_path, '{"question": "가?", "answer": "답", "category": "data"}\n', name="x.jsonl")
-    assert result.files[0]["format"] == "JSONL"
-
-
 def test_a_column_cannot_be_question_and_answer(tmp_path):
     with pytest.raises(UserError, match="'Q' cannot be both"):
         read(tmp_path, "Q,A\n가?,답\n", columns=ColumnNames(("Q",), ("Q",)))
@@ -297,14 +292,6 @@ def test_every_broken_part_of_a_korquad_file_is_a_rejected_row(tmp_path):
     reasons = [row.reason for row in result.rejected]
     assert sum("a paragraph without context or list of qas" in reason for reason in reasons) == 4
     assert sum("an article without a list of paragraphs" in reason for reason in reasons) == 2
-
-
-def test_a_json_id_of_zero_is_an_id(tmp_path):
-    result = read(
-        tmp_path, '{"id": 0, "question": "가?", "answer": "답"}\n{"id": true, "question": "나?", "answer": "b"}\n'
-    )
-    assert [record.id for record in result.records] == ["0"]
-    assert "id is not text" in result.rejected[0].reason
 
 
 def test_columns_named_where_there_are_none(tmp_path):

@@ -15,6 +15,7 @@ QUESTION_NAMES = ("질문", "questions", "question", "q", "instruction", "prompt
 ANSWER_NAMES = ("답변", "답", "answers", "answer", "a", "output", "response", "completion")
 CATEGORY_NAMES = ("category", "카테고리", "분류")
 CONTEXT_NAMES = ("context", "맥락", "지문", "input")
+SYSTEM_NAMES = ("system", "system_prompt")  # an instruction at the start of the context
 ID_NAMES = ("id", "번호", "순번", "no", "no.")
 
 

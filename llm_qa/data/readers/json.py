@@ -20,6 +20,7 @@ from llm_qa.data.readers.columns import (
     CONTEXT_NAMES,
     ID_NAMES,
     QUESTION_NAMES,
+    SYSTEM_NAMES,
     find_columns,
     listed,
 )
@@ -151,11 +152,15 @@ def object_row(line: int, value: Any, columns: ColumnNames, read: set[str]) -> R
         flags = " and ".join(f"--{what}-column" for what in missing)
         raise ValueError(f"no {' or '.join(missing)} among its keys ({listed(titles)}), which {flags} can name")
     read.update(keys[i] for i in (*questions, *answers))
+    system, context = optional(None, SYSTEM_NAMES), optional(columns.context, CONTEXT_NAMES, questions)
+    if not context.startswith(system):  # a prepared record's context has it already
+        context = "\n\n".join(filter(None, [system, context]))
     return Row(
         line,
         questions=tuple(text for i in questions for text in texts(keys[i], value[keys[i]])),
         answers=tuple(text for i in answers for text in texts(keys[i], value[keys[i]])),
-        context=optional(columns.context, CONTEXT_NAMES, questions),
+        context=context,
+        system=system,
         **rest,
     )
 

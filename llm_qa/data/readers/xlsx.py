@@ -16,6 +16,7 @@ from llm_qa.data.readers.csv import MOST_COLUMNS
 
 LARGEST_UNPACKED_BYTES = 512 * 1024**2
 MOST_CELLS = 10_000_000
+MOST_ROWS = 1_048_576  # Excel's own
 ZIP = b"PK\x03\x04"
 
 
@@ -88,11 +89,12 @@ def read_cells(path: Path, page: Any) -> list[list[str]]:
     rows: list[list[str]] = []
     cells = 0
     for values in page.iter_rows(values_only=True):
-        cells += 1 + len(values)  # a row may claim any number, and those before it come as empty ones
-        if len(values) > MOST_COLUMNS or cells > MOST_CELLS:
+        cells += len(values)
+        # A row may claim any number, and those before it come as empty ones.
+        if len(values) > MOST_COLUMNS or cells > MOST_CELLS or len(rows) == MOST_ROWS:
             raise UserError(
-                f"{path}: sheet {page.title!r} has values or formats in more than {MOST_COLUMNS:,} columns or "
-                f"{MOST_CELLS:,} cells: clear what is not the table, or save it as CSV."
+                f"{path}: sheet {page.title!r} has values or formats in more than {MOST_COLUMNS:,} columns, "
+                f"{MOST_ROWS:,} rows or {MOST_CELLS:,} cells: clear what is not the table, or save it as CSV."
             )
         texts = list(map(cell_text, values))
         rows.append(texts if any(map(str.strip, texts)) else [])

@@ -34,6 +34,7 @@ def read(tmp_path, values, columns=None, name="x.jsonl"):
         {"question": "가?", "answer": "나", "data": {"src": "faq"}},
         {"question": "가?", "answer": "나", "data": None},
         {"question": "가?", "answer": "나", "data": [1]},
+        {"question": "가?", "answer": "나", "category": "data"},
     ],
     ids=lambda value: ",".join(value),
 )
@@ -76,6 +77,21 @@ def test_a_number_is_an_answer(tmp_path):
     values = [{"id": 0, "question": "몇 겹?", "answer": 3}, {"question": "두께?", "answers": [1.5, "1,5"]}]
     assert [record.answers for record in read(tmp_path, values).records] == [("3",), ("1.5", "1,5")]
     assert "answer is not text" in read(tmp_path, [*values, {"question": "가?", "answer": True}]).rejected[0].reason
+
+
+def test_a_system_prompt_beside_the_question_starts_the_context_and_prepared_records_are_read_again(tmp_path):
+    value = {"system_prompt": "너는 도우미다.", "question": "가?", "response": "나", "context": "지문"}
+    record = read(tmp_path, [value]).records[0]
+    assert (record.context, record.system, record.passage) == ("너는 도우미다.\n\n지문", "너는 도우미다.", "지문")
+    assert read(tmp_path, [record.to_json()]).records == [record]
+
+
+def test_an_id_of_zero_is_an_id(tmp_path):
+    result = read(
+        tmp_path, [{"id": 0, "question": "가?", "answer": "답"}, {"id": True, "question": "나?", "answer": "b"}]
+    )
+    assert [record.id for record in result.records] == ["0"]
+    assert "id is not text" in result.rejected[0].reason
 
 
 def test_keys_that_are_not_read_are_named(tmp_path):
