@@ -63,6 +63,13 @@ def test_fp8_weights_are_not_for_deepspeed(stage):
     check_strategy(recipe, Strategy(2, 2, 1), None)
 
 
+def test_products_in_fp8_by_name_are_not_for_weights_that_are_shared_out():
+    recipe = load_recipe("scripts/recipes/qlora_12.8b.yaml", {"compute_dtype": "fp8"})
+    with pytest.raises(UserError, match="compute_dtype fp8 with ZeRO-3.*set --compute-dtype to auto"):
+        check_strategy(recipe, Strategy(2, 2, 1, zero_stage=3), None)
+    check_strategy(recipe, Strategy(2, 2, 1, zero_stage=2), None)
+
+
 def test_4_bit_weights_cannot_be_offloaded():
     recipe = load_recipe("scripts/recipes/qlora_12.8b.yaml", {"optim": "adamw_torch"})
     with pytest.raises(UserError, match="base_precision nf4 with ZeRO-3 with CPU offload.*--base-precision to 16bit"):

@@ -239,7 +239,7 @@ def _nf4_to_fp8_kernel(
         tl.store(out + place, value.to(out.dtype.element_ty), mask=inside[:, None])
 
 
-def nf4_to_fp8(packed, absmax, code, absmax2, code2, offset, scales, out, transposed: bool, shape=(128, 4)):
+def nf4_to_fp8(packed, absmax, code, absmax2, code2, offset, scales, out, transposed: bool, shape=(64, 2)):
     """See products.nf4_to_fp8; `out` is filled, straight from 4 bits: half the bytes of a copy in 16 bits."""
     rows, width = out.shape[::-1] if transposed else out.shape
     blocks = width // 64

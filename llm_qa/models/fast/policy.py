@@ -26,7 +26,7 @@ OPTIMIZER_BYTES = {8: 2, 32: 8}  # Adam's two moments of a trained weight, in 8 
 MOST_DIFFERENT, MOST_DIFFERENT_FP8 = 0.05, 0.2  # of a layer's gradients from the plain ones, relative
 SPILL_BELOW = 3  # times the embedding: with less memory free, it goes before a layer is tried
 EXPANDABLE = "expandable_segments:True"  # the allocator then leaves fewer holes: 0.4 GiB less at 7 GiB
-POOL_HOLES = 0.1  # share of what CUDA graphs keep for good that nobody uses: 14.3 GiB were taken for 12.9
+POOL_HOLES = 0.1  # share of the memory that CUDA graphs keep for good and leave unused: 14.3 GiB taken for 12.9
 KEPT_FREE = 0.06  # share of the memory that is left to fragmentation, the head's logits and cuBLAS
 
 
