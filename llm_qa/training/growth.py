@@ -10,9 +10,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-# Measured on two H200, NCCL without multicast (scripts/bench.py --trace, 2026-11-26; accelerate_configs/README.md): bytes
-# a second that a GPU receives while it computes, and the share of that time by which products are slowed down, as both
-# need the GPU's processors.
+# Measured on two H200, NCCL without multicast (scripts/bench.py --trace, 2026-11-26; accelerate_configs/README.md):
+# bytes a second that a GPU receives while it computes, and the share of that time by which products are slowed down, as
+# both need the GPU's processors.
 NVLINK, SLOWED = 120e9, 0.6
 NETWORK = 50e9  # bytes a second into a node: 400 Gb/s
 GPUS_A_NODE = 8
