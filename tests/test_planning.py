@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from llm_qa import planning
 from llm_qa.config import load_recipe, make_recipe
 from llm_qa.console import UserError
 from llm_qa.models.shapes import SHAPES
-from llm_qa.planning import check_context, check_hardware, dry_run
+from llm_qa.planning import check_context, check_fit, check_hardware, dry_run, widest_pass
 from llm_qa.training.strategy import Strategy
 
 RECIPES = sorted(Path("scripts/recipes").glob("*.yaml"))
@@ -60,3 +61,31 @@ def test_a_length_beyond_the_models_context_is_refused_from_its_config(gpt2_fold
         dry_run(make_recipe({"max_length": 2048}), None, Strategy())
     with pytest.raises(UserError, match="the context of EleutherAI/polyglot-ko-1.3b, 2048 tokens"):
         check_context(make_recipe({"model": "EleutherAI/polyglot-ko-1.3b", "max_length": 4096, "pack_length": 4096}))
+
+
+ZERO3 = Strategy(2, 2, 1, zero_stage=3)
+
+
+def test_a_model_too_large_for_its_gpus_is_refused_from_its_shapes_alone(monkeypatch):
+    monkeypatch.setattr(planning, "gpu_total_bytes", lambda: 80 * 2**30)
+    with pytest.raises(UserError, match="on each GPU with ZeRO-3, 2 processes, .*--optim adamw_8bit"):
+        check_fit(load_recipe("scripts/recipes/full_12.8b.yaml"), ZERO3)
+    check_fit(load_recipe("scripts/recipes/full_12.8b_zero3.yaml"), ZERO3)
+    check_fit(load_recipe("scripts/recipes/tiny.yaml"), Strategy())
+
+
+def test_a_machine_too_small_for_what_is_offloaded_is_refused(monkeypatch):
+    monkeypatch.setattr(planning, "free_host_bytes", lambda: 64 * 2**30)
+    offload = Strategy(2, 2, 1, zero_stage=3, offload_optimizer=True)
+    with pytest.raises(UserError, match=r"216\.1 GiB in this machine's memory, of which 64\.0 GiB are free"):
+        check_fit(load_recipe("scripts/recipes/full_12.8b.yaml"), offload)
+
+
+def test_fit_takes_the_widest_pass_under_zero3_alone(monkeypatch, capsys):
+    recipe = load_recipe("scripts/recipes/lora_12.8b.yaml")
+    assert widest_pass(recipe, ZERO3) is recipe, "no GPU here"
+    monkeypatch.setattr(planning, "gpu_total_bytes", lambda: 80 * 2**30)
+    assert widest_pass(recipe, Strategy()) is recipe
+    wide = widest_pass(recipe, ZERO3)
+    assert (wide.micro_batch_size, wide.global_batch_size) == (16, recipe.global_batch_size)
+    assert "micro_batch_size 16 instead of 4" in capsys.readouterr().out

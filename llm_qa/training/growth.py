@@ -10,17 +10,20 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-NVLINK = 150e9  # bytes a second that a GPU receives of a gather while it computes; two H200, NCCL without multicast
-NETWORK = 50e9  # bytes a second into a node of eight GPUs: 400 Gb/s
+# Measured on two H200, NCCL without multicast (scripts/bench.py --trace, 2026-11-26; accelerate_configs/README.md):
+# bytes a second that a GPU receives while it computes, and the share of that time by which products are slowed down, as
+# both need the GPU's processors.
+NVLINK, SLOWED = 120e9, 0.6
+NETWORK = 50e9  # bytes a second into a node: 400 Gb/s
 GPUS_A_NODE = 8
 
 
 @dataclass(frozen=True)
 class Work:
-    """One GPU's part: FLOPs a token of the forward and backward pass (repeated products in the latter), its rate.
+    """What one GPU computes: FLOPs a token of the forward and backward pass (with what is repeated), and its rate.
 
-    `weights` and `gradients` are the bytes that a pass gathers once and shares out; `update` the seconds of an
-    optimizer step on one GPU that shares its states with none, which ZeRO divides among all.
+    `weights` and `gradients` are the bytes that a pass gathers each time, and sums and shares out; `update` the seconds
+    of an optimizer step on one GPU, which ZeRO divides among all.
     """
 
     forward: float
@@ -31,20 +34,26 @@ class Work:
     update: float = 0.0
 
 
-def transfer_seconds(size: float, gpus: int) -> float:
-    """Seconds until `size` bytes, shared out over `gpus`, have been gathered on each (or summed and shared out).
+def nvlink_seconds(size: float, gpus: int) -> float:
+    """Seconds in which every GPU receives what it has not of `size` bytes that are shared out over `gpus`."""
+    return size * (gpus - 1) / gpus / NVLINK
 
-    In a node every GPU receives what it has not over NVLink; into a node comes once what its GPUs do not have.
+
+def transfer_seconds(size: float, gpus: int) -> float:
+    """Seconds until `size` bytes have been gathered on each of `gpus`, or summed and shared out.
+
+    Between nodes, what the GPUs of a node do not have comes into it once.
     """
     nodes = math.ceil(gpus / GPUS_A_NODE)
-    return max(size * (gpus - 1) / gpus / NVLINK, size * (nodes - 1) / nodes / NETWORK)
+    return max(nvlink_seconds(size, gpus), size * (nodes - 1) / nodes / NETWORK)
 
 
 def pass_seconds(work: Work, tokens: int, gpus: int) -> float:
     """Seconds of a pass over `tokens` on each of `gpus`, in which transfers run beside products."""
     gather, scatter = transfer_seconds(work.weights, gpus), transfer_seconds(work.gradients, gpus)
     forward, backward = (tokens * flops / work.flops_a_second for flops in (work.forward, work.backward))
-    return max(forward, gather) + max(backward, gather + scatter)
+    slowed = SLOWED * nvlink_seconds(2 * work.weights + work.gradients, gpus)
+    return max(forward, gather) + max(backward, gather + scatter) + slowed
 
 
 def tokens_per_second(work: Work, tokens: int, gpus: int, passes: int = 1) -> float:

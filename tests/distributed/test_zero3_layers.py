@@ -64,3 +64,12 @@ def test_a_layer_is_gathered_whole_and_one_ahead_and_nothing_stays(kind, runs):
     weights = 4 * d * d + 2 * d * SHAPE["intermediate_size"]
     stored = weights // 8 if kind == "nf4" else weights  # eight 4-bit weights in an element of fp32
     assert stored < made["prefetched"] < 1.3 * stored
+
+
+def test_the_optimizer_alone_can_be_kept_in_the_machine_s_memory(runs):
+    reference, weights = oracle.train(write_recipe(runs.folder, "full"))
+    run = runs.folder / "optimizer-offload"
+    train("zero3_optimizer_offload", write_recipe(runs.folder, "full"), run)
+    assert losses(run) == pytest.approx(reference, rel=1e-5)
+    assert training(run)["strategy"] == "ZeRO-3 with CPU offload of the optimizer"
+    assert difference(run, weights)[0] < 5e-5

@@ -8,7 +8,7 @@ from command_line import run_script
 from llm_qa import files
 from llm_qa.config import make_recipe
 from llm_qa.console import Failed
-from llm_qa.training.fit import going_on, memory_for_loading, out_of_memory, smaller
+from llm_qa.training.fit import fit_file, fitted, going_on, memory_for_loading, out_of_memory, smaller
 from llm_qa.training.strategy import Strategy, accumulation_steps
 
 CUDA = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 15.9 GiB of which 1.2 is free."
@@ -23,6 +23,13 @@ def test_half_the_micro_batch_keeps_the_update(whole, micro, processes, half):
     if half:
         found = make_recipe({"global_batch_size": whole, "micro_batch_size": half})
         assert half * processes * accumulation_steps(found, processes) == whole
+
+
+@pytest.mark.parametrize(("found", "taken"), [(2, 2), (16, 16), (4, 4), (0, 4), (33, 4), ("8", 4)])
+def test_the_micro_batch_that_was_found_is_taken_up_again_smaller_or_larger(found, taken, tmp_path):
+    recipe = make_recipe({"global_batch_size": 32, "micro_batch_size": 4})
+    files.write_json(fit_file(tmp_path), {"micro_batch_size": found})
+    assert fitted(recipe, tmp_path).micro_batch_size == taken
 
 
 def test_without_fit_the_sentence_has_the_memory_and_three_flags(tmp_path):
