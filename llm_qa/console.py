@@ -96,7 +96,7 @@ def run_script(
     """Run a script's `main` and exit with the documented code.
 
     `speaks` says whether this process tells the user of an error; a script whose ranks can fail alone gives
-    `ranks.first_to_say`.
+    `distributed.first_to_say`.
 
     A UserError becomes one line on stderr and exit code 2, a Failed or Ctrl-C one line and 1. Any other exception keeps
     its traceback and ends with 1. A script that keeps what it has done catches Ctrl-C and raises StoppedEarly.

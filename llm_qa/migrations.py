@@ -18,6 +18,7 @@ FORMAT_VERSION = 2
 
 # Flags of scripts: earlier name -> name of today, and for values (flag of today, earlier value) -> value of today.
 RENAMED_FLAGS = {
+    "--contenders": "--baselines",
     "--fit": "--auto-micro-batch",
     "--unsaved": "--on-save-error",
     "--max-silence": "--rank-timeout",

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from llm_qa.training_arguments import installed_names
+from llm_qa.config.training_arguments import installed_names
 
 HONOURED = frozenset(
     {
@@ -82,7 +82,7 @@ _DDP = "a recipe says nothing of GPUs, and DDP runs with torch's defaults"
 REFUSED = {
     "optim_args": "most optimizers ignore it in silence",
     "optim_target_modules": "most optimizers ignore it in silence; lora_targets narrows what is trained",
-    "average_tokens_across_devices": "the loss is always a mean over the learned tokens of all GPUs",
+    "average_tokens_across_devices": "the loss is always a mean over the label tokens of all GPUs",
     "label_smoothing_factor": "Trainer would take the labels from the model, which the fast path and validation need",
     "neftune_noise_alpha": "its noise is scaled by the length of a sequence, which a pack is not",
     "full_determinism": "Trainer would set it after CUDA has started, and the fast path does not follow it",

@@ -18,13 +18,13 @@ import sys
 from pathlib import Path
 
 from llm_qa import files
-from llm_qa.config import EMBEDDED_MODEL, load_recipe, recipe_flags
+from llm_qa.config.recipe import EMBEDDED_MODEL, load_recipe, recipe_flags
 from llm_qa.console import EXIT_USER_ERROR, UserError, format_table, run_script, say
 from llm_qa.data.records import load_split
-from llm_qa.evaluation.comparison import compare_predictions, correct
 from llm_qa.evaluation.metrics.catalogue import BITS_PER_CHARACTER, CHARACTER_F1, MEASURES, UNKNOWN
-from llm_qa.evaluation.templates.views import format_p, reading_text
-from llm_qa.evaluation.verdict import count_words
+from llm_qa.evaluation.report.views import format_p, reading_text
+from llm_qa.evaluation.statistics.comparison import apply_holm, compare_predictions
+from llm_qa.evaluation.statistics.verdict import count_words
 from llm_qa.migrations import read_json
 
 SCRIPTS = Path(__file__).parent
@@ -80,7 +80,7 @@ def same_base(recipe: str, flags: list[str], raw: Path, name: str) -> list[str]:
         return []
     base = Path("runs") / f"{name}-base"
     if not base.is_dir():
-        from llm_qa.models.tiny import embedded_model
+        from llm_qa.models.embedded import embedded_model
 
         staged = base.with_name(f".{base.name}.part")
         shutil.copytree(embedded_model(load_split(raw, "train")), staged, dirs_exist_ok=True)
@@ -106,7 +106,9 @@ def difference_table(runs: Runs) -> str:
     first, *others = (files.read_jsonl(files.evaluation_dir(run, "test") / files.PREDICTIONS) for run in runs.values())
     compared = [compare_predictions(first, rows, groups=False) for rows in others]
     rows = []
-    for (cleaning, loss), comparison in zip(list(runs)[1:], correct(compared, [COMPARED] * len(compared)), strict=True):
+    for (cleaning, loss), comparison in zip(
+        list(runs)[1:], apply_holm(compared, [COMPARED] * len(compared)), strict=True
+    ):
         cells = []
         for key in COMPARED:
             values, signed = comparison["metrics"][key], MEASURES[key].format_difference

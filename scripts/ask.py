@@ -15,12 +15,12 @@ import torch
 
 from llm_qa.console import UserError, run_script, say
 from llm_qa.data.prompts import encode_prompts
-from llm_qa.data.questions import check_csv_name, read_question, read_questions, write_answers
 from llm_qa.data.text import normalize_lines
-from llm_qa.evaluation.asking import answer_file, find_source
-from llm_qa.evaluation.batches import forget
-from llm_qa.evaluation.fitting import fit_questions
-from llm_qa.evaluation.generation import DECODERS, MAX_NEW_TOKENS_HELP, GenerationSettings, named_settings
+from llm_qa.evaluation.predict.asking import answer_file, find_source
+from llm_qa.evaluation.predict.batches import delete_partial_results
+from llm_qa.inference.fitting import fit_questions
+from llm_qa.inference.generate import DECODERS, MAX_NEW_TOKENS_HELP, GenerationSettings, named_settings
+from llm_qa.inference.question_files import check_csv_name, read_question, read_questions, write_answers
 from llm_qa.models.loading import load_tokenizer
 
 
@@ -127,7 +127,7 @@ def main() -> int:
         how = {"batch_size": options.batch_size, "part": part, "decoder": options.decoder}
         answers = answer_file(source, asked, settings, **how)
         write_answers(options.out, questions, answers)
-        forget(part)
+        delete_partial_results(part)
         say(f"{len(answers):,} answers written to {options.out}")
         return 0
     if question:  # one that does not fit is refused before the weights are read

@@ -4,7 +4,7 @@
     accelerate launch --config_file accelerate_configs/zero3.yaml --num_processes 1 scripts/bench.py RECIPE.yaml
 
 Random weights at the model's true shapes, no download; documents of the original notebooks' lengths; only real tokens
-count, padding never. Every recipe key is also a flag. Each contender runs in a process of its own: `ours` as train.py
+count, padding never. Every recipe key is also a flag. Each baseline runs in a process of its own: `ours` as train.py
 trains, `bf16` the same with --compute-dtype bf16, `fp8-base` with --base-precision fp8, `plain` with --fast off, `loop`
 an explicit loop in Trainer's place, `original` the original notebooks' recipe, `trl` TRL's SFTTrainer where it is
 installed. Under accelerate launch only `ours` is measured, on that strategy.
@@ -26,18 +26,19 @@ import transformers
 
 from llm_qa import files
 from llm_qa.benchmark.answering import ANSWERING, measure_answering
-from llm_qa.benchmark.ceiling import matrix_rate
-from llm_qa.benchmark.contenders import CONTENDERS
+from llm_qa.benchmark.baselines import BASELINES
+from llm_qa.benchmark.config import BenchmarkConfig, set_up
+from llm_qa.benchmark.matmul_peak import matrix_rate
 from llm_qa.benchmark.trace import Trace
-from llm_qa.benchmark.trial import Trial, set_up
-from llm_qa.config import Recipe, load_recipe, recipe_flags
+from llm_qa.config.recipe import Recipe, load_recipe, recipe_flags
 from llm_qa.console import EXIT_FAILED, UserError, format_table, is_main_process, run_script, say
-from llm_qa.models import gpus
-from llm_qa.training.stopping import under_a_launcher
+from llm_qa.migrations import renamed_flags
+from llm_qa.planning import cards
+from llm_qa.training.callbacks.stopping import under_a_launcher
 from llm_qa.training.strategy import end_together
 
 DEFAULT_RECIPE = Path(__file__).parent / "recipes" / "tiny.yaml"
-CEILING = "ceiling"  # the child process that measures what the device can reach
+MATMUL_PEAK = "matmul_peak"  # the child process that measures what the device can reach
 ORIGINAL_QUESTIONS = 1  # one at a time, and slow
 
 
@@ -47,7 +48,7 @@ def parse_arguments() -> tuple[argparse.Namespace, list[Recipe]]:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("recipes", type=Path, nargs="*", metavar="RECIPE.yaml", help="files of scripts/recipes/")
-    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS), help="who is measured")
+    parser.add_argument("--baselines", nargs="+", choices=BASELINES, default=list(BASELINES), help="who is measured")
     parser.add_argument("--steps", type=int, default=8, help="updates that are measured")
     parser.add_argument("--warmup", type=int, default=3, help="updates before them")
     parser.add_argument("--out", type=Path, default=Path("reports/bench.jsonl"), help="one JSON line a measurement")
@@ -57,8 +58,8 @@ def parse_arguments() -> tuple[argparse.Namespace, list[Recipe]]:
     parser.add_argument("--trace", action="store_true", help="profile one more update of ours by category of kernel")
     parser.add_argument("--gpu-memory-limit", type=gibibytes, metavar="16GiB", help="play a smaller card")
     parser.add_argument("--row", type=Path, help=argparse.SUPPRESS)  # a child writes what it measured there
-    parser.add_argument("--child", choices=(*CONTENDERS, *ANSWERING, CEILING), help=argparse.SUPPRESS)
-    options, rest = parser.parse_known_args()
+    parser.add_argument("--child", choices=(*BASELINES, *ANSWERING, MATMUL_PEAK), help=argparse.SUPPRESS)
+    options, rest = parser.parse_known_args(renamed_flags(sys.argv[1:]))
     for name in ("steps", "warmup", "questions", "new_tokens"):
         if getattr(options, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} {getattr(options, name)} must be at least 1.")
@@ -81,52 +82,54 @@ def gibibytes(text: str) -> float:
     return float(match[1])
 
 
-def measure(contender: str, recipe: Recipe, options: argparse.Namespace) -> dict:
+def measure(baseline: str, recipe: Recipe, options: argparse.Namespace) -> dict:
     """One row, measured in this process."""
-    trace = Trace() if options.trace and contender == "ours" else None
+    trace = Trace() if options.trace and baseline == "ours" else None
     with tempfile.TemporaryDirectory() as folder:
-        trial = Trial(recipe, options.warmup, options.steps, folder, trace, options.gpu_memory_limit)
-        row = answer(trial, contender, options) if options.generate else CONTENDERS[contender](trial)
+        bench_config = BenchmarkConfig(recipe, options.warmup, options.steps, folder, trace, options.gpu_memory_limit)
+        row = answer(bench_config, baseline, options) if options.generate else BASELINES[baseline](bench_config)
     if trace:
         say(format_table(["GPU time of one update", "ms", "share", "largest kernels (times)"], trace.rows))
     return {
-        "contender": contender,
+        "baseline": baseline,
         "recipe": f"{recipe.model} {recipe.method} {row['settings']['base_precision']}",
         **row,
-        "device": gpus.device_name(),
+        "device": cards.device_name(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "date": datetime.date.today().isoformat(),
     }
 
 
-def answer(trial: Trial, how: str, options: argparse.Namespace) -> dict:
+def answer(bench_config: BenchmarkConfig, how: str, options: argparse.Namespace) -> dict:
     """How fast the recipe's model answers in one of the ways of ANSWERING."""
-    setup, questions = set_up(trial), options.questions
+    setup, questions = set_up(bench_config), options.questions
     asked = {"questions": min(questions, ORIGINAL_QUESTIONS) if how == "original" else questions, "rows": questions}
     row = measure_answering(setup.model.eval(), how, **asked, new_tokens=options.new_tokens)
     say(row["report"])
     return {**row, "settings": setup.recipe.to_dict()}
 
 
-def in_a_child(contender: str, recipe: Path, options: argparse.Namespace, folder: str) -> dict | None:
+def in_a_child(baseline: str, recipe: Path, options: argparse.Namespace, folder: str) -> dict | None:
     """The row that a process of its own measured; None, with the reason on the screen, when it could not."""
-    row = Path(folder) / f"{contender}.json"
+    row = Path(folder) / f"{baseline}.json"
     flags = [word for word in sys.argv[1:] if Path(word) not in options.recipes]
-    child = [sys.executable, __file__, str(recipe), *flags, "--child", contender, "--row", str(row)]
+    child = [sys.executable, __file__, str(recipe), *flags, "--child", baseline, "--row", str(row)]
     return files.read_json(row) if subprocess.run(child).returncode == 0 else None
 
 
 def table(rows: list[dict]) -> str:
-    """The measurements as text; HFU is the share of the ceiling, recomputed products counted."""
-    header = ["recipe", "contender", "strategy", "tok/s", "HFU", "GiB", "reserved", "s/epoch", "first update after"]
+    """The measurements as text; HFU is the share of the matmul peak, recomputed products counted."""
+    header = ["recipe", "baseline", "strategy", "tok/s", "HFU", "GiB", "reserved", "s/epoch", "first update after"]
     lines = [
         [
             row["recipe"],
-            row["contender"],
+            row["baseline"],
             row["strategy"],
             f"{row['tokens_per_second']:,.0f}",
-            f"{row['tokens_per_second'] * row['flops_per_token'] / row['ceiling']:.0%}" if row.get("ceiling") else "",
+            f"{row['tokens_per_second'] * row['flops_per_token'] / row['matmul_peak']:.0%}"
+            if row.get("matmul_peak")
+            else "",
             f"{row['peak_allocated_bytes'] / 2**30:.1f}",
             f"{row['peak_reserved_bytes'] / 2**30:.1f}",
             f"{row['seconds_per_epoch']:,.0f}",
@@ -143,7 +146,7 @@ def answering_table(rows: list[dict]) -> str:
     lines = [
         [
             row["recipe"],
-            row["contender"],
+            row["baseline"],
             f"{row['rows']:,}",
             f"{row['tokens_per_second']:,.0f}",
             f"{row['milliseconds_a_token_step']:,.1f}",
@@ -161,14 +164,14 @@ def keep(out: Path, rows: list[dict]) -> None:
 
 
 def main() -> int:
-    """Measure each recipe with each contender, keep the rows, print the table."""
+    """Measure each recipe with each baseline, keep the rows, print the table."""
     options, recipes = parse_arguments()
     if options.child:
-        rate = {"rate": matrix_rate()} if options.child == CEILING else measure(options.child, recipes[0], options)
+        rate = {"rate": matrix_rate()} if options.child == MATMUL_PEAK else measure(options.child, recipes[0], options)
         files.write_json(options.row, rate)
         return 0
     rows, missing = [], []
-    names = ANSWERING if options.generate else options.contenders
+    names = ANSWERING if options.generate else options.baselines
     if under_a_launcher() and options.generate:
         raise UserError("--generate measures one process: start scripts/bench.py with python, without accelerate.")
     if under_a_launcher():
@@ -177,17 +180,19 @@ def main() -> int:
             keep(options.out, rows)
     else:
         with tempfile.TemporaryDirectory() as folder:
-            ceiling = None if options.generate else in_a_child(CEILING, options.recipes[0], options, folder)
+            matmul_peak = None if options.generate else in_a_child(MATMUL_PEAK, options.recipes[0], options, folder)
             for path in options.recipes:
-                for contender in names:
-                    say(f"== {contender}, {path.stem} ==")
-                    if found := in_a_child(contender, path, options, folder):
-                        rows.append({**found, "ceiling": ceiling and ceiling["rate"]})
+                for baseline in names:
+                    say(f"== {baseline}, {path.stem} ==")
+                    if found := in_a_child(baseline, path, options, folder):
+                        rows.append({**found, "matmul_peak": matmul_peak and matmul_peak["rate"]})
                         keep(options.out, rows[-1:])
                     else:
-                        missing.append(f"{contender}, {path.stem}")
-        if ceiling:
-            say(f"one large matrix product reaches {ceiling['rate'] / 1e12:,.2f} TFLOP/s here: the ceiling of HFU")
+                        missing.append(f"{baseline}, {path.stem}")
+        if matmul_peak:
+            say(
+                f"one large matrix product reaches {matmul_peak['rate'] / 1e12:,.2f} TFLOP/s here: HFU is a share of it"
+            )
     if rows:
         say(answering_table(rows) if options.generate else table(rows))
         say(json.dumps({key: rows[0][key] for key in ("device", "torch", "transformers", "date")}))

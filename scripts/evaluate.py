@@ -17,19 +17,18 @@ from pathlib import Path
 from llm_qa import files
 from llm_qa.console import StoppedEarly, UserError, format_seconds, run_script, say
 from llm_qa.data.records import load_split
-from llm_qa.evaluation.answer_key import answers_key
-from llm_qa.evaluation.answering import forget_parts, predict, question_rows
-from llm_qa.evaluation.asking import find_source
-from llm_qa.evaluation.contamination import contamination, nearest_rows, with_closest
-from llm_qa.evaluation.embedding import COMPETITION_EMBEDDER, load_embedder, with_cosines
+from llm_qa.distributed import end_processes, first_to_say, rank, start_processes, wait_for_all, world_size
 from llm_qa.evaluation.evaluations import WHOSE, answered_before, say_what_is_replaced, write_evaluation
-from llm_qa.evaluation.fitting import fit_questions
-from llm_qa.evaluation.generation import DECODERS, MAX_NEW_TOKENS_HELP, named_settings
-from llm_qa.evaluation.processes import end_processes, rank, start_processes, wait_for_all, world_size
-from llm_qa.evaluation.run_data import data_name, data_of_run, groups_of_split, training_records
+from llm_qa.evaluation.metrics.embedding import COMPETITION_EMBEDDER, load_embedder, with_cosines
+from llm_qa.evaluation.predict.answer_key import answers_key
+from llm_qa.evaluation.predict.asking import find_source
+from llm_qa.evaluation.predict.contamination import contamination, nearest_rows, with_closest
+from llm_qa.evaluation.predict.predictions import delete_all_partial_results, predict, question_rows
+from llm_qa.evaluation.predict.run_data import data_name, data_of_run, groups_of_split, training_records
+from llm_qa.inference.fitting import fit_questions
+from llm_qa.inference.generate import DECODERS, MAX_NEW_TOKENS_HELP, named_settings
 from llm_qa.migrations import renamed_flags
 from llm_qa.models.loading import load_run, load_tokenizer
-from llm_qa.training.ranks import first_to_say
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -139,7 +138,7 @@ def evaluate(options: argparse.Namespace) -> None:
             whose = dict(zip(WHOSE, (label, recipe.model, generation, key, *timing, world_size()), strict=True))
         if writes:
             write_evaluation(folder, with_cosines(answers, embedder), {**about, **whose}, seed=options.seed)
-        forget_parts(folder)
+        delete_all_partial_results(folder)
     end_processes()
     named = f" --data {data_dir}" if place else ""
     say(f"now: python scripts/report.py {options.run} --out reports/{options.run.name} --split {options.split}{named}")

@@ -18,7 +18,6 @@ from pathlib import Path
 from llm_qa import files
 from llm_qa.console import UserError, format_table, run_script, say
 from llm_qa.data.readers.kobest import TASKS, find_split, write_json_lines
-from llm_qa.evaluation.comparison import correct
 from llm_qa.evaluation.kobest import (
     MACRO_F1,
     check_data,
@@ -31,7 +30,8 @@ from llm_qa.evaluation.kobest import (
     tested_tasks,
 )
 from llm_qa.evaluation.metrics.catalogue import UNKNOWN
-from llm_qa.evaluation.templates.views import reading_text, span
+from llm_qa.evaluation.report.views import reading_text, span
+from llm_qa.evaluation.statistics.comparison import apply_holm
 from llm_qa.migrations import stamped
 from llm_qa.models.loading import load_run, run_recipe
 
@@ -94,7 +94,7 @@ def main() -> int:
 
 def table(scores: dict) -> str:
     """Macro F1 of every task; the tests are corrected for each other, in a report for all of its page."""
-    comparison = correct([tested_tasks(scores)], [tuple(scores["tasks"])])[0]
+    comparison = apply_holm([tested_tasks(scores)], [tuple(scores["tasks"])])[0]
     header = ["macro F1", "records", "base", "tuned", "difference", "95% interval", "tuned is", "base, published"]
     rows = []
     for task, found in comparison["metrics"].items():

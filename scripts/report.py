@@ -13,8 +13,8 @@ import argparse
 from pathlib import Path
 
 from llm_qa.console import run_script, say
-from llm_qa.evaluation.rendering import final_screen, write_report
-from llm_qa.evaluation.report import load_report
+from llm_qa.evaluation.report.loading import load_report
+from llm_qa.evaluation.report.rendering import final_screen, write_report
 from llm_qa.files import SPLITS
 
 

@@ -12,17 +12,17 @@ import argparse
 from pathlib import Path
 
 from llm_qa.console import UserError, run_script, say
-from llm_qa.data.questions import check_csv_name, read_questions, write_answers
-from llm_qa.evaluation.asking import answer_file, find_source
-from llm_qa.evaluation.batches import forget
-from llm_qa.evaluation.embedding import (
+from llm_qa.evaluation.metrics.embedding import (
     COMPETITION_DIMENSIONS,
     COMPETITION_EMBEDDER,
     embed,
     load_embedder,
     write_submission,
 )
-from llm_qa.evaluation.generation import MAX_NEW_TOKENS_HELP, named_settings
+from llm_qa.evaluation.predict.asking import answer_file, find_source
+from llm_qa.evaluation.predict.batches import delete_partial_results
+from llm_qa.inference.generate import MAX_NEW_TOKENS_HELP, named_settings
+from llm_qa.inference.question_files import check_csv_name, read_questions, write_answers
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -75,7 +75,7 @@ def main() -> int:
     if vectors.shape[1] != COMPETITION_DIMENSIONS:
         say(f"warning: --embedder has {vectors.shape[1]} dimensions, the competition's {COMPETITION_DIMENSIONS}")
     write_submission(options.out, [identity for identity, _ in questions], vectors)
-    forget(part)
+    delete_partial_results(part)
     say(f"{len(texts):,} answers of {vectors.shape[1]} dimensions written to {options.out}")
     return 0
 

@@ -16,37 +16,42 @@ from pathlib import Path
 
 import torch
 
-from llm_qa import files, planning
-from llm_qa.config import EMBEDDED_MODEL, Recipe, load_recipe, recipe_flags
+from llm_qa import files
+from llm_qa.config.recipe import EMBEDDED_MODEL, Recipe, load_recipe, recipe_flags
 from llm_qa.console import StoppedEarly, format_seconds, is_main_process, run_script, say
 from llm_qa.data.packing import PackedDataset, TooLong, tokenize_records
 from llm_qa.data.preparation import prepared_folder
 from llm_qa.data.preparation_flags import add_preparation_flags, preparation_options
 from llm_qa.data.prompts import encode_documents, show_document
 from llm_qa.data.records import open_split
+from llm_qa.distributed import first_to_say, gather_over_ranks, run_on_main
 from llm_qa.migrations import renamed_flags, stamped
-from llm_qa.models import gpus
-from llm_qa.models.fast.policy import choose_fast_path
+from llm_qa.models.embedded import embedded_model
+from llm_qa.models.fast.plan import choose_fast_path
 from llm_qa.models.isolation import attention_of
 from llm_qa.models.left_out import left_out_report
 from llm_qa.models.loading import EMBEDDED_BASE, align_special_tokens, check_tokenizer_fits, load_base, load_tokenizer
 from llm_qa.models.lora import add_lora, linear_parameters, parameter_counts, trainable_report
-from llm_qa.models.quantization import gpu_capability, resolve_precision
-from llm_qa.models.shapes import model_config
-from llm_qa.models.tiny import embedded_model
+from llm_qa.models.precision import gpu_capability, resolve_precision
+from llm_qa.models.registry import model_config
+from llm_qa.planning import cards, dry_run
 from llm_qa.training.agreement import check_ranks_agree
-from llm_qa.training.best import BestCheckpoint, check_early_stopping, choose_best
-from llm_qa.training.callbacks import RealTokens, StepLog
-from llm_qa.training.checkpoints import check_layout, make_universal, resume_point
-from llm_qa.training.energy import EnergyUsed
-from llm_qa.training.fingerprints import KINDS, fingerprint
-from llm_qa.training.fit import fit_file, fitted, memory_for_loading, memory_for_training
+from llm_qa.training.callbacks.best import BestCheckpoint, check_early_stopping, choose_best
+from llm_qa.training.callbacks.energy import EnergyUsed
+from llm_qa.training.callbacks.logging import RealTokens, StepLog
+from llm_qa.training.callbacks.non_finite import StopOnNonFinite
+from llm_qa.training.callbacks.stopping import StopInTime
+from llm_qa.training.checkpoint.resume import check_layout, make_universal, resume_point
 from llm_qa.training.lock import hold_lock
-from llm_qa.training.non_finite import StopOnNonFinite
-from llm_qa.training.ranks import first_to_say, gather_over_ranks, on_main
+from llm_qa.training.out_of_memory import (
+    memory_for_loading,
+    memory_for_training,
+    micro_batch_file,
+    with_stored_micro_batch,
+)
 from llm_qa.training.rows import one_document_a_row
 from llm_qa.training.run_folder import is_finished, open_run, save_final
-from llm_qa.training.stopping import StopInTime
+from llm_qa.training.run_signature import KINDS, run_signature
 from llm_qa.training.strategy import (
     check_strategy,
     end_together,
@@ -106,24 +111,24 @@ def main() -> int:
     strategy = read_strategy()
     if options.dry_run:
         if is_main_process():
-            say(planning.dry_run(recipe, options.data, strategy, preparation_options(options)))
+            say(dry_run.dry_run(recipe, options.data, strategy, preparation_options(options)))
         return 0
-    planning.check_hardware(recipe, gpu_capability())
-    planning.check_context(recipe)
+    dry_run.check_hardware(recipe, gpu_capability())
+    dry_run.check_context(recipe)
     check_strategy(recipe, strategy, torch.cuda.device_count() if torch.cuda.is_available() else None)
-    planning.check_fit(recipe, strategy)
+    dry_run.check_fit(recipe, strategy)
     precision = fit_precision(resolve_precision(recipe, gpu_capability()), strategy)
     quiet_other_ranks()
-    asked, recipe = recipe, fitted(recipe, options.run) if options.resume != "never" else recipe
-    if options.auto_micro_batch and (options.resume == "never" or not fit_file(options.run).is_file()):
-        recipe = planning.widest_pass(recipe, strategy)
+    asked, recipe = recipe, with_stored_micro_batch(recipe, options.run) if options.resume != "never" else recipe
+    if options.auto_micro_batch and (options.resume == "never" or not micro_batch_file(options.run).is_file()):
+        recipe = dry_run.widest_pass(recipe, strategy)
     arguments = training_arguments(recipe, precision, strategy, options.run)
     start_engine(strategy)
     watchdog = Watchdog(options.rank_timeout)
     watchdog.start()
-    on_main(lambda: hold_lock(options.run))
-    checkpoint = on_main(lambda: resume_point(options.run, options.resume))
-    reshape = checkpoint is not None and on_main(lambda: check_layout(checkpoint, strategy))
+    run_on_main(lambda: hold_lock(options.run))
+    checkpoint = run_on_main(lambda: resume_point(options.run, options.resume))
+    reshape = checkpoint is not None and run_on_main(lambda: check_layout(checkpoint, strategy))
 
     # --- data ----------------------------------------------------------------------------------------------------
     with arguments.main_process_first(local=False):
@@ -131,11 +136,11 @@ def main() -> int:
         train_records = open_split(data_dir, "train")
         model_source = str(embedded_model(train_records)) if recipe.model == EMBEDDED_MODEL else recipe.model
     validation_records = open_split(data_dir, "validation", may_be_empty=True)
-    made_of = fingerprint(asked, files.sha256_file(data_dir / files.MANIFEST), strategy.processes)
+    signature = run_signature(asked, files.sha256_file(data_dir / files.MANIFEST), strategy.processes)
     opened = {"resume": options.resume, "checkpoint": checkpoint, "allowed": options.allow_change}
-    on_main(lambda: open_run(options.run, asked, data_dir, made_of, **opened))
-    check_ranks_agree(options.run, made_of)
-    if on_main(lambda: is_finished(options.run, recipe)):
+    run_on_main(lambda: open_run(options.run, asked, data_dir, signature, **opened))
+    check_ranks_agree(options.run, signature)
+    if run_on_main(lambda: is_finished(options.run, recipe)):
         say(f"{options.run} is already finished; name another --run, or set it aside with --resume never")
         end_together(watchdog.stop)
         return 0
@@ -149,7 +154,7 @@ def main() -> int:
         say(attention.report)
     if recipe.pack_length and not attention.isolates:
         recipe = one_document_a_row(recipe, train_set, arguments.per_device_train_batch_size)
-        recipe = fitted(recipe, options.run)
+        recipe = with_stored_micro_batch(recipe, options.run)
         arguments = training_arguments(recipe, precision, strategy, options.run)
         train_set = PackedDataset(pairs, 0, recipe.loss_on, recipe.seed, recipe.global_batch_size)
     validation_set = None
@@ -186,7 +191,7 @@ def main() -> int:
             recipe,
             precision,
             tokens=rows * train_set.capacity,
-            learned=rows * train_set.most_learned,
+            max_label_tokens=rows * train_set.max_label_tokens,
             zero_stage=strategy.zero_stage,
             capability=gpu_capability(),
         )
@@ -195,22 +200,22 @@ def main() -> int:
 
     # --- training ------------------------------------------------------------------------------------------------
     step_log = StepLog(
-        options.run, gpus.flops_per_token(linears, recipe.method == "full"), gpus.peak_flops(gpus.device_name())
+        options.run, cards.flops_per_token(linears, recipe.method == "full"), cards.peak_flops(cards.device_name())
     )
     stop, energy = StopInTime(recipe.max_hours), EnergyUsed()
     # Tokens are counted after the wish to stop and save.
     callbacks = [stop, RealTokens(), step_log, energy, StopOnNonFinite(train_set), BestCheckpoint(recipe)]
     saving = {"stop_when_unsaved": options.on_save_error == "stop", "keep_best": recipe.keep == "best"}
-    trainer = build_trainer(model, tokenizer, arguments, train_set, validation_set, callbacks, made_of, **saving)
+    trainer = build_trainer(model, tokenizer, arguments, train_set, validation_set, callbacks, signature, **saving)
     if checkpoint:
         say(f"going on from {checkpoint}")
     if reshape:
-        on_main(lambda: make_universal(checkpoint))
+        run_on_main(lambda: make_universal(checkpoint))
         arguments.deepspeed_plugin.hf_ds_config.config["checkpoint"] = {"load_universal": True}
     say(
         f"training: {recipe.global_batch_size} x {train_set.capacity} tokens an update; {strategy}, "
         f"{arguments.per_device_train_batch_size} a pass, {arguments.gradient_accumulation_steps} passes a process, "
-        f"{gpus.device_name()}"
+        f"{cards.device_name()}"
     )
     stop.seconds_to_save = trainer.seconds_to_save
     stop.catch_signals()
@@ -220,7 +225,7 @@ def main() -> int:
     # --- saving --------------------------------------------------------------------------------------------------
     state, seconds = trainer.state, step_log.elapsed()
     ends_with_best = stop.reason is None and recipe.keep == "best"
-    kept = on_main(lambda: choose_best(state, options.run)) if ends_with_best else None
+    kept = run_on_main(lambda: choose_best(state, options.run)) if ends_with_best else None
     summary = {
         "finished": stop.reason is None,
         "kept": {"step": kept.step, "validation_loss": kept.validation_loss} if kept else None,
@@ -235,9 +240,9 @@ def main() -> int:
         "tokens_per_second": round(state.num_input_tokens_seen / seconds, 1),
         "mfu": step_log.mfu(state.num_input_tokens_seen / seconds / strategy.processes),
         "seconds_per_epoch": round(seconds / state.epoch, 3),
-        "peak_memory_bytes": gather_over_ranks(gpus.peak_memory_bytes(), arguments.device),
+        "peak_memory_bytes": gather_over_ranks(cards.peak_memory_bytes(), arguments.device),
         "energy_joules": energy.joules(),
-        "device": gpus.device_name(),
+        "device": cards.device_name(),
         "strategy": strategy.name,
         "path": path.report,
         "processes": strategy.processes,
@@ -261,7 +266,7 @@ def main() -> int:
         unwrapped = trainer.accelerator.unwrap_model(trainer.model)
         return save_final(unwrapped, weights, tokenizer, options.run, recipe, summary)
 
-    final = on_main(save)
+    final = run_on_main(save)
     say(
         f"done: {state.global_step} steps in {format_seconds(seconds)}, {summary['tokens_per_second']:,.0f} tok/s; "
         f"{final} is saved and read back equal"

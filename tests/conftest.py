@@ -8,8 +8,8 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, GPTNeoXConfig, GPTNeoXForCausalLM
 
 from llm_qa.data.records import QARecord
+from llm_qa.models.embedded import build_tokenizer
 from llm_qa.models.loading import save_tokenizer
-from llm_qa.models.tiny import build_tokenizer
 
 
 def pytest_configure() -> None:

@@ -13,7 +13,7 @@ from itertools import pairwise
 
 import openpyxl
 
-from llm_qa.config import RECIPE_FIELDS
+from llm_qa.config.recipe import RECIPE_FIELDS
 from llm_qa.trainer_settings import training_argument_types
 
 SIGNS = [

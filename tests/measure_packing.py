@@ -26,7 +26,7 @@ from llm_qa.data.packing import PackedDataset, tokenize_records
 from llm_qa.data.preparation import bundled_file
 from llm_qa.data.prompts import encode_prompts
 from llm_qa.data.records import open_split
-from llm_qa.models.tiny import build_tokenizer
+from llm_qa.models.embedded import build_tokenizer
 
 SIZES = (10**4, 10**5, 10**6, 10**7)
 QUESTIONS, ANSWERS = 2, 5  # a record, as in the original's data

@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parent / "training"))
 from toy_training import Line, Points
 from transformers import Trainer, TrainingArguments
 
-from llm_qa.training.safe_saving import SafeSaving
+from llm_qa.training.checkpoint.trainer_hooks import CheckpointingTrainer
 
 LORA = 26_214_400  # r 8 on every linear of 40 layers of polyglot-ko-12.8b
 FULL = 1_331_810_304  # polyglot-ko-1.3b
@@ -47,7 +47,7 @@ def busy(rounds: int) -> float:
     return time.perf_counter() - began
 
 
-class Measured(SafeSaving):
+class Measured(CheckpointingTrainer):
     """Safe saving of large files in a training that takes its time."""
 
     def __init__(self, folder: Path, sizes: tuple[int, int], update_seconds: float):

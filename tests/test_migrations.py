@@ -22,12 +22,12 @@ from command_line import run_script
 from safetensors.torch import load_file
 
 from llm_qa import files, migrations
-from llm_qa.config import RECIPE_FIELDS, load_recipe, load_stored_recipe, stored_recipe
+from llm_qa.config.recipe import RECIPE_FIELDS, load_recipe, load_stored_recipe, stored_recipe
+from llm_qa.config.training_arguments import installed_names
 from llm_qa.console import UserError
 from llm_qa.evaluation.evaluations import load_evaluation
 from llm_qa.models.loading import load_run, run_recipe
-from llm_qa.training.manifest import damage, read_manifest
-from llm_qa.training_arguments import installed_names
+from llm_qa.training.checkpoint.manifest import damage, read_manifest
 
 OLD = Path("tests/old_runs/format_1/run")
 TRAIN = [

@@ -2,9 +2,9 @@
 
 import pytest
 
-from llm_qa.config import RECIPE_FIELDS, make_recipe
+from llm_qa.config.recipe import RECIPE_FIELDS, make_recipe
 from llm_qa.console import UserError
-from llm_qa.models.quantization import resolve_precision
+from llm_qa.models.precision import resolve_precision
 from llm_qa.trainer_settings import DECIDED_ELSEWHERE, HONOURED, REFUSED, installed_names, reason_against
 from llm_qa.training.strategy import Strategy
 from llm_qa.training.trainer import training_arguments

@@ -24,13 +24,13 @@ os.environ["RANK"] = "1"  # no bars, no lines
 from hostile_inputs import FILES, WORDS, as_utf8, damaged, recipe_flags_of, recipe_text, recipe_values, weird
 
 from llm_qa import files
-from llm_qa.config import load_recipe, make_recipe, recipe_flags
+from llm_qa.config.recipe import load_recipe, make_recipe, recipe_flags
 from llm_qa.console import UserError
 from llm_qa.data.preparation import PreparationOptions, prepare
-from llm_qa.data.questions import read_question, read_questions
 from llm_qa.data.readers.rows import ColumnNames
 from llm_qa.data.records import load_split
-from llm_qa.data.text import flaw
+from llm_qa.data.text import invalid_reason
+from llm_qa.inference.question_files import read_question, read_questions
 
 SECONDS = 10  # of the processor, so that a busy machine does not count
 BYTES = 1024**3  # above what the process holds before the first input
@@ -71,7 +71,9 @@ def try_file(rng: random.Random, folder: Path, data: bytes, rows: int | None) ->
     assert all(row["line"] >= 1 and row["reason"] for row in rejected)
     records = [record for split in splits for record in split]
     assert len({record.id for record in records}) == len(records)
-    assert not any(flaw(text) for r in records for text in (r.id, r.category, r.context, *r.questions, *r.answers))
+    assert not any(
+        invalid_reason(text) for r in records for text in (r.id, r.category, r.context, *r.questions, *r.answers)
+    )
 
 
 def targets(number: int, folder: Path) -> dict:

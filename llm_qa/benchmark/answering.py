@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from llm_qa.evaluation.generation import ORIGINAL_SAMPLING, GenerationSettings
-from llm_qa.models.fast.decoding import StaticDecoder
-from llm_qa.models.gpus import peak_memory_bytes
+from llm_qa.inference.generate import ORIGINAL_SAMPLING, GenerationSettings
+from llm_qa.inference.static_decoder import StaticDecoder
+from llm_qa.planning.cards import peak_memory_bytes
 
 ANSWERING = ("original", "plain", "static")  # the original notebooks' loop; as evaluate.py's --decoder
 

@@ -9,7 +9,7 @@ from itertools import pairwise
 import torch
 from transformers import TrainerCallback
 
-from llm_qa.training.stopping import command_started
+from llm_qa.training.callbacks.stopping import command_started
 
 
 class Stopwatch(TrainerCallback):

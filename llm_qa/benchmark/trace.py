@@ -10,7 +10,7 @@ from transformers import TrainerCallback
 CATEGORIES = {  # of GPU kernels, by a part of their names; the first that fits counts
     "attention": ("_attend", "flex_attention", "flash", "fmha"),
     "LoRA products": ("_down_kernel", "_up_kernel", "_outer_kernel", "_add_parts_kernel"),
-    "GELU, rotation, sums": ("_gelu_", "_rotate_kernel", "_turn_back_kernel", "_residual_kernel"),
+    "GELU, rotation, sums": ("_gelu_", "_rotate_kernel", "_apply_rotary_backward_kernel", "_residual_kernel"),
     "4-bit weights to 16 or 8 bits": ("dequantize", "kDequantize", "_nf4_to_fp8"),
     "rounding to fp8": ("_rows_to_fp8",),
     "matrix products": ("gemm", "nvjet", "cutlass", "xmma", "cublas", "splitK"),

@@ -11,7 +11,7 @@ from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from llm_qa.data.text import comparable
+from llm_qa.data.text import leakage_key
 
 if TYPE_CHECKING:
     from llm_qa.data.records import QARecord
@@ -43,9 +43,9 @@ def text_keys(
     With a passage the same answer (a name) or question ("요약하세요") says nothing: it is the passage that is shared.
     """
     if passage:
-        return [("passage", comparable(passage))]
-    keys = [("question", comparable(text)) for text in questions]
-    return keys + [("answer", comparable(text)) for text in answers] if by_answers else keys
+        return [("passage", leakage_key(passage))]
+    keys = [("question", leakage_key(text)) for text in questions]
+    return keys + [("answer", leakage_key(text)) for text in answers] if by_answers else keys
 
 
 def group_records(records: Sequence[QARecord], *, by_answers: bool = True) -> list[list[QARecord]]:

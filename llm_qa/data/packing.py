@@ -199,10 +199,10 @@ class PackedDataset(torch.utils.data.Dataset):
         return len(self.pairs.tokens) / (len(self.packs) * self.capacity)
 
     @property
-    def most_learned(self) -> int:
+    def max_label_tokens(self) -> int:
         """The most tokens of one pack that have a label."""
-        learned = self.pairs.lengths - (1 if self.loss_on == "everything" else self.pairs.prompt_lengths)
-        return int(np.add.reduceat(learned[self.packs.documents], self.packs.starts[:-1]).max())
+        num_label_tokens = self.pairs.lengths - (1 if self.loss_on == "everything" else self.pairs.prompt_lengths)
+        return int(np.add.reduceat(num_label_tokens[self.packs.documents], self.packs.starts[:-1]).max())
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         if index >= len(self.packs):

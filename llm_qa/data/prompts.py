@@ -23,7 +23,7 @@ QUESTION_TAG, CONTEXT_TAG, ANSWER_TAG = "### 질문:", "### 맥락:", "### 답�
 
 @dataclass(frozen=True)
 class Document:
-    """One tokenised question and answer: token ids, of which the first `prompt_length` are given, not learned."""
+    """One tokenised question and answer: token ids, of which the first `prompt_length` are given and have no label."""
 
     input_ids: list[int]
     prompt_length: int

@@ -12,7 +12,7 @@ from typing import Any
 from llm_qa import files
 from llm_qa.console import UserError
 from llm_qa.data.groups import group_records
-from llm_qa.data.text import comparable
+from llm_qa.data.text import leakage_key
 
 
 @dataclass(frozen=True)
@@ -137,9 +137,9 @@ def crossing_texts(splits: dict[str, list[QARecord]]) -> dict[str, int]:
         seen: dict[tuple[str, str], set[str]] = defaultdict(set)
         for split, records in splits.items():
             for record in records:
-                about = comparable(record.passage) if record.passage and kind == "questions" else ""
+                about = leakage_key(record.passage) if record.passage and kind == "questions" else ""
                 for text in getattr(record, kind):
-                    seen[comparable(text), about].add(split)
+                    seen[leakage_key(text), about].add(split)
         counts[kind] = sum(len(where) > 1 for where in seen.values())
     return counts
 

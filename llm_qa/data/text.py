@@ -14,7 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from llm_qa.console import UserError
-from llm_qa.data.decoding import read_bytes
+from llm_qa.data.encoding import read_bytes
 
 MORPHEMES = "morphemes"
 # Kiwi's tags of words without content of their own: particles (J*), interjections, conjunctive adverbs.
@@ -44,7 +44,7 @@ def normalize_lines(text: str) -> str:
 LINE_BREAKS = {"keep": normalize_lines, "join": normalize}
 
 
-def comparable(text: str) -> str:
+def leakage_key(text: str) -> str:
     """A text reduced to find leakage between splits: NFKC, casefolded letters and digits; the text itself if none.
 
     "1:3" and "13" become equal, so it says what has to stay in one split, never that two texts are the same.
@@ -63,7 +63,7 @@ def _flaws() -> tuple[re.Pattern, re.Pattern]:
     return re.compile("[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff\ufffd]"), re.compile(f"[{marks}]{{31}}")
 
 
-def flaw(text: str) -> str:
+def invalid_reason(text: str) -> str:
     """Why a text cannot be used at all, or "" when it can: to be asked before it is normalised."""
     if text.isascii() and text.isprintable():
         return ""

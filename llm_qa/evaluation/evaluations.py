@@ -7,9 +7,9 @@ from typing import Any
 
 from llm_qa import files
 from llm_qa.console import UserError, say
-from llm_qa.evaluation.contamination import contamination
 from llm_qa.evaluation.metrics.catalogue import MEASURES
-from llm_qa.evaluation.scoring import check_rows, score_predictions
+from llm_qa.evaluation.predict.contamination import contamination
+from llm_qa.evaluation.statistics.scoring import check_rows, score_predictions
 from llm_qa.migrations import read_json, stamped
 
 Evaluation = tuple[dict[str, Any], list[dict[str, Any]]]  # scores.json, predictions.jsonl

@@ -14,8 +14,8 @@ import numpy as np
 
 from llm_qa.console import UserError
 from llm_qa.data.readers.kobest import SPLIT_FILES, find_split, read_split
-from llm_qa.evaluation.choices import accuracy_of_counts, compare_choices, macro_f1
 from llm_qa.evaluation.metrics.catalogue import Measure
+from llm_qa.evaluation.statistics.choices import accuracy_of_counts, compare_choices, macro_f1
 
 MACRO_F1 = Measure("f1", "macro F1", "higher", 4, "mean over the classes of F1, 0 to 1; KoBEST's own measure")
 KOBEST_MEASURES = (
@@ -188,6 +188,6 @@ def choice_rows(base: dict[str, list[Choice]], tuned: dict[str, list[Choice]]) -
 
 
 def tested_tasks(scores: dict[str, Any]) -> dict[str, Any]:
-    """What `comparison.correct` takes of KoBEST's scores.json: macro F1 of every task is tested, an item a group."""
+    """What `comparison.apply_holm` takes of KoBEST's scores.json: macro F1 of every task is tested, an item a group."""
     tasks = {task: measures["f1"] for task, measures in scores["tasks"].items()}
     return {"metrics": {task: {**f1, "groups": f1["records"]} for task, f1 in tasks.items()}}

@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from llm_qa.config import Recipe
-from llm_qa.models.fast.fp8 import Fp8Linear
+from llm_qa.config.recipe import Recipe
+from llm_qa.models.fast.ops.fp8 import Fp8Linear
 from llm_qa.models.lora import count_parameters
-from llm_qa.models.quantization import SHORT, Precision
+from llm_qa.models.precision import SHORT, Precision
 
 MODULES_NAMED = 3
 

@@ -11,14 +11,14 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.utils import cached_file, is_protobuf_available, is_sentencepiece_available
 
 from llm_qa import files
-from llm_qa.config import EMBEDDED_MODEL, Recipe, load_stored_recipe
+from llm_qa.config.recipe import EMBEDDED_MODEL, Recipe, load_stored_recipe
 from llm_qa.console import UserError, say
-from llm_qa.models.fast.fp8 import quantize_fp8
+from llm_qa.models.fast.ops.fp8 import quantize_fp8
 from llm_qa.models.isolation import attention_of
 from llm_qa.models.linear_modules import linear_layers
-from llm_qa.models.quantization import Precision, gpu_capability, resolve_precision
+from llm_qa.models.precision import Precision, gpu_capability, resolve_precision
+from llm_qa.models.registry import SPECIAL_TOKENS
 from llm_qa.models.safety import refuse_code, refuse_unsafe_weights
-from llm_qa.models.shapes import SPECIAL_TOKENS
 
 EMBEDDED_BASE = "base"  # runs/<name>/base/: a run on the embedded model carries it
 

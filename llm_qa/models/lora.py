@@ -12,7 +12,7 @@ from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from transformers import set_seed
 from transformers.pytorch_utils import Conv1D
 
-from llm_qa.config import Recipe
+from llm_qa.config.recipe import Recipe
 from llm_qa.console import UserError
 from llm_qa.models.linear_modules import find_linear_modules, linear_layers
 

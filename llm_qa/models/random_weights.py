@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig, PreTrainedModel
 
-from llm_qa.models.fast.fp8 import quantize_fp8
+from llm_qa.models.fast.ops.fp8 import quantize_fp8
 from llm_qa.models.linear_modules import linear_layers
-from llm_qa.models.quantization import Precision
+from llm_qa.models.precision import Precision
 
 SEED = 0
 

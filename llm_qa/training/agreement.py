@@ -8,26 +8,26 @@ from pathlib import Path
 
 from llm_qa import files
 from llm_qa.console import UserError
-from llm_qa.training.fingerprints import differences
-from llm_qa.training.ranks import on_main, tell_all
+from llm_qa.distributed import all_gather, run_on_main
+from llm_qa.training.run_signature import differences
 
 PATIENCE_SECONDS = 60.0  # NFS may remember for half a minute that a folder was not there
 
 
-def check_ranks_agree(run_dir: str | Path, made_of: dict, patience_seconds: float = PATIENCE_SECONDS) -> None:
+def check_ranks_agree(run_dir: str | Path, signature: dict, patience_seconds: float = PATIENCE_SECONDS) -> None:
     """Refuse machines that would train something else than the first one, or do not see the run folder it has opened.
 
     Every rank must call it. A network disk may show a new folder late, hence the patience.
     """
     path = Path(run_dir) / files.ENVIRONMENT
-    first, written_ns = on_main(lambda: (made_of, path.stat().st_mtime_ns))
-    problem = "; ".join(word for words in differences(first, made_of).values() for word in words)
+    first, written_ns = run_on_main(lambda: (signature, path.stat().st_mtime_ns))
+    problem = "; ".join(word for words in differences(first, signature).values() for word in words)
     deadline = time.monotonic() + patience_seconds
     while not problem and not (path.is_file() and path.stat().st_mtime_ns == written_ns):
         if time.monotonic() >= deadline:
             problem = f"it does not see {run_dir} as the first machine does"
         time.sleep(0.2)
-    told = tell_all(f"{socket.gethostname()} ({problem})" if problem else "")
+    told = all_gather(f"{socket.gethostname()} ({problem})" if problem else "")
     if others := list(dict.fromkeys(one for one in told if one)):
         raise UserError(
             f"The machines do not agree: {', '.join(others)}. Give all of them the same recipe and --data, and put "

@@ -1,6 +1,6 @@
 """Does a run fit, on paper, before a weight is read: the GPU's memory, the machine's with offload, the micro-batch.
 
-Weights, gradients and optimizer states are exact (sharing.py); what a pass needs is an estimate, and --auto-micro-batch
+Weights, gradients and optimizer states are exact (memory.py); what a pass needs is an estimate, and --auto-micro-batch
 corrects it.
 """
 
@@ -12,9 +12,9 @@ from pathlib import Path
 import psutil
 import torch
 
-from llm_qa.config import Recipe
+from llm_qa.config.recipe import Recipe
 from llm_qa.console import UserError
-from llm_qa.training.sharing import Sizes, memory_per_gpu, weight_bytes
+from llm_qa.planning.memory import Sizes, memory_per_gpu, weight_bytes
 from llm_qa.training.strategy import Strategy, micro_batch_size
 
 # Bytes a trained weight in the machine's memory under DeepSpeed's CPU AdamW: fp32 master and two moments, a fp32

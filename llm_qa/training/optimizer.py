@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
-from llm_qa.config import Recipe
+from llm_qa.config.recipe import Recipe
 from llm_qa.console import UserError
 from llm_qa.training.strategy import Strategy
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from llm_qa.config import Recipe
+from llm_qa.config.recipe import Recipe
 from llm_qa.console import say
 from llm_qa.data.packing import PackedDataset
 

@@ -16,17 +16,17 @@ from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
 from llm_qa import files
-from llm_qa.config import Recipe, load_stored_recipe, stored_recipe
+from llm_qa.config.recipe import Recipe, load_stored_recipe, stored_recipe
 from llm_qa.console import UserError, say
 from llm_qa.data.prompts import render_prompt
 from llm_qa.migrations import read_json, stamped
-from llm_qa.models.gpus import device_name
 from llm_qa.models.loading import final_folder, save_tokenizer
 from llm_qa.models.safety import ADAPTER_CONFIG
-from llm_qa.training.checkpoints import set_later_aside
-from llm_qa.training.fingerprints import check_same
-from llm_qa.training.manifest import flush, read_manifest, sha256_from_disk
-from llm_qa.training.staging import disk_problem
+from llm_qa.planning.cards import device_name
+from llm_qa.training.checkpoint.manifest import flush, read_manifest, sha256_from_disk
+from llm_qa.training.checkpoint.resume import set_later_aside
+from llm_qa.training.checkpoint.storage import disk_problem
+from llm_qa.training.run_signature import check_same
 
 # Of a checkpoint, what from_pretrained reads.
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", ADAPTER_CONFIG)
@@ -71,7 +71,7 @@ def open_run(
     run_dir: str | Path,
     recipe: Recipe,
     data_dir: Path,
-    made_of: dict,
+    signature: dict,
     *,
     resume: str,
     checkpoint: Path | None = None,
@@ -79,7 +79,7 @@ def open_run(
 ) -> None:
     """Make the run folder and write recipe.yaml and environment.json.
 
-    A run, and the checkpoint that it goes on from, must be made of the same (`fingerprints.py`): other recipe, data or
+    A run, and the checkpoint that it goes on from, must be made of the same (`run_signature.py`): other recipe, data or
     number of processes is refused with the differences, or `allowed` by kind. With resume 'never' an existing run is
     set aside under a new name; nothing is deleted.
     """
@@ -89,7 +89,7 @@ def open_run(
     if checkpoint is not None:
         before = read_manifest(checkpoint)["about"]["run_signature"]
         before = {**before, "recipe": stored_recipe(before["recipe"], str(checkpoint)).to_dict()}
-        check_same(before, made_of, allowed or [], checkpoint)
+        check_same(before, signature, allowed or [], checkpoint)
         if not is_finished(run_dir, recipe):
             set_later_aside(checkpoint)
     elif (run_dir / files.RECIPE).exists():
@@ -97,14 +97,14 @@ def open_run(
             set_aside(run_dir)
         elif (run_dir / files.LOG).exists():  # before the first step there is nothing to mix up
             known = read_json(run_dir / files.ENVIRONMENT).get("data_sha256")
-            before = {**made_of, "recipe": load_stored_recipe(run_dir / files.RECIPE).to_dict(), "data_sha256": known}
-            check_same(before, made_of, allowed or [], run_dir)
+            before = {**signature, "recipe": load_stored_recipe(run_dir / files.RECIPE).to_dict(), "data_sha256": known}
+            check_same(before, signature, allowed or [], run_dir)
     elif run_dir.is_dir() and not is_beginning(run_dir):
         raise UserError(f"--run {run_dir} is not empty and is not a run: name another folder.")
     run_dir.mkdir(parents=True, exist_ok=True)
     for half_written in run_dir.glob(LEFTOVERS):
         shutil.rmtree(half_written) if half_written.is_dir() else half_written.unlink()
-    about = {"data": str(data_dir), "data_sha256": made_of["data_sha256"], **environment()}
+    about = {"data": str(data_dir), "data_sha256": signature["data_sha256"], **environment()}
     files.write_json(run_dir / files.ENVIRONMENT, stamped(about))
     files.write_text(
         run_dir / files.RECIPE, yaml.safe_dump(stamped(recipe.to_dict()), allow_unicode=True, sort_keys=False)

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import torch
 
-from llm_qa.config import Recipe
+from llm_qa.config.recipe import Recipe
 from llm_qa.console import UserError, is_main_process, say
-from llm_qa.models.quantization import Precision
+from llm_qa.models.precision import Precision
 
 OFFLOAD_OPTIMIZERS = ("adamw_torch", "adamw_torch_fused")  # the only ones that accelerate maps to the same mathematics
 TRUE = ("1", "true", "yes")
@@ -184,8 +184,8 @@ def engine_report(trainer) -> dict:
     """What really ran, asked of the engine itself: its class, ZeRO stage and number of processes."""
     engine = trainer.model_wrapped
     stage = engine.zero_optimization_stage() if hasattr(engine, "zero_optimization_stage") else 0
-    together = torch.distributed.is_available() and torch.distributed.is_initialized()
-    processes = torch.distributed.get_world_size() if together else 1
+    is_distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    processes = torch.distributed.get_world_size() if is_distributed else 1
     return {"class": type(engine).__name__, "zero_stage": stage, "processes": processes}
 
 

@@ -15,14 +15,14 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import EvalLoopOutput, IntervalStrategy
 
 from llm_qa import files
-from llm_qa.config import Recipe
+from llm_qa.config.recipe import Recipe
 from llm_qa.console import UserError, is_main_process, progress, say
 from llm_qa.data.packing import IGNORED, PackedDataset, pack_collator
-from llm_qa.models.fast.policy import FastPath
-from llm_qa.models.quantization import Precision
+from llm_qa.distributed import sum_over_ranks
+from llm_qa.models.fast.plan import FastPath
+from llm_qa.models.precision import Precision
+from llm_qa.training.checkpoint.trainer_hooks import CheckpointingTrainer
 from llm_qa.training.optimizer import check_optimizer, choose_optimizer, optimizer_defaults, optimizer_report
-from llm_qa.training.ranks import sum_over_ranks
-from llm_qa.training.safe_saving import SafeSaving
 from llm_qa.training.strategy import Strategy, accumulation_steps, micro_batch_size
 from llm_qa.training.zero3 import gather_by_layer
 
@@ -125,8 +125,8 @@ def check_reporters(arguments: TrainingArguments) -> None:
         raise UserError(f"--report-to {','.join(arguments.report_to)}: {' '.join(str(error).split())}") from None
 
 
-class PackTrainer(SafeSaving):
-    """Trainer with a validation loss that is a mean over learned tokens, the same on any number of processes.
+class PackTrainer(CheckpointingTrainer):
+    """Trainer with a validation loss that is a mean over label tokens, the same on any number of processes.
 
     Trainer's own is a mean over batches, in which a pack of few answers counts as much as a full one.
     """
@@ -160,18 +160,20 @@ class PackTrainer(SafeSaving):
     def evaluation_loop(
         self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
     ):
-        """Mean loss of the validation set, in nats a learned token."""
+        """Mean loss of the validation set, in nats a label token."""
         model = self.model_wrapped
         model.eval()
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.args.device)
         tokens = torch.zeros((), dtype=torch.int64, device=self.args.device)
         for batch in progress(dataloader, what=description.lower(), unit="batches"):
             batch = self._prepare_inputs(batch)
-            learned = (batch["labels"] != IGNORED).sum()
+            num_label_tokens = (batch["labels"] != IGNORED).sum()
             with torch.no_grad(), self.compute_loss_context_manager():
                 loss = model(**batch).loss
-            loss_sum += torch.where(learned > 0, loss.double() * learned, 0.0)  # an empty pack's mean is 0 / 0
-            tokens += learned
+            loss_sum += torch.where(
+                num_label_tokens > 0, loss.double() * num_label_tokens, 0.0
+            )  # an empty pack's mean is 0 / 0
+            tokens += num_label_tokens
         loss_sum, tokens = sum_over_ranks([loss_sum.item(), float(tokens.item())], self.args.device)
         model.train()
         metrics = {f"{metric_key_prefix}_loss": loss_sum / tokens}
@@ -185,14 +187,14 @@ def build_trainer(
     train_set: PackedDataset,
     validation_set: PackedDataset | None,
     callbacks: list[TrainerCallback],
-    made_of: dict | None = None,
+    signature: dict | None = None,
     *,
     stop_when_unsaved: bool = False,
     keep_best: bool = False,
 ) -> PackTrainer:
     """Trainer on packs, with the project's own log line and bar in place of Trainer's.
 
-    `made_of` is the fingerprint that every checkpoint keeps; None where nothing will be saved.
+    `signature` is the run signature that every checkpoint keeps; None where nothing will be saved.
     """
     if validation_set is None and arguments.eval_strategy != IntervalStrategy.NO:
         say("the data has no validation records: no validation loss during training, the last weights are kept")
@@ -211,10 +213,10 @@ def build_trainer(
         optimizer_cls_and_kwargs=choose_optimizer(model, arguments),
     )
     say(optimizer_report(model, arguments))
-    trainer.about = {"run_signature": made_of}
+    trainer.about = {"run_signature": signature}
     trainer.stop_when_unsaved, trainer.keep_best = stop_when_unsaved, keep_best
     run_dir = Path(arguments.output_dir).parent
-    if is_main_process() and made_of is not None:
+    if is_main_process() and signature is not None:
         trainer.run_files = {
             run_dir / name: files.read_text(run_dir / name) for name in (files.RECIPE, files.ENVIRONMENT)
         }

@@ -13,7 +13,7 @@ import threading
 import time
 
 from llm_qa.console import EXIT_FAILED
-from llm_qa.training.ranks import shared_store, together
+from llm_qa.distributed import is_distributed, shared_store
 
 SILENCE_SECONDS = 120.0
 BEATS_A_SILENCE = 12
@@ -30,7 +30,7 @@ class Watchdog:
 
     def start(self) -> None:
         """Begin to beat; to be called once the process group is there."""
-        if not together():
+        if not is_distributed():
             return
         import torch.distributed
 
@@ -42,7 +42,7 @@ class Watchdog:
 
     def stop(self) -> None:
         """This rank leaves in good order: nobody shall miss it."""
-        if together() and not self.finished.is_set():
+        if is_distributed() and not self.finished.is_set():
             self.finished.set()
             self.store.set(self._key(self.rank), DONE)
 

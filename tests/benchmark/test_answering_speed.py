@@ -4,17 +4,17 @@ import pytest
 import torch
 
 from llm_qa.benchmark.answering import ANSWERING, measure_answering
-from llm_qa.config import make_recipe
-from llm_qa.models import tiny
+from llm_qa.config.recipe import make_recipe
+from llm_qa.models import embedded
 from llm_qa.models.lora import add_lora
-from llm_qa.models.quantization import resolve_precision
+from llm_qa.models.precision import resolve_precision
 from llm_qa.models.random_weights import random_base
 
 
 @pytest.fixture(scope="module")
 def model():
     recipe = make_recipe({"base_precision": "nf4"})
-    return add_lora(random_base(tiny.model_config(320, 0), resolve_precision(recipe, None), "cpu"), recipe).eval()
+    return add_lora(random_base(embedded.model_config(320, 0), resolve_precision(recipe, None), "cpu"), recipe).eval()
 
 
 @pytest.mark.parametrize("how", ANSWERING)
@@ -32,7 +32,7 @@ def test_every_answer_is_as_long_as_was_asked_for(model, how):
 @pytest.mark.parametrize("how", ANSWERING)
 def test_what_is_not_finite_is_no_measurement(how):
     broken = random_base(
-        tiny.model_config(320, 0), resolve_precision(make_recipe({"base_precision": "fp32"}), None), "cpu"
+        embedded.model_config(320, 0), resolve_precision(make_recipe({"base_precision": "fp32"}), None), "cpu"
     )
     with torch.no_grad():
         broken.get_output_embeddings().weight.fill_(float("nan"))

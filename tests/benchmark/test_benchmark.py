@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from llm_qa.benchmark.contenders import ORIGINAL_LENGTH, PaddedPairs, bf16, fp8_base, original_recipe, ours, plain
+from llm_qa.benchmark.baselines import ORIGINAL_LENGTH, PaddedPairs, bf16, fp8_base, original_recipe, ours, plain
+from llm_qa.benchmark.config import BenchmarkConfig
 from llm_qa.benchmark.documents import LONGEST, PAIRS, SHORTEST, synthetic_pairs
 from llm_qa.benchmark.stopwatch import Stopwatch
-from llm_qa.benchmark.trial import Trial
-from llm_qa.config import EMBEDDED_MODEL, make_recipe
+from llm_qa.config.recipe import EMBEDDED_MODEL, make_recipe
 from llm_qa.console import UserError
 
 
@@ -61,24 +61,24 @@ def test_the_tokens_measured_are_those_of_the_updates_measured(tmp_path, warmup,
     values = {"model": EMBEDDED_MODEL, "base_precision": "fp32", "pack_length": 64, "max_length": 64}
     values |= {"micro_batch_size": 2, "global_batch_size": 2, "save_strategy": "no", "eval_strategy": "no"}
     recipe = make_recipe({**values, "max_steps": warmup + steps + trace, "logging_steps": steps})
-    row = ours(Trial(recipe, warmup, steps, str(tmp_path)))
+    row = ours(BenchmarkConfig(recipe, warmup, steps, str(tmp_path)))
     assert 0.9 * steps * full < row["tokens_measured"] <= steps * full
 
 
 @pytest.mark.parametrize(
-    ("contender", "settings"),
+    ("baseline", "settings"),
     [
         (bf16, {"base_precision": "nf4", "compute_dtype": "bf16", "fast": "auto"}),
         (fp8_base, {"base_precision": "fp8", "compute_dtype": "auto", "fast": "auto"}),
         (plain, {"base_precision": "nf4", "compute_dtype": "auto", "fast": "off"}),
     ],
 )
-def test_what_a_contender_changes_of_a_recipe_in_fp8(monkeypatch, contender, settings):
-    monkeypatch.setattr("llm_qa.benchmark.contenders.ours", lambda trial: trial.recipe)
-    recipe = contender(Trial(make_recipe({"compute_dtype": "fp8"}), 1, 1, ""))
+def test_what_a_contender_changes_of_a_recipe_in_fp8(monkeypatch, baseline, settings):
+    monkeypatch.setattr("llm_qa.benchmark.baselines.ours", lambda bench_config: bench_config.recipe)
+    recipe = baseline(BenchmarkConfig(make_recipe({"compute_dtype": "fp8"}), 1, 1, ""))
     assert {name: getattr(recipe, name) for name in settings} == settings
 
 
 def test_weights_that_are_trained_cannot_be_kept_in_fp8():
-    with pytest.raises(UserError, match="leave fp8-base out of --contenders"):
-        fp8_base(Trial(make_recipe({"method": "full", "base_precision": "bf16"}), 1, 1, ""))
+    with pytest.raises(UserError, match="leave fp8-base out of --baselines"):
+        fp8_base(BenchmarkConfig(make_recipe({"method": "full", "base_precision": "bf16"}), 1, 1, ""))

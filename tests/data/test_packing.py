@@ -1,4 +1,4 @@
-"""Packing: what is learned, how full packs are, and that packed documents never see each other."""
+"""Packing: which tokens have labels, how full packs are, and that packed documents never see each other."""
 
 import time
 import tracemalloc
@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from llm_qa.config import load_recipe
+from llm_qa.config.recipe import load_recipe
 from llm_qa.console import UserError
 from llm_qa.data import packing
 from llm_qa.data.packing import (
@@ -21,7 +21,7 @@ from llm_qa.data.packing import (
     tokenize_records,
 )
 from llm_qa.data.prompts import encode_documents
-from llm_qa.models.quantization import resolve_precision
+from llm_qa.models.precision import resolve_precision
 from llm_qa.training.strategy import Strategy
 from llm_qa.training.trainer import build_trainer, training_arguments
 
@@ -271,8 +271,8 @@ def test_original_trap_eos_is_trained_although_it_is_also_the_padding(tokenizer,
 def test_original_trap_loss_is_on_the_answer_only(tokenizer, records):
     pairs, _ = tokenize_records(tokenizer, records[:1], 256)
     item = one_by_one(pairs)[0]
-    learned = item["labels"][item["labels"] != IGNORED]
-    text = tokenizer.decode(learned)
+    num_label_tokens = item["labels"][item["labels"] != IGNORED]
+    text = tokenizer.decode(num_label_tokens)
     assert text.endswith("<|endoftext|>")
     assert text.removesuffix("<|endoftext|>").strip() in records[0].answers
     assert "질문" not in text
@@ -303,7 +303,7 @@ def test_the_most_learned_tokens_of_a_pack_are_known_beforehand(tokenizer, recor
     pairs, _ = tokenize_records(tokenizer, records, 256)
     packed = PackedDataset(pairs, pack_length, loss_on, seed=0, multiple_of=1000)
     counts = [int((packed[i]["labels"] != IGNORED).sum()) for i in range(len(packed))]
-    assert packed.most_learned == max(counts) < packed.capacity
+    assert packed.max_label_tokens == max(counts) < packed.capacity
 
 
 def test_real_tokens_are_counted_without_padding(tokenizer, records):

@@ -9,7 +9,7 @@ from llm_qa.console import UserError
 from llm_qa.data.text import (
     LINE_BREAKS,
     Cleaning,
-    comparable,
+    leakage_key,
     normalize,
     normalize_lines,
     original_cleaning,
@@ -41,10 +41,10 @@ def test_line_breaks_and_indentation_inside_a_text_stay():
 
 
 def test_comparable_texts_differ_in_more_than_spaces_and_signs():
-    assert comparable("벽지가 들떴 어요?") == comparable("벽지가 들떴어요！")
-    assert comparable("ＡＢ １") == comparable("ab1")
-    assert comparable("벽지") != comparable("벽지가")
-    assert comparable("?!") != comparable("...")
+    assert leakage_key("벽지가 들떴 어요?") == leakage_key("벽지가 들떴어요！")
+    assert leakage_key("ＡＢ １") == leakage_key("ab1")
+    assert leakage_key("벽지") != leakage_key("벽지가")
+    assert leakage_key("?!") != leakage_key("...")
 
 
 def test_original_trap_cleaning_flips_negation(stopword_file):

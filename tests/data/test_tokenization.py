@@ -7,7 +7,7 @@ from transformers import PreTrainedTokenizerFast
 from llm_qa.console import UserError
 from llm_qa.data.prompts import encode_documents, encode_prompts, render_prompt, show_document
 from llm_qa.data.tokenization import encode_texts
-from llm_qa.evaluation.generation import _to_answer
+from llm_qa.inference.generate import _to_answer
 
 SPELLED = ["<|endoftext|>", "</s>", "<s>", "<unk>", "<pad>", "<|sep|>", "<think>", "[INST]"]
 ANSWER = "먼저 말립니다. " + " 다음 ".join(SPELLED) + " 그리고 칠합니다."
@@ -68,8 +68,8 @@ def test_what_a_text_spells_is_no_control_token_and_is_read_back(tokenizer):
     ids = encode_texts(tokenizer, [ANSWER])[0]
     assert control_ids(tokenizer).isdisjoint(ids)
     assert tokenizer.decode(ids, skip_special_tokens=True) == ANSWER
-    learned = tokenizer(ANSWER, add_special_tokens=False)["input_ids"]
-    assert not control_ids(tokenizer).isdisjoint(learned), "the tokenizer alone takes them for control tokens"
+    num_label_tokens = tokenizer(ANSWER, add_special_tokens=False)["input_ids"]
+    assert not control_ids(tokenizer).isdisjoint(num_label_tokens), "the tokenizer alone takes them for control tokens"
 
 
 def test_plain_text_has_the_tokens_that_it_always_had(tokenizer):

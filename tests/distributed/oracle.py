@@ -6,13 +6,13 @@ Every strategy must reproduce its losses and its weights.
 import torch
 from accelerate import Accelerator
 
-from llm_qa.config import load_recipe
+from llm_qa.config.recipe import load_recipe
 from llm_qa.data.packing import IGNORED, PackedDataset, collate_packs, tokenize_records
 from llm_qa.data.preparation import prepared_folder
 from llm_qa.data.records import load_split
 from llm_qa.models.loading import load_base, load_tokenizer
 from llm_qa.models.lora import add_lora
-from llm_qa.models.quantization import resolve_precision
+from llm_qa.models.precision import resolve_precision
 
 
 def load(recipe_path):
@@ -34,9 +34,9 @@ def order_of(packs, recipe) -> list[int]:
 
 
 def train(recipe_path) -> tuple[list[float], dict[str, torch.Tensor]]:
-    """(loss of every update in nats a learned token, final trainable weights by name).
+    """(loss of every update in nats a label token, final trainable weights by name).
 
-    An update is the mean over the learned tokens of `global_batch_size` packs, whichever processes they would be on;
+    An update is the mean over the label tokens of `global_batch_size` packs, whichever processes they would be on;
     packs are computed one at a time. The order is the seed's permutation.
     """
     recipe, model, tokenizer, packs = load(recipe_path)
@@ -72,14 +72,14 @@ def train(recipe_path) -> tuple[list[float], dict[str, torch.Tensor]]:
 
 
 def validation_loss(model, tokenizer, recipe) -> float:
-    """Loss of the bundled validation records in nats a learned token, packs computed one at a time."""
+    """Loss of the bundled validation records in nats a label token, packs computed one at a time."""
     pairs, _ = tokenize_records(tokenizer, load_split(prepared_folder(None), "validation"), recipe.max_length)
     packs = PackedDataset(pairs, recipe.pack_length, recipe.loss_on, recipe.seed)
     loss_sum = tokens = 0
     for pack in (packs[i] for i in range(len(packs))):
         batch = collate_packs([pack], tokenizer.pad_token_id)
-        learned = int((batch["labels"] != IGNORED).sum())
+        num_label_tokens = int((batch["labels"] != IGNORED).sum())
         with torch.no_grad():
-            loss_sum += model(**batch, use_cache=False).loss.item() * learned
-        tokens += learned
+            loss_sum += model(**batch, use_cache=False).loss.item() * num_label_tokens
+        tokens += num_label_tokens
     return loss_sum / tokens

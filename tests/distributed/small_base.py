@@ -7,8 +7,8 @@ from transformers import GPTNeoXForCausalLM
 
 from llm_qa.data.preparation import prepared_folder
 from llm_qa.data.records import load_split
+from llm_qa.models.embedded import build_tokenizer, documents, model_config
 from llm_qa.models.loading import save_tokenizer
-from llm_qa.models.tiny import build_tokenizer, documents, model_config
 
 SHAPE = {
     "hidden_size": 128,

@@ -7,7 +7,7 @@ import pytest
 from launching import train, training, write_recipe
 
 from llm_qa import files
-from llm_qa.config import load_recipe
+from llm_qa.config.recipe import load_recipe
 from llm_qa.models.loading import load_run
 
 pytestmark = pytest.mark.distributed

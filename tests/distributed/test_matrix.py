@@ -20,9 +20,9 @@ from launching import (
 from safetensors.torch import load_file
 from train_keeping_logits import probe
 
-from llm_qa.config import load_recipe
+from llm_qa.config.recipe import load_recipe
 from llm_qa.data.packing import IGNORED, collate_packs
-from llm_qa.evaluation.generation import GenerationSettings, generate_answers
+from llm_qa.inference.generate import GenerationSettings, generate_answers
 from llm_qa.models.loading import load_run
 
 pytestmark = pytest.mark.distributed
@@ -150,10 +150,10 @@ def test_eight_passes_of_one_are_one_of_eight(runs, expected):
 
 def test_a_whole_epoch_ends_alike_where_packs_do_not_divide(runs):
     alone = runs("nf4", "single_gpu", "-epoch", max_steps=-1, num_train_epochs=1, micro_batch_size=1)
-    together = runs("nf4", "ddp", "-epoch", max_steps=-1, num_train_epochs=1, micro_batch_size=1)
-    assert losses(together) == pytest.approx(losses(alone), rel=1e-4)
-    assert training(together)["tokens"] == training(alone)["tokens"]
-    assert validation_loss(together) == pytest.approx(validation_loss(alone), rel=1e-4)
+    is_distributed = runs("nf4", "ddp", "-epoch", max_steps=-1, num_train_epochs=1, micro_batch_size=1)
+    assert losses(is_distributed) == pytest.approx(losses(alone), rel=1e-4)
+    assert training(is_distributed)["tokens"] == training(alone)["tokens"]
+    assert validation_loss(is_distributed) == pytest.approx(validation_loss(alone), rel=1e-4)
     assert fall(alone) > LEAST_FALL
 
 

@@ -13,12 +13,12 @@ from safetensors.torch import save_file
 
 from llm_qa import files
 from llm_qa.console import is_main_process, run_script
-from llm_qa.models.fast import policy
+from llm_qa.models.fast import plan
 
 AMPERE = (8, 0)  # the lowest compute capability of the fast path
 
 
-class Uncompiled(policy.ShardedNeoX):
+class Uncompiled(plan.ShardedNeoX):
     """The fast path of a CPU."""
 
     def __init__(self, *given, compiled: bool, **rest):
@@ -44,7 +44,7 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
     import train
 
-    policy.ShardedNeoX = Uncompiled
+    plan.ShardedNeoX = Uncompiled
     choose, step, build = train.choose_fast_path, DeepSpeedEngine.step, train.build_trainer
     folder, steps = [], []
 

@@ -6,7 +6,7 @@ import random
 from pathlib import Path
 
 from llm_qa import files
-from llm_qa.evaluation.scoring import score_predictions
+from llm_qa.evaluation.statistics.scoring import score_predictions
 
 TOPICS = {
     "마감재": ["실크 벽지", "합지 벽지", "강화마루", "포세린 타일", "페인트"],

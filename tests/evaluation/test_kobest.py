@@ -6,13 +6,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from evaluation.kobest_data import kobest_row, make_kobest
 from llm_qa import files
 from llm_qa.console import UserError
 from llm_qa.data.readers.kobest import TASKS
-from llm_qa.evaluation.choices import macro_f1
 from llm_qa.evaluation.kobest import check_data, compare_tasks, load_harness, published_scores, score_model
-
-from .kobest_data import kobest_row, make_kobest
+from llm_qa.evaluation.statistics.choices import macro_f1
 
 
 @pytest.mark.optional

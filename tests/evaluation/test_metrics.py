@@ -6,6 +6,7 @@ import string
 
 import pytest
 
+from evaluation.fixtures import make_rows
 from llm_qa.evaluation.metrics import MODULES, load_module
 from llm_qa.evaluation.metrics.catalogue import MEASURES, definitions
 from llm_qa.evaluation.metrics.measures import (
@@ -16,9 +17,7 @@ from llm_qa.evaluation.metrics.measures import (
     normalize_korquad,
 )
 from llm_qa.evaluation.metrics.morphemes import repetition
-from llm_qa.evaluation.scoring import score_predictions, text_scores
-
-from .fixtures import make_rows
+from llm_qa.evaluation.statistics.scoring import score_predictions, text_scores
 
 SENTENCE = "실크 벽지는 완전히 말린 뒤 시공합니다."
 

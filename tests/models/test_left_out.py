@@ -5,12 +5,12 @@ import torch
 from architectures import small_config
 from transformers import AutoModelForCausalLM
 
-from llm_qa.config import make_recipe
+from llm_qa.config.recipe import make_recipe
 from llm_qa.console import UserError
 from llm_qa.models.left_out import left_out_report
 from llm_qa.models.loading import load_base
 from llm_qa.models.lora import add_lora
-from llm_qa.models.quantization import resolve_precision
+from llm_qa.models.precision import resolve_precision
 
 
 def saved(tmp_path, name):

@@ -6,10 +6,10 @@ from functools import partial
 
 import pytest
 
-from llm_qa.config import make_recipe
+from llm_qa.config.recipe import make_recipe
 from llm_qa.console import UserError
 from llm_qa.models.loading import check_tokenizer_fits, load_base, load_run, load_tokenizer, save_tokenizer
-from llm_qa.models.quantization import resolve_precision
+from llm_qa.models.precision import resolve_precision
 
 FP32 = resolve_precision(make_recipe({"base_precision": "fp32"}), None)
 

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from llm_qa.config import make_recipe
+from llm_qa.config.recipe import make_recipe
 from llm_qa.models.loading import load_base
 from llm_qa.models.lora import add_lora, linear_parameters, parameter_counts, trainable_report
-from llm_qa.models.quantization import resolve_precision
+from llm_qa.models.precision import resolve_precision
 
 
 def with_lora(folder, **values):

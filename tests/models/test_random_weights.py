@@ -4,10 +4,10 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config
 
-from llm_qa.config import make_recipe
-from llm_qa.models import random_weights, tiny
+from llm_qa.config.recipe import make_recipe
+from llm_qa.models import embedded, random_weights
 from llm_qa.models.linear_modules import linear_layers
-from llm_qa.models.quantization import resolve_precision
+from llm_qa.models.precision import resolve_precision
 from llm_qa.models.random_weights import random_base
 
 KOGPT2 = GPT2Config(vocab_size=200, n_embd=64, n_layer=3, n_head=4, n_positions=64)
@@ -17,7 +17,7 @@ def precision(base: str):
     return resolve_precision(make_recipe({"base_precision": base}), None)
 
 
-@pytest.mark.parametrize("config", [tiny.model_config(300, 0), KOGPT2], ids=["gpt_neox", "gpt2"])
+@pytest.mark.parametrize("config", [embedded.model_config(300, 0), KOGPT2], ids=["gpt_neox", "gpt2"])
 def test_the_names_shapes_and_spread_are_transformers_own(config):
     layers = config.num_hidden_layers
     got = random_base(config, precision("fp32"), "cpu").state_dict()
@@ -39,7 +39,7 @@ def test_one_layer_at_a_time_is_in_16_bits(monkeypatch, base):
         plain(module, *rest)
 
     monkeypatch.setattr(random_weights, name, watched)
-    config = tiny.model_config(300, 0)
+    config = embedded.model_config(300, 0)
     model = random_base(config, precision(base), "cpu")
     assert len(waiting) == config.num_hidden_layers
     assert max(waiting) <= 4

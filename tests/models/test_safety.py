@@ -10,10 +10,10 @@ import yaml
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from llm_qa.config import make_recipe
+from llm_qa.config.recipe import make_recipe
 from llm_qa.console import UserError
 from llm_qa.models.loading import load_base, load_run, load_tokenizer
-from llm_qa.models.quantization import resolve_precision
+from llm_qa.models.precision import resolve_precision
 
 FP32 = resolve_precision(make_recipe({"base_precision": "fp32"}), None)
 

@@ -13,15 +13,15 @@ SHORT = ("--steps", "2", "--warmup", "1")
 def test_contenders_train_side_by_side_and_the_rows_are_kept(tmp_path):
     recipe, out = tmp_path / "r.yaml", tmp_path / "bench.jsonl"
     recipe.write_text(TINY)
-    contenders = ("ours", "fp8-base", "loop", "original")
-    done = run_script("scripts/bench.py", recipe, *SHORT, "--out", out, "--contenders", *contenders)
+    baselines = ("ours", "fp8-base", "loop", "original")
+    done = run_script("scripts/bench.py", recipe, *SHORT, "--out", out, "--baselines", *baselines)
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
-    assert [row["contender"] for row in rows] == list(contenders)
+    assert [row["baseline"] for row in rows] == list(baselines)
     for row in rows:
         assert row["updates_measured"] == 2
         assert 5 < row["last_loss"] < 9  # random tokens: about ln 1024
-        assert row["ceiling"] > 1e8
+        assert row["matmul_peak"] > 1e8
         assert row["start_up_seconds"] > 1
         assert f"{row['tokens_per_second']:,.0f}" in done.stdout
     mine, fp8_base, loop, original = rows
@@ -43,13 +43,13 @@ def test_under_accelerate_launch_the_strategy_itself_is_measured(tmp_path):
         assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
     assert [row["settings"]["base_precision"] for row in rows] == ["nf4", "fp32"]
-    assert {row["contender"] for row in rows} == {"ours"}
+    assert {row["baseline"] for row in rows} == {"ours"}
     assert "embedded lora fp32" in done.stdout
 
 
 @pytest.mark.skipif(importlib.util.find_spec("trl") is not None, reason="TRL is installed")
 def test_a_contender_that_cannot_run_is_named(tmp_path):
-    done = run_script("scripts/bench.py", *SHORT, "--out", tmp_path / "bench.jsonl", "--contenders", "trl")
+    done = run_script("scripts/bench.py", *SHORT, "--out", tmp_path / "bench.jsonl", "--baselines", "trl")
     assert done.returncode == 1
     assert "TRL is not installed" in done.stderr
     assert "not measured, see above: trl, tiny" in done.stdout
@@ -61,7 +61,7 @@ def test_answering_is_measured_in_every_way(tmp_path):
     done = run_script("scripts/bench.py", "--generate", "--questions", "4", "--new-tokens", "3", "--out", out)
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
-    assert [(row["contender"], row["rows"], row["tokens_measured"]) for row in rows] == [
+    assert [(row["baseline"], row["rows"], row["tokens_measured"]) for row in rows] == [
         ("original", 1, 3),
         ("plain", 4, 12),
         ("static", 4, 12),

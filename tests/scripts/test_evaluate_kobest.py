@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from llm_qa import files
 from llm_qa.data.readers.kobest import TASKS
-from llm_qa.evaluation.choices import compare_choices
+from llm_qa.evaluation.statistics.choices import compare_choices
 from llm_qa.models.loading import save_tokenizer
 
 

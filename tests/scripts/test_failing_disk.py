@@ -8,7 +8,7 @@ import yaml
 from command_line import ROOT, environment, run_script
 
 from llm_qa import files
-from llm_qa.training.checkpoints import all_checkpoints, flaws
+from llm_qa.training.checkpoint.resume import all_checkpoints, invalid_reasons
 
 CLOCK = ("tokens_per_second", "peak_memory_bytes", "elapsed_seconds")
 WEIGHTS = "adapter/adapter_model.safetensors"
@@ -84,7 +84,7 @@ def test_a_disk_with_room_for_one_checkpoint_keeps_it_and_training_ends_where_it
     kept = tmp_path / "kept"
     assert codes == "0", printed[-3000:]
     assert [path.name for path in all_checkpoints(kept / "checkpoints")] == ["checkpoint-5"]
-    assert not flaws(kept / "checkpoints" / "checkpoint-5")
+    assert not invalid_reasons(kept / "checkpoints" / "checkpoint-5")
     assert printed.count("(No space left on device). It needs ") == 3
     assert "the next save tries again" in printed
     assert "what was trained is saved now" in printed

@@ -3,10 +3,10 @@
 import pytest
 
 from llm_qa import files
-from llm_qa.config import make_recipe
+from llm_qa.config.recipe import make_recipe
 from llm_qa.console import UserError
 from llm_qa.training import agreement
-from llm_qa.training.fingerprints import fingerprint
+from llm_qa.training.run_signature import run_signature
 
 
 @pytest.fixture
@@ -15,10 +15,10 @@ def first(tmp_path, monkeypatch):
     run = tmp_path / "run"
     run.mkdir()
     (run / files.ENVIRONMENT).write_text("{}")
-    made_of = fingerprint(make_recipe({}), "a" * 64, 2)
-    seen = made_of, (run / files.ENVIRONMENT).stat().st_mtime_ns
-    monkeypatch.setattr(agreement, "on_main", lambda work: seen)
-    return run, made_of
+    signature = run_signature(make_recipe({}), "a" * 64, 2)
+    seen = signature, (run / files.ENVIRONMENT).stat().st_mtime_ns
+    monkeypatch.setattr(agreement, "run_on_main", lambda work: seen)
+    return run, signature
 
 
 def test_machines_that_agree(first):
@@ -26,18 +26,18 @@ def test_machines_that_agree(first):
 
 
 def test_a_run_folder_on_each_machines_own_disk_is_refused(first, tmp_path):
-    run, made_of = first
+    run, signature = first
     with pytest.raises(UserError, match=r"does not see .*elsewhere as the first machine does.* disk that they share"):
-        agreement.check_ranks_agree(tmp_path / "elsewhere", made_of, patience_seconds=0)
+        agreement.check_ranks_agree(tmp_path / "elsewhere", signature, patience_seconds=0)
     (run / files.ENVIRONMENT).unlink()
     (run / files.ENVIRONMENT).write_text("{}")  # the same content, another file
     with pytest.raises(UserError, match="does not see"):
-        agreement.check_ranks_agree(run, made_of, patience_seconds=0)
+        agreement.check_ranks_agree(run, signature, patience_seconds=0)
 
 
 def test_another_recipe_or_other_data_on_a_machine_is_refused(first):
-    run, made_of = first
+    run, signature = first
     with pytest.raises(UserError, match=r"do not agree: .*the data aaaaaaaaaaaa -> bbbbbbbbbbbb.*same recipe and"):
-        agreement.check_ranks_agree(run, {**made_of, "data_sha256": "b" * 64})
+        agreement.check_ranks_agree(run, {**signature, "data_sha256": "b" * 64})
     with pytest.raises(UserError, match="seed 42 -> 43"):
-        agreement.check_ranks_agree(run, {**made_of, "recipe": make_recipe({"seed": 43}).to_dict()})
+        agreement.check_ranks_agree(run, {**signature, "recipe": make_recipe({"seed": 43}).to_dict()})

@@ -2,9 +2,10 @@
 
 import pytest
 
-from llm_qa import planning
-from llm_qa.config import load_recipe
+from llm_qa.config.recipe import load_recipe
 from llm_qa.console import UserError
+from llm_qa.planning import dry_run
+from llm_qa.planning.memory import Sizes
 from llm_qa.training.memory_check import (
     Width,
     check_memory,
@@ -14,7 +15,6 @@ from llm_qa.training.memory_check import (
     largest_micro_batch,
     pass_bytes,
 )
-from llm_qa.training.sharing import Sizes
 from llm_qa.training.strategy import Strategy, accumulation_steps
 
 GIB = 2**30
@@ -59,7 +59,7 @@ def test_offload_counts_the_machine_s_memory():
 
 def test_a_lora_run_that_is_too_large_is_told_of_zero3_and_nf4():
     recipe = load_recipe("scripts/recipes/lora_12.8b.yaml")
-    sizes = planning.sizes_of(planning.meta_model(recipe, []), recipe)
+    sizes = dry_run.sizes_of(dry_run.meta_model(recipe, []), recipe)
     assert sizes.linear + sizes.other == N
     with pytest.raises(
         UserError,

@@ -4,11 +4,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
-from llm_qa.config import load_recipe, make_recipe
+from llm_qa.config.recipe import load_recipe, make_recipe
 from llm_qa.console import UserError
 from llm_qa.data.packing import PackedDataset, tokenize_records
-from llm_qa.models.quantization import resolve_precision
-from llm_qa.training.checkpoints import flaws
+from llm_qa.models.precision import resolve_precision
+from llm_qa.training.checkpoint.resume import invalid_reasons
 from llm_qa.training.optimizer import BETA2, check_optimizer, optimizer_defaults
 from llm_qa.training.strategy import Strategy
 from llm_qa.training.trainer import build_trainer, training_arguments
@@ -85,7 +85,7 @@ def test_a_resumed_run_ends_with_the_same_bits(base, precision, request, records
     whole, _ = prepare(folder, records, tmp_path, precision, **changes)
     whole.train()
     half = tmp_path / "checkpoints" / "checkpoint-4"
-    assert not flaws(half)
+    assert not invalid_reasons(half)
     state = torch.load(half / "optimizer.pt", weights_only=True)["state"]
     assert any("kahan_comp" in kept and kept["kahan_comp"].any() for kept in state.values()) == (precision == "bf16")
     resumed, _ = prepare(folder, records, tmp_path, precision, **changes)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from llm_qa.config import make_recipe
+from llm_qa.config.recipe import make_recipe
 from llm_qa.data.packing import PackedDataset, TokenizedPairs
 from llm_qa.training.rows import one_document_a_row
 from llm_qa.training.strategy import accumulation_steps, micro_batch_size

@@ -5,9 +5,9 @@ import json
 import pytest
 import torch
 
-from llm_qa.config import load_recipe, make_recipe
+from llm_qa.config.recipe import load_recipe, make_recipe
 from llm_qa.console import UserError
-from llm_qa.models.quantization import resolve_precision
+from llm_qa.models.precision import resolve_precision
 from llm_qa.training.strategy import (
     Strategy,
     accumulation_steps,

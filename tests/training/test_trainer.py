@@ -2,8 +2,8 @@
 
 from transformers import TrainingArguments
 
-from llm_qa.config import make_recipe
-from llm_qa.models.quantization import resolve_precision
+from llm_qa.config.recipe import make_recipe
+from llm_qa.models.precision import resolve_precision
 from llm_qa.training.strategy import Strategy
 from llm_qa.training.trainer import training_arguments
 

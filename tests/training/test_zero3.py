@@ -5,10 +5,10 @@ import torch
 from deepspeed.utils import get_z3_leaf_modules
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from llm_qa.config import make_recipe
-from llm_qa.models import tiny
+from llm_qa.config.recipe import make_recipe
+from llm_qa.models import embedded
 from llm_qa.models.lora import add_lora
-from llm_qa.models.quantization import resolve_precision
+from llm_qa.models.precision import resolve_precision
 from llm_qa.models.random_weights import random_base
 from llm_qa.training.zero3 import decoder_layers, elements, gather_by_layer
 
@@ -17,7 +17,7 @@ SMALL_LLAMA = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 
 
 def neox(lora: bool):
     recipe = make_recipe({"base_precision": "fp32"})
-    model = random_base(tiny.model_config(500, 0), resolve_precision(recipe, None), "cpu")
+    model = random_base(embedded.model_config(500, 0), resolve_precision(recipe, None), "cpu")
     return add_lora(model, recipe) if lora else model
 
 

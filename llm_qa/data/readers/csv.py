@@ -10,7 +10,7 @@ from pathlib import Path
 
 from llm_qa.console import UserError
 from llm_qa.data.readers.rows import LONGEST_LINE_CHARACTERS
-from llm_qa.data.text import flaw, normalize
+from llm_qa.data.text import invalid_reason, normalize
 
 LARGEST_CELL_CHARACTERS = 1_000_000
 MOST_COLUMNS = 1_000
@@ -81,4 +81,4 @@ def header_problem(cells: list[str]) -> str:
     """Why cells cannot be column names, or "" when they can."""
     if len(cells) > MOST_COLUMNS:
         return f"{len(cells):,} columns, which is not question-answer data"
-    return next(filter(None, map(flaw, cells)), "")
+    return next(filter(None, map(invalid_reason, cells)), "")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_qa.console import UserError, progress
-from llm_qa.data.decoding import decode_bytes, read_bytes
+from llm_qa.data.encoding import decode_bytes, read_bytes
 from llm_qa.data.groups import merge_same_questions
 from llm_qa.data.readers.csv import all_rows
 from llm_qa.data.readers.json import read_json_text
@@ -21,7 +21,7 @@ from llm_qa.data.readers.rows import ColumnNames, Row, Table
 from llm_qa.data.readers.table import read_table
 from llm_qa.data.readers.xlsx import ZIP, read_sheet
 from llm_qa.data.records import QARecord
-from llm_qa.data.text import LINE_BREAKS, flaw, normalize, visible
+from llm_qa.data.text import LINE_BREAKS, invalid_reason, normalize, visible
 from llm_qa.files import sha256_file
 
 
@@ -99,7 +99,7 @@ def read_files(
         before = (len(result.records), len(result.rejected))
         for row in progress(table.rows, what=f"reading {path.name}", unit="rows"):
             result.rows_read += 1
-            record, reason = judge(row, max_characters, LINE_BREAKS[line_breaks])
+            record, reason = validate(row, max_characters, LINE_BREAKS[line_breaks])
             if record is not None:
                 # On one line: where line breaks are kept, they do not make another text of it.
                 texts = (frozenset(map(normalize, each)) for each in (record.questions, record.answers))
@@ -160,7 +160,7 @@ def open_table(path: Path, columns: ColumnNames, sheet: str | None = None) -> tu
     return read_table(path, "CSV", lambda: all_rows(text), columns), encoding
 
 
-def judge(row: Row, max_characters: int, tidy: Callable[[str], str]) -> tuple[QARecord | None, str]:
+def validate(row: Row, max_characters: int, tidy: Callable[[str], str]) -> tuple[QARecord | None, str]:
     """(record, "") of a row that can be used, or (None, the reason) of one that cannot.
 
     `tidy` normalises answers and contexts; a question is one line.
@@ -168,7 +168,7 @@ def judge(row: Row, max_characters: int, tidy: Callable[[str], str]) -> tuple[QA
     if row.problem:
         return None, row.problem
     for text in (row.id, *row.questions, *row.answers, row.category, row.context):
-        if reason := flaw(text):
+        if reason := invalid_reason(text):
             return None, reason
     questions = tuple(dict.fromkeys(text for text in map(normalize, row.questions) if text))
     answers = tuple(dict.fromkeys(text for text in map(tidy, row.answers) if text))

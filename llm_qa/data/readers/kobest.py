@@ -12,7 +12,7 @@ from typing import Any
 
 from llm_qa import files
 from llm_qa.console import UserError
-from llm_qa.data.decoding import decode
+from llm_qa.data.encoding import decode
 
 TASKS = ("boolq", "copa", "hellaswag", "sentineg", "wic")
 FIELDS = {

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from llm_qa.models.fast.lora_layer import recomputing
-from llm_qa.models.fast.loss import linear_cross_entropy
-from llm_qa.models.fast.neox import FastNeoX
-from llm_qa.models.fast.neox_layer import LayerShape, layer_forward, layer_weights
+from llm_qa.models.fast.layer import LayerShape, layer_forward, layer_weights
+from llm_qa.models.fast.model import FastNeoX
+from llm_qa.models.fast.ops.cross_entropy import linear_cross_entropy
+from llm_qa.models.fast.ops.lora_layer import recomputing
 
 
 class PackedInputs(NamedTuple):
@@ -48,7 +48,7 @@ class _RecomputedLayer(torch.autograd.Function):
         return run(x, layer_weights(layer, packed.shape.dtype), *packed)
 
     @staticmethod
-    def backward(ctx, slope: Tensor):
+    def backward(ctx, grad: Tensor):
         layer, packed = ctx.layer, ctx.packed
         x = ctx.saved_tensors[0].detach().requires_grad_()
         trained = {p: p.detach().requires_grad_() for p in layer.parameters() if p.requires_grad}
@@ -56,15 +56,15 @@ class _RecomputedLayer(torch.autograd.Function):
         weights = tree_map(lambda tensor: trained.get(tensor, tensor), weights)
         with torch.enable_grad(), recomputing():
             y = ctx.run(x, weights, *packed)
-        return None, None, None, *torch.autograd.grad(y, [x, *trained.values()], slope)
+        return None, None, None, *torch.autograd.grad(y, [x, *trained.values()], grad)
 
 
 class ShardedNeoX(FastNeoX):
     """FastNeoX whose weights are read inside the calls of the modules that own them; every layer is recomputed."""
 
-    def take_over(self) -> None:
+    def install(self) -> None:
         """Become the forward of the model, its decoder layers and its head, for what FastNeoX.forward passes on."""
-        super().take_over()
+        super().install()
         self.recomputed = len(self.model.gpt_neox.layers)
         for layer in self.model.gpt_neox.layers:
             layer.forward = partial(self.layer_call, layer, layer.forward)
@@ -88,7 +88,7 @@ class ShardedNeoX(FastNeoX):
     def head_loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
         return self.model.get_output_embeddings()(hidden, targets)
 
-    def layer_output(self, number: int, x: Tensor, rotary, bounds, seeds, shape, rows, twins) -> Tensor:
+    def layer_output(self, number: int, x: Tensor, rotary, bounds, seeds, shape, rows, parameter_aliases) -> Tensor:
         return self.model.gpt_neox.layers[number](x, packed=PackedInputs(rotary, bounds, seeds, shape, rows))
 
     def final_norm(self, x: Tensor) -> Tensor:

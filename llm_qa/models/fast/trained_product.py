@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llm_qa.models.fast import lora_layer
+from llm_qa.models.fast.ops import lora_layer
 
 
 @torch.library.custom_op("llm_qa::last_product", mutates_args=())
@@ -31,9 +31,9 @@ def _keep(ctx, inputs, output):
     ctx.save_for_backward(x, weight)
 
 
-def _backward(ctx, slope):
+def _backward(ctx, grad):
     x, weight = ctx.saved_tensors
-    return slope @ weight, slope.T @ x, slope.sum(0)
+    return grad @ weight, grad.T @ x, grad.sum(0)
 
 
 last_product.register_autograd(_backward, setup_context=_keep)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_neox import DROPOUT, TOKENS, batch, build, gradients  # noqa: F401  batch is a fixture
+from test_fast_model import DROPOUT, TOKENS, batch, build, gradients  # noqa: F401  batch is a fixture
 
 from llm_qa.models.fast.sharded import ShardedNeoX
 
@@ -12,9 +12,9 @@ KINDS = [{"base_precision": "nf4"}, {"base_precision": "fp32", "method": "full"}
 def build_both(values):
     """(model, FastNeoX on it, ShardedNeoX on it) with dropout where there is LoRA."""
     model, fast = build(**({} if values.get("method") == "full" else {"lora_dropout": DROPOUT}), **values)
-    fast.learned = TOKENS // 2
+    fast.max_label_tokens = TOKENS // 2
     sharded = ShardedNeoX(fast.model, fast.shape.dtype, TOKENS, TOKENS, compiled=False)
-    sharded.learned = fast.learned
+    sharded.max_label_tokens = fast.max_label_tokens
     fast.model.enable_input_require_grads()
     return model, fast, sharded
 
@@ -28,9 +28,9 @@ class _Before(torch.autograd.Function):
         return tensor.detach()
 
     @staticmethod
-    def backward(ctx, slope):
+    def backward(ctx, grad):
         ctx.action()
-        return slope, None
+        return grad, None
 
 
 def share_out(module: torch.nn.Module) -> None:
@@ -64,7 +64,7 @@ def test_it_gives_what_the_unshared_path_gives(batch, values):  # noqa: F811
     torch.manual_seed(1)
     loss = fast.loss(**batch)
     wanted = gradients(model, loss)
-    sharded.take_over()
+    sharded.install()
     torch.manual_seed(1)
     got_loss = model(**batch).loss
     got = gradients(model, got_loss)
@@ -76,7 +76,7 @@ def test_it_gives_what_the_unshared_path_gives(batch, values):  # noqa: F811
 @pytest.mark.parametrize("values", KINDS)
 def test_weights_need_to_be_there_only_during_the_calls_of_their_modules(batch, values):  # noqa: F811
     model, _, sharded = build_both(values)
-    sharded.take_over()
+    sharded.install()
     torch.manual_seed(1)
     loss = model(**batch).loss
     wanted = gradients(model, loss)
@@ -93,7 +93,7 @@ def test_weights_need_to_be_there_only_during_the_calls_of_their_modules(batch, 
 @pytest.mark.parametrize("values", KINDS)
 def test_nothing_that_is_kept_for_the_backward_pass_is_a_layer_s_weight(batch, values):  # noqa: F811
     model, _, sharded = build_both(values)
-    sharded.take_over()
+    sharded.install()
     weights = {p.untyped_storage().data_ptr() for p in sharded.model.gpt_neox.layers.parameters()}
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
@@ -108,7 +108,7 @@ def test_everything_else_goes_the_usual_way(batch):  # noqa: F811
     model.eval()
     inputs = {"input_ids": batch["input_ids"], "position_ids": batch["position_ids"]}
     wanted = model(**inputs, use_cache=False).logits
-    sharded.take_over()
+    sharded.install()
     assert torch.equal(model(**inputs, use_cache=False).logits, wanted)
 
 

@@ -1,0 +1,66 @@
+"""What decides an answer, as one digest: answers that were kept are taken again only where all of it is the same."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+from collections.abc import Iterable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import llm_qa.data
+import llm_qa.models
+from llm_qa.inference import fitting, generate
+from llm_qa.models.precision import Precision
+
+LIBRARIES = ("torch", "transformers", "tokenizers", "peft", "bitsandbytes")
+CONFIGURATIONS = ("config.json", "generation_config.json", "adapter_config.json")
+TOKENIZERS = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.jinja")
+
+
+def answers_key(
+    asked: Any, weights: Iterable[Path | str], tokenizer: Path | str, precision: Precision, *settings: Any
+) -> str:
+    """Hex digest of all that decides answers: what is asked, of which weights and tokenizer, how, by which code.
+
+    `weights` are folders (or hub ids) of the base and of the adapter on it, `tokenizer` the tokenizer's; `asked` and
+    `settings` are JSON values.
+    """
+    stamps = [_weights_stamp(place) for place in weights]
+    value = [asked, stamps, _contents(tokenizer, TOKENIZERS), _precision(precision), code_stamp(), *settings]
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _weights_stamp(place: Path | str) -> list[Any]:
+    """A folder's weights by name, size and time of change (hashing 26 GB takes a minute), configurations by content."""
+    found = sorted(Path(place).glob("*.safetensors")) if Path(place).is_dir() else []
+    return [
+        [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in found],
+        _contents(place, CONFIGURATIONS),
+    ]
+
+
+def _contents(place: Path | str, patterns: tuple[str, ...]) -> list[Any]:
+    if not Path(place).is_dir():
+        return [str(place)]
+    found = sorted({path for pattern in patterns for path in Path(place).glob(pattern)})
+    return [[path.name, hashlib.sha256(path.read_bytes()).hexdigest()] for path in found]
+
+
+def _precision(precision: Precision) -> dict[str, str]:
+    return {key: str(value) for key, value in vars(precision).items() if key != "why"}
+
+
+@lru_cache(maxsize=1)
+def code_stamp() -> str:
+    """Digest of the code between a question and its answer (prompt, tokens, model, decoding) and its libraries."""
+    packages = [Path(package.__file__).parent for package in (llm_qa.data, llm_qa.models)]
+    sources = [path for folder in packages for path in sorted(folder.rglob("*.py"))]
+    digest = hashlib.sha256()
+    for path in (*sources, Path(generate.__file__), Path(fitting.__file__)):
+        digest.update(path.read_bytes())
+    for name in LIBRARIES:
+        digest.update(f"{name} {importlib.metadata.version(name)}".encode())
+    return digest.hexdigest()

@@ -1,0 +1,94 @@
+"""A model to ask, known before its weights are read, and a file of questions answered by it, batch by batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PretrainedConfig
+
+from llm_qa.config.recipe import Recipe, make_recipe
+from llm_qa.console import StoppedEarly, say
+from llm_qa.evaluation.predict.answer_key import answers_key
+from llm_qa.evaluation.predict.predictions import answer_questions
+from llm_qa.inference.fitting import Questions, fit_questions
+from llm_qa.inference.generate import GenerationSettings, check_decoder
+from llm_qa.models.loading import base_of_run, finished_folder, load_base, load_run, load_tokenizer, run_recipe
+from llm_qa.models.precision import Precision, gpu_capability, resolve_precision
+from llm_qa.models.registry import model_config
+
+
+@dataclass(frozen=True)
+class Source:
+    """A run, or a plain model (`run` is None): folders (or hub ids) of weights and tokenizer, config, precision."""
+
+    run: Path | None
+    recipe: Recipe
+    base: str  # the untuned weights
+    tokenizer: Path | str
+    config: PretrainedConfig
+    precision: Precision
+
+    @property
+    def weights(self) -> list[Path | str]:
+        """What the tuned model is made of: base and adapter, or the trained weights; a plain model is its base."""
+        if self.run is None:
+            return [self.base]
+        return [self.base, self.tokenizer] if self.recipe.method == "lora" else [self.tokenizer]
+
+    def load(self) -> tuple[Any, Any]:
+        """The model, ready to answer, and its tokenizer."""
+        if self.run is not None:
+            return load_run(self.run)
+        return load_base(self.base, self.precision).eval(), load_tokenizer(self.base)
+
+
+def find_source(
+    settings: GenerationSettings,
+    *,
+    run: Path | None = None,
+    model: str = "",
+    base_precision: str = "16bit",
+    decoder: str = "plain",
+) -> Source:
+    """The source that a run, or a plain model kept in `base_precision`, is; no weights are read.
+
+    Raises UserError where it is none, is not finished, or `decoder` cannot answer by these settings.
+    """
+    recipe = run_recipe(run) if run else make_recipe({"model": model, "base_precision": base_precision}, source="model")
+    base = base_of_run(run, recipe) if run else model
+    config = model_config(base)
+    check_decoder(decoder, settings, config)
+    tokenizer = finished_folder(run, recipe) if run else model
+    return Source(run, recipe, base, tokenizer, config, resolve_precision(recipe, gpu_capability()))
+
+
+def answer_file(
+    source: Source,
+    questions: Questions,
+    settings: GenerationSettings,
+    *,
+    batch_size: int,
+    part: Path,
+    decoder: str = "plain",
+) -> list[str]:
+    """The answers to (question, context) pairs, in their order; what is answered is kept in `part`.0.part on the way.
+
+    Remove it with `forget(part)` when the answers are written. Ctrl-C becomes StoppedEarly, a question that does not
+    fit into the model a UserError before any weight is read.
+    """
+    asked = fit_questions(load_tokenizer(source.tokenizer), source.config, questions, settings)
+    how = {**settings.to_dict(), "batch_size": batch_size, "decoder": decoder}
+    key = answers_key(asked, source.weights, source.tokenizer, source.precision, how)
+    try:
+        model, tokenizer = source.load()
+        kept = {"batch_size": batch_size, "part": part, "key": key, "decoder": decoder}
+        answers = answer_questions(model, tokenizer, asked, settings, **kept).values
+    except KeyboardInterrupt:
+        raise StoppedEarly(
+            f"stopped: every batch of answers so far is kept in {part}.0.part, and the same command goes on"
+        ) from None
+    if cut := sum(not answer["stopped"] for answer in answers):
+        say(f"{cut:,} of {len(answers):,} answers were cut after {settings.max_new_tokens:,} tokens (--max-new-tokens)")
+    return [answer["text"] for answer in answers]

@@ -1,0 +1,116 @@
+"""How close is what is asked to what was trained on? And what would copying the nearest training answer score?
+
+The split keeps equal texts on one side; nearly equal ones may still stand on both. Every test question and reference
+is looked up among the training texts, and what memorising alone gives is shown as a row of the report.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from typing import Any
+
+import numpy as np
+
+from llm_qa.console import progress
+from llm_qa.data.records import QARecord
+from llm_qa.data.text import leakage_key
+from llm_qa.evaluation.metrics.measures import chrf
+from llm_qa.evaluation.statistics.grouping import CLOSE, CLOSE_SIMILARITY, closeness
+
+CANDIDATES = 20  # of the character index, which chrF then ranks
+
+
+def character_pairs(text: str) -> frozenset[str]:
+    """Neighbouring characters of the `leakage_key` text, its two ends marked."""
+    marked = f"\x02{leakage_key(text)}\x03"
+    return frozenset(marked[i : i + 2] for i in range(len(marked) - 1))
+
+
+class CharacterIndex:
+    """Texts by their character pairs. Similarity is Dice's: twice the shared pairs over the sum of both, 0 to 1."""
+
+    def __init__(self, texts: list[str]):
+        pairs = [character_pairs(text) for text in texts]
+        places: dict[str, list[int]] = defaultdict(list)
+        for i, found in enumerate(pairs):
+            for pair in found:
+                places[pair].append(i)
+        self._sizes = np.array([len(found) for found in pairs], dtype=np.float64)
+        self._places = {pair: np.array(found) for pair, found in places.items()}
+
+    def similarities(self, text: str) -> np.ndarray:
+        """(texts,) float64: how similar each text is to `text`."""
+        wanted = character_pairs(text)
+        found = [self._places[pair] for pair in wanted if pair in self._places]
+        shared = np.bincount(np.concatenate(found), minlength=len(self._sizes)) if found else np.zeros(1)
+        return 2 * shared / (self._sizes + len(wanted))
+
+    def nearest(self, text: str, count: int) -> list[int]:
+        """Indices of the most similar texts, best first; ties in the order of the texts."""
+        return np.argsort(-self.similarities(text), kind="stable")[:count].tolist()
+
+
+def with_closest(rows: list[dict[str, Any]], training: list[QARecord]) -> list[dict[str, Any]]:
+    """The rows with `closest_training`: similarity of question and references to the nearest training text of a kind.
+
+    {"question", "answer", "trained_on"}: the answer's is the highest over the references; 1 is equal but for case,
+    spaces and punctuation; `trained_on` says whether this very question, of the same context, is among them.
+    """
+    known = {_what_is_asked(text, record.context) for record in training for text in record.questions}
+    questions = CharacterIndex([text for record in training for text in record.questions])
+    answers = CharacterIndex([text for record in training for text in record.answers])
+    marked = []
+    for row in progress(rows, what="looking for training texts", unit="questions"):
+        question = float(questions.similarities(row["question"]).max())
+        answer = max(float(answers.similarities(text).max()) for text in row["references"])
+        closest = {"question": round(question, 4), "answer": round(answer, 4)}
+        closest["trained_on"] = _what_is_asked(row["question"], row.get("context", "")) in known
+        marked.append({**row, "closest_training": closest})
+    return marked
+
+
+def _what_is_asked(question: str, context: str) -> tuple[str, str]:
+    return leakage_key(question), leakage_key(context)
+
+
+def nearest_answers(questions: list[str], training: list[QARecord]) -> list[str]:
+    """For each question the first answer of the training record that asks the most similar one, by chrF++.
+
+    chrF++ ranks the CANDIDATES nearest by character pairs, which a slow search of all would hardly ever leave.
+    """
+    known = [(question, record.answers[0]) for record in training for question in record.questions]
+    index = CharacterIndex([question for question, _ in known])
+    copied = []
+    for question in progress(questions, what="nearest training answers", unit="questions"):
+        best = max(index.nearest(question, CANDIDATES), key=lambda i: chrf(question, [known[i][0]]))
+        copied.append(known[best][1])
+    return copied
+
+
+def contamination(rows: list[dict[str, Any]]) -> dict[str, int]:
+    """Counts for scores.json: questions trained on, with a close question, a close answer, and records with either."""
+    close = Counter(
+        kind for row in rows for kind in ("question", "answer") if row["closest_training"][kind] >= CLOSE_SIMILARITY
+    )
+    return {
+        "similarity_from": CLOSE_SIMILARITY,
+        "trained_on_questions": sum(row["closest_training"]["trained_on"] for row in rows),
+        "close_questions": close["question"],
+        "close_answers": close["answer"],
+        "close_records": len({row["id"] for row in rows if closeness(row) == CLOSE}),
+    }
+
+
+def nearest_rows(rows: list[dict[str, Any]], training: list[QARecord]) -> list[dict[str, Any]]:
+    """Rows of predictions that copy the nearest training answer; they have no bits, for no model gave them."""
+    copied = nearest_answers([row["question"] for row in rows], training)
+    return [
+        {
+            **row,
+            "prediction": text,
+            "stopped": True,
+            "generated_tokens": 0,
+            "reference_bits": [None] * len(row["references"]),
+        }
+        for row, text in zip(rows, copied, strict=True)
+    ]

@@ -1,0 +1,139 @@
+"""Records and a model -> rows of predictions.jsonl: an answer to every question, and the bits of every reference.
+
+Batches are resumable and shared by processes (`batches.py`); each is drawn from a seed of its own, so who answers it,
+and when, changes no answer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from llm_qa.data.records import QARecord
+from llm_qa.data.text import normalize_lines
+from llm_qa.distributed import wait_for_all
+from llm_qa.evaluation.predict.batches import Work, delete_partial_results, in_batches
+from llm_qa.inference.fitting import Questions
+from llm_qa.inference.generate import GenerationSettings, generate_answers, reference_bits, static_decoder
+
+REFERENCES_AT_ONCE = 64
+REFILLS = 4  # batches that the static decoder is given at once: what finishes early makes room for the next question
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Rows of predictions.jsonl and the seconds that answering and scoring the references took."""
+
+    rows: list[dict[str, Any]]
+    answering_seconds: float
+    references_seconds: float
+
+
+def question_rows(records: list[QARecord], groups: dict[str, str]) -> list[dict[str, Any]]:
+    """The part of predictions.jsonl that no model decides, a row a question; `groups` are record id -> group name."""
+    return [
+        {
+            "id": record.id,
+            "group": groups[record.id],
+            "question_index": index,
+            "question": question,
+            **({"context": record.context} if record.context else {}),
+            "category": record.category,
+            "references": list(record.answers),
+            "reference_characters": [len(normalize_lines(reference)) for reference in record.answers],
+        }
+        for record in records
+        for index, question in enumerate(record.questions)
+    ]
+
+
+def answer_questions(
+    model,
+    tokenizer,
+    questions: Questions,
+    settings: GenerationSettings,
+    *,
+    batch_size: int,
+    part: Path,
+    key: str,
+    decoder: str = "plain",
+) -> Work:
+    """Answer questions that fit (`fit_questions`) in batches that survive a kill: the fields of an Answer for each.
+
+    What is done is kept in `part`.<rank>.part under `key` until `forget(part)`. `decoder` is one of DECODERS.
+    """
+    static = static_decoder(model, tokenizer, questions, settings, batch_size) if decoder == "static" else None
+
+    def answer(number: int, batch: Questions) -> list[Any]:
+        seeded = replace(settings, seed=settings.seed + number)
+        answers = generate_answers(model, tokenizer, batch, seeded, batch_size=batch_size, decoder=static, quiet=True)
+        return [asdict(answer) for answer in answers]
+
+    return in_batches(
+        questions,
+        [sum(map(len, question)) for question in questions],
+        answer,
+        batch_size=REFILLS * batch_size if static else batch_size,
+        part=part,
+        key=key,
+        what="answering",
+    )
+
+
+def predict(
+    model,
+    tokenizer,
+    rows: list[dict[str, Any]],
+    questions: Questions,
+    settings: GenerationSettings,
+    batch_size: int,
+    folder: Path,
+    key: str,
+    decoder: str = "plain",
+) -> Predictions:
+    """Answer every question of `question_rows` and score every reference; the same rows in every process.
+
+    `questions` are what the model is asked, a row each (`fit_questions`). What is done is kept in .part files in
+    `folder` under `key` until `delete_all_partial_results`. `decoder` is one of DECODERS.
+    """
+    answers_part, references_part = _parts(folder)
+    how = {"batch_size": batch_size, "part": answers_part, "key": key, "decoder": decoder}
+    answers = answer_questions(model, tokenizer, questions, settings, **how)
+    triples = [(row["question"], text, row.get("context", "")) for row in rows for text in row["references"]]
+
+    def score(number: int, batch: list[tuple[str, str, str]]) -> list[Any]:
+        return reference_bits(model, tokenizer, batch, quiet=True)
+
+    scored = in_batches(
+        triples,
+        [sum(map(len, triple)) for triple in triples],
+        score,
+        batch_size=REFERENCES_AT_ONCE,
+        part=references_part,
+        key=key,
+        what="scoring references",
+    )
+    bits = iter(scored.values)
+    predicted = [
+        {
+            **row,
+            "prediction": given["text"],
+            "stopped": given["stopped"],
+            "generated_tokens": given["tokens"],
+            "reference_bits": [next(bits) for _ in row["references"]],
+        }
+        for row, given in zip(rows, answers.values, strict=True)
+    ]
+    return Predictions(predicted, answers.seconds, scored.seconds)
+
+
+def delete_all_partial_results(folder: Path) -> None:
+    """Remove the .part files once the results are written; every process calls it."""
+    wait_for_all()
+    for part in _parts(folder):
+        delete_partial_results(part)
+
+
+def _parts(folder: Path) -> tuple[Path, Path]:
+    return folder / "answers", folder / "references"

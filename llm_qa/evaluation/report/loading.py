@@ -1,0 +1,210 @@
+"""Reading a report together: runs' scores, paired comparisons, the ranking, costs and sample answers.
+
+Everything is checked here; a number in scores.json is shown, never computed again. `rendering.py` draws it. Nothing of
+the time of day goes in: the same runs give the same bytes. Missing optional figures are shown as "–".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from llm_qa import files
+from llm_qa.console import UserError
+from llm_qa.evaluation.evaluations import (
+    Evaluation,
+    asked,
+    check_same_data,
+    check_same_generation,
+    check_same_questions,
+    evaluate_command,
+    load_evaluation,
+    load_kobest,
+)
+from llm_qa.evaluation.kobest import tested_tasks
+from llm_qa.evaluation.metrics.catalogue import UNKNOWN, is_number
+from llm_qa.evaluation.predict.run_data import evaluated_in
+from llm_qa.evaluation.report.samples import Sample, choose_samples
+from llm_qa.evaluation.statistics.comparison import compare_predictions, trials_needed
+from llm_qa.evaluation.statistics.ranking import Entry, PairwiseComparison, compare_entries, most_tests, rank_entries
+from llm_qa.evaluation.statistics.verdict import Verdict, verdict
+from llm_qa.migrations import FORMAT_KEY, read_json, renamed_recipe_keys
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """What a run folder holds for the report, as it was written."""
+
+    name: str
+    path: Path
+    evaluations: dict[str, Evaluation | None]  # by label
+    recipe: dict[str, Any]
+    environment: dict[str, Any]
+    training: dict[str, Any]
+    log: list[dict[str, Any]]
+    kobest: dict[str, Any]
+
+    @property
+    def hours(self) -> float | None:
+        """Hours of training times processes, so GPU hours where it trained on GPUs; None where not known."""
+        seconds, processes = self.training.get("wall_seconds"), self.training.get("processes", 1)
+        return seconds * processes / 3600 if is_number(seconds) and is_number(processes) else None
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """Everything of one run that the report shows. `tuned` and `base` are whole scores.json objects."""
+
+    folder: RunFolder
+    tuned: dict[str, Any]
+    base: dict[str, Any] | None
+    comparison: dict[str, Any] | None
+    kobest: dict[str, Any] | None  # macro F1 of its tasks with corrected tests
+    verdict: Verdict
+    samples: dict[str, list[Sample]]
+
+    @property
+    def name(self) -> str:
+        """What the run is called on the page."""
+        return self.folder.name
+
+    @property
+    def path(self) -> str:
+        """Where the run lies, as it was named."""
+        return str(self.folder.path)
+
+
+@dataclass(frozen=True)
+class Report:
+    """Runs that were evaluated on the same records of the same data; `tests` is how many p-values were corrected."""
+
+    split: str
+    data: str
+    data_sha256: str
+    seed: int
+    runs: list[RunReport]
+    entries: list[Entry]
+    pairwise_comparisons: list[PairwiseComparison]
+    tests: int
+
+
+def load_report(
+    run_dirs: Sequence[str | Path],
+    *,
+    split: str = "test",
+    data: Path | None = None,
+    seed: int = 0,
+    samples: int = 20,
+    resamples: int = 2000,
+) -> Report:
+    """Read runs and compare them; UserError for what is missing, does not fit or is of different data.
+
+    `data` is the prepared folder that they were evaluated on, by default the one that each was trained on.
+    """
+    paths = [Path(run) for run in run_dirs]
+    if not paths:
+        raise UserError("No run was named: give one or more run folders, like runs/tiny.")
+    if len({path.resolve() for path in paths}) < len(paths):
+        raise UserError(f"A run is named twice ({', '.join(map(str, paths))}): name each run once.")
+    short = [path.resolve().name for path in paths]
+    names = [str(path) if short.count(name) > 1 else name for path, name in zip(paths, short, strict=True)]
+    folders = [_load_run(path, name, split, data) for path, name in zip(paths, names, strict=True)]
+    first = folders[0]
+    about = first.evaluations[files.TUNED][0]
+    for folder in folders[1:]:
+        remedy = evaluate_command(folder.path, split, data=str(about.get("data", "")))
+        (one, rows), (other, others) = (f.evaluations[files.TUNED] for f in (first, folder))
+        check_same_data(str(first.path), one, str(folder.path), other, remedy)
+        check_same_questions(first.path, asked(rows), folder.path, asked(others), remedy)
+
+    entries = rank_entries(names, [f.evaluations for f in folders], [f.hours for f in folders])
+    kobest = {i: tested_tasks(folder.kobest) for i, folder in enumerate(folders) if folder.kobest}
+    with_base = [i for i, folder in enumerate(folders) if folder.evaluations[files.BASE]]
+    trials = trials_needed(most_tests(entries, len(with_base), len(kobest)))
+    how = {"seed": seed, "resamples": resamples, "trials": trials}
+    against_base = {}
+    for i in with_base:
+        (_, base_rows), (_, rows) = folders[i].evaluations[files.BASE], folders[i].evaluations[files.TUNED]
+        against_base[i] = compare_predictions(base_rows, rows, name=str(folders[i].path), **how)
+    ranking = compare_entries(entries, against_base, kobest, **how)
+    runs = [
+        _run_report(folder, ranking.against_base.get(i), ranking.kobest.get(i), samples=samples, seed=seed)
+        for i, folder in enumerate(folders)
+    ]
+    of_data, sha256 = str(about.get("data", UNKNOWN)), str(about.get("data_sha256", ""))
+    return Report(split, of_data, sha256, seed, runs, ranking.entries, ranking.pairwise_comparisons, ranking.tests)
+
+
+def _load_run(path: Path, name: str, split: str, data: Path | None) -> RunFolder:
+    if not path.is_dir():
+        raise UserError(f"The run {path} does not exist: name a folder that scripts/train.py wrote with --run.")
+    remedy = evaluate_command(path, split, data=str(data or ""))
+    place = evaluated_in(path, data)
+    tuned = load_evaluation(path, split, files.TUNED, place)
+    if tuned is None:
+        others = sorted(found.parent.parent.name for found in path.glob(f"eval/*/{split}/{files.SCORES}"))
+        on = f" on {data}" if data else ""
+        elsewhere = f" (it was evaluated on other data, {', '.join(others)}: name that with --data)" if others else ""
+        raise UserError(
+            f"{path} has no evaluation of the {split} split{on}{elsewhere}: run `{remedy}` first, or choose another "
+            "--split."
+        )
+    evaluations = {files.TUNED: tuned}
+    for label, what in ((files.BASE, "The base of"), (files.NEAREST, "The nearest training answers of")):
+        evaluations[label] = load_evaluation(path, split, label, place)
+        if evaluations[label]:
+            check_same_data(f"{what} {path}", evaluations[label][0], "the tuned model", tuned[0], remedy)
+            whose = f"{what} {path}", "its tuned model"
+            check_same_questions(whose[0], asked(evaluations[label][1]), whose[1], asked(tuned[1]), remedy)
+    if evaluations[files.BASE]:
+        check_same_generation(path, evaluations[files.BASE][0], tuned[0], remedy)
+    return RunFolder(
+        name=name,
+        path=path,
+        evaluations=evaluations,
+        recipe=_optional_recipe(path / files.RECIPE),
+        environment=_optional_json(path / files.ENVIRONMENT),
+        training=_optional_json(path / files.TRAINING),
+        log=files.read_jsonl(path / files.LOG) if (path / files.LOG).is_file() else [],
+        kobest=load_kobest(path),
+    )
+
+
+def _run_report(
+    folder: RunFolder, comparison: dict[str, Any] | None, kobest: dict[str, Any] | None, *, samples: int, seed: int
+) -> RunReport:
+    tuned, rows = folder.evaluations[files.TUNED]
+    limit = (tuned.get("generation") or {}).get("max_new_tokens")
+    base, base_rows = folder.evaluations[files.BASE] or (None, None)
+    return RunReport(
+        folder=folder,
+        tuned=tuned,
+        base=base,
+        comparison=comparison,
+        kobest=kobest,
+        verdict=verdict(
+            comparison,
+            tuned["scores"],
+            finished=folder.training.get("finished") is not False,
+            longest=limit if is_number(limit) else None,
+        ),
+        samples=choose_samples(base_rows, rows, count=samples, seed=seed),
+    )
+
+
+def _optional_json(path: Path) -> dict[str, Any]:
+    value = read_json(path) if path.is_file() else {}
+    return value if isinstance(value, dict) else {}
+
+
+def _optional_recipe(path: Path) -> dict[str, Any]:
+    try:
+        value = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not readable YAML: {' '.join(str(error).split())}.") from None
+    values = {key: text for key, text in value.items() if key != FORMAT_KEY} if isinstance(value, dict) else {}
+    return renamed_recipe_keys(values, str(path))[0]

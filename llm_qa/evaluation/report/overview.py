@@ -1,0 +1,198 @@
+"""The top of the page as text: the ranking of all models, closeness to training texts, KoBEST. Nothing is computed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from llm_qa import files
+from llm_qa.console import format_seconds
+from llm_qa.data.readers.kobest import TASKS
+from llm_qa.evaluation.kobest import KOBEST_MEASURES, MACRO_F1, published_scores
+from llm_qa.evaluation.metrics.catalogue import (
+    BITS_PER_CHARACTER,
+    CHARACTER_F1,
+    EMBEDDING_COSINE,
+    MEASURES,
+    UNKNOWN,
+    is_number,
+)
+from llm_qa.evaluation.report.views import format_p, reading_text, span
+from llm_qa.evaluation.statistics.grouping import CLOSENESS, NEW
+from llm_qa.evaluation.statistics.ranking import PAIR_MEASURES
+
+if TYPE_CHECKING:
+    from llm_qa.evaluation.metrics.catalogue import Measure
+    from llm_qa.evaluation.report.loading import Report
+    from llm_qa.evaluation.statistics.ranking import Entry
+
+RANKED_BY = (CHARACTER_F1, "chrf", "rougeL", BITS_PER_CHARACTER, EMBEDDING_COSINE, "stopped_share")
+
+
+def measured(report: Report) -> tuple[str, ...]:
+    """Keys of the measures that some model has a value of, in the report's order."""
+    return tuple(key for key in MEASURES if any(is_number(e.scores["metrics"][key]["value"]) for e in report.entries))
+
+
+def headline(report: Report) -> str:
+    """The page's first lines: what was trained on, the best tuned model, what it clearly beats, what copying gives."""
+    return " ".join([*trained_on(report), _best(report)])
+
+
+def trained_on(report: Report) -> list[str]:
+    """['5 of 9 test questions stand in the training data.'], run by run where there are several; [] where none does."""
+    counts = {run.name: (run.tuned.get("contamination") or {}).get("trained_on_questions") for run in report.runs}
+    found = {name: count for name, count in counts.items() if count}
+    if not found:
+        return []
+    asked = f"{report.runs[0].tuned['scores']['questions']:,} {report.split} questions"
+    if len(report.runs) == 1:
+        return [f"{next(iter(found.values())):,} of {asked} stand in the training data."]
+    whose = _listed([f"{name} ({count:,})" for name, count in found.items()])
+    return [f"Of {asked} some stand in the training data of {whose}."]
+
+
+def _best(report: Report) -> str:
+    by_rank = {entry.rank: entry for entry in report.entries}
+    best = next(entry for entry in report.entries if entry.label == files.TUNED)
+    others = [entry for entry in report.entries if entry.label == files.TUNED and entry is not best]
+
+    def score(entry: Entry) -> str:
+        return MEASURES[CHARACTER_F1].format(entry.scores["metrics"][CHARACTER_F1]["value"])
+
+    def name(entry: Entry) -> str:
+        return "its base" if entry.label == files.BASE and best.runs[0] in entry.runs else entry.name
+
+    beaten = [by_rank[rank] for rank in best.beats]
+    text = f"{best.name} {'is the best tuned model' if others else 'reaches'}"
+    text += f" ({score(best)} character F1)" if others else f" {score(best)} character F1"
+    text += f", clearly better than {_listed([name(e) for e in beaten])}" if beaten else ", not clearly better than any"
+    if undecided := [entry.name for entry in others if entry not in beaten and best.rank not in entry.beats]:
+        text += f"; not distinguishable from {_listed(undecided)}"
+    copies = [entry for entry in report.entries if entry.label == files.NEAREST]
+    if stronger := [entry for entry in copies if best.rank in entry.beats]:
+        return f"{text}. Copying the nearest training answer is clearly better still ({score(stronger[0])})."
+    if copies and not any(entry in beaten for entry in copies):
+        return f"{text}. Copying the nearest training answer ({score(copies[0])}) is neither clearly better nor worse."
+    return f"{text}."
+
+
+def _listed(names: list[str], most: int = 4) -> str:
+    shown = names if len(names) <= most else [*names[: most - 1], f"{len(names) - most + 1} others"]
+    return " and ".join([*filter(None, [", ".join(shown[:-1])]), shown[-1]])
+
+
+def ranking_header(report: Report) -> list[str]:
+    """Titles of the columns of `ranking_rows`."""
+    keys = [key for key in RANKED_BY if key in measured(report)]
+    titles = [f"{MEASURES[key].title}\u00a0{MEASURES[key].arrow}" for key in keys]
+    return ["#", "Model", *titles, "Training time", "Clearly better than"]
+
+
+def ranking_rows(report: Report) -> list[dict[str, Any]]:
+    """One row a model: rank, name, kind, its cells of (text, interval), hours, and the ranks that it beats."""
+    keys = [key for key in RANKED_BY if key in measured(report)]
+    rows = []
+    for entry in report.entries:
+        cells = []
+        for key in keys:
+            measure, values = MEASURES[key], entry.scores["metrics"][key]
+            cells.append((measure.format(values["value"]), span(values, measure.format, entry.scores["record_groups"])))
+        hours = format_seconds(entry.hours * 3600) if entry.hours else UNKNOWN
+        rows.append(
+            {
+                "rank": entry.rank,
+                "name": entry.name,
+                "label": entry.label,
+                "cells": cells,
+                "hours": hours,
+                "beats": ", ".join(f"#{rank}" for rank in entry.beats) or UNKNOWN,
+            }
+        )
+    return rows
+
+
+def pairwise_rows(report: Report) -> list[dict[str, Any]]:
+    """One row a pair of tuned models or copied answers: who, and the texts of F1's and bits' differences."""
+    names = {entry.rank: f"#{entry.rank} {entry.name}" for entry in report.entries}
+    rows = []
+    for pairwise in report.pairwise_comparisons:
+        groups = f"{pairwise.comparison['record_groups']:,}"
+        row = {"first": names[pairwise.first], "second": names[pairwise.second], "groups": groups, "cells": []}
+        for key in PAIR_MEASURES:
+            measure, values = MEASURES[key], pairwise.comparison["metrics"][key]
+            interval = span(values, measure.format_difference, pairwise.comparison["record_groups"])
+            p = format_p(values["p_holm"])
+            row["cells"].append((measure.format_difference(values["difference"]), interval, p))
+        row["outcome"] = reading_text(pairwise.comparison["metrics"][CHARACTER_F1], pairwise.comparison) or UNKNOWN
+        rows.append(row)
+    return rows
+
+
+def closeness_rows(report: Report) -> list[dict[str, str]]:
+    """One row a run: how much of the test is close to its training texts; F1 and its gain with and without that."""
+    rows = []
+    for run in report.runs:
+        found, scores = run.tuned.get("contamination"), run.tuned["scores"]
+        row = {"name": run.name, "checked": bool(found)}
+        if found:
+            f1 = MEASURES[CHARACTER_F1]
+            new = scores["groups"].get(CLOSENESS, {}).get(NEW)
+            row |= {
+                "similarity": f"{found['similarity_from']:.0%}",
+                "questions": f"{found['close_questions']:,} of {scores['questions']:,}",
+                "answers": f"{found['close_answers']:,} of {scores['questions']:,}",
+                "records": f"{found['close_records']:,} of {scores['records']:,}",
+                "with": f1.format(scores["metrics"][CHARACTER_F1]["value"]),
+                "without": f1.format(new["metrics"][CHARACTER_F1]["value"]) if new else UNKNOWN,
+                "without_span": span(new["metrics"][CHARACTER_F1], f1.format, new["record_groups"]) if new else "",
+                "without_groups": f"{new['record_groups']:,}" if new else "0",
+                "gain": _gain(run.comparison),
+                "gain_without": _gain(((run.comparison or {}).get("groups") or {}).get(CLOSENESS, {}).get(NEW)),
+            }
+        rows.append(row)
+    return rows
+
+
+def _gain(comparison: dict[str, Any] | None) -> tuple[str, str]:
+    """Character F1's difference from the base and its interval."""
+    if not comparison:
+        return UNKNOWN, ""
+    values, signed = comparison["metrics"][CHARACTER_F1], MEASURES[CHARACTER_F1].format_difference
+    return signed(values["difference"]), span(values, signed, comparison["record_groups"])
+
+
+def kobest_tables(report: Report) -> list[dict[str, Any]]:
+    """A table for each run with KoBEST results: a row a task and measure, and what is published of the base."""
+    tables = []
+    for run in report.runs:
+        if not (found := run.folder.kobest):
+            continue
+        rows = []
+        for task in (task for task in TASKS if task in found["tasks"]):
+            for measure in KOBEST_MEASURES:
+                if values := found["tasks"][task].get(measure.key):
+                    tested = run.kobest["metrics"][task] if measure is MACRO_F1 else {}
+                    rows.append(
+                        {"task": task, "measure": measure, **_choice_texts(measure, values, tested, run.kobest)}
+                    )
+                    published = published_scores(found["model"], task, found["num_fewshot"])
+                    rows[-1]["published"] = measure.format(published if measure is MACRO_F1 else None)
+        tables.append({"name": run.name, "shots": found["num_fewshot"], "lm_eval": found["lm_eval"], "rows": rows})
+    return tables
+
+
+def _choice_texts(
+    measure: Measure, values: dict[str, Any], tested: dict[str, Any], comparison: dict[str, Any]
+) -> dict[str, str]:
+    records = values["records"]
+    texts = {
+        "records": f"{records:,}",
+        "difference": measure.format_difference(values["difference"]),
+        "difference_span": span(values, measure.format_difference, records),
+        "p": format_p(tested.get("p_holm")),
+        "outcome": reading_text(tested, comparison) or UNKNOWN,
+    }
+    for label in (files.BASE, files.TUNED):
+        ends = {end: values[f"{label}_{end}"] for end in ("low", "high")}
+        texts |= {label: measure.format(values[label]), f"{label}_span": span(ends, measure.format, records)}
+    return texts

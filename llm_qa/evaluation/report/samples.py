@@ -1,0 +1,72 @@
+"""Answers to look at: most improved, most worsened, worst, and a seeded handful of the others."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+from llm_qa.evaluation.metrics.measures import character_f1
+from llm_qa.evaluation.statistics.grouping import CLOSE, closeness
+
+DRAWN = 5  # at random, beside the extremes
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One question with both answers and their character F1 (base's are None where it was not evaluated)."""
+
+    identity: str  # of the record
+    question: str
+    context: str
+    category: str
+    references: list[str]
+    base: str | None
+    tuned: str
+    base_f1: float | None
+    tuned_f1: float
+    base_stopped: bool | None
+    tuned_stopped: bool
+    close: bool  # to a training text
+
+
+def choose_samples(base_rows: list[dict] | None, rows: list[dict], *, count: int, seed: int) -> dict[str, list[Sample]]:
+    """Most improved, most worsened and worst, `count` each, then DRAWN of the others; no sample twice.
+
+    Empty groups are left out. By character F1; ties stay in the order of ids.
+    """
+    base = {(row["id"], row["question_index"]): row for row in base_rows or []}
+    ordered = sorted(rows, key=lambda row: (row["id"], row["question_index"]))
+    samples = [_sample(base.get((row["id"], row["question_index"])), row) for row in ordered]
+    changed = [s for s in samples if s.base_f1 is not None and s.base_f1 != s.tuned_f1]
+    changed.sort(key=lambda s: s.tuned_f1 - s.base_f1)
+    worsened = [s for s in changed[:count] if s.tuned_f1 < s.base_f1]
+    improved = [s for s in changed[::-1][:count] if s.tuned_f1 > s.base_f1]
+    others = _without(samples, improved + worsened)
+    worst = sorted(others, key=lambda s: s.tuned_f1)[:count]
+    others = _without(others, worst)
+    drawn = random.Random(seed).sample(others, min(count, DRAWN, len(others)))
+    groups = {"Most improved": improved, "Most worsened": worsened, "Worst": worst, "Drawn at random": drawn}
+    return {title: group for title, group in groups.items() if group}
+
+
+def _without(samples: list[Sample], shown: list[Sample]) -> list[Sample]:
+    known = {id(sample) for sample in shown}
+    return [sample for sample in samples if id(sample) not in known]
+
+
+def _sample(base: dict | None, row: dict) -> Sample:
+    references = row["references"]
+    return Sample(
+        identity=row["id"],
+        question=row["question"],
+        context=row.get("context") or "",
+        category=row["category"],
+        references=references,
+        base=base["prediction"] if base else None,
+        tuned=row["prediction"],
+        base_f1=character_f1(base["prediction"], references) if base else None,
+        tuned_f1=character_f1(row["prediction"], references),
+        base_stopped=base["stopped"] if base else None,
+        tuned_stopped=row["stopped"],
+        close=closeness(row) == CLOSE,
+    )

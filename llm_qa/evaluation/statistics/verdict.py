@@ -1,0 +1,112 @@
+"""What a comparison means, in words: the first thing a reader sees of a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from llm_qa.evaluation.metrics.catalogue import BITS_PER_CHARACTER, CHARACTER_F1, MEASURES, is_number
+from llm_qa.evaluation.statistics.comparison import BETTER, FEW, MIXED, UNCLEAR, WORSE
+
+# A model that gives a few canned answers to all can still score well by character F1: below this share it is said.
+CANNED_SHARE, CANNED_FROM = 0.25, 20  # of the questions, and from how many of them
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The first thing a reader sees of a run. `kind`: BETTER, WORSE, MIXED, UNCLEAR, FEW, or '' without a base."""
+
+    kind: str
+    text: str
+
+
+def verdict(
+    comparison: dict[str, Any] | None, scores: dict[str, Any], *, finished: bool = True, longest: int | None = None
+) -> Verdict:
+    """Plain English from a comparison (None when the base was not evaluated) and the tuned model's scores.
+
+    `longest` is the token limit that the answers were cut at, where it is known.
+    """
+    counts = count_words(scores)
+    caveats = _caveats(scores, finished, longest)
+    if comparison is None:
+        parts = [f"{MEASURES[key].title} {_with_interval(key, scores)}" for key in (CHARACTER_F1, BITS_PER_CHARACTER)]
+        text = f"Its base was not evaluated, so nothing can be said about improvement: {'; '.join(parts)} ({counts})."
+        return Verdict("", " ".join([text, *caveats]))
+    metrics = comparison["metrics"]
+    outcomes = [metrics[key]["outcome"] for key in (CHARACTER_F1, BITS_PER_CHARACTER)]
+    kind, opening = _overall(*outcomes, comparison["groups_needed"])
+    f1, bits = (_change(key, metrics[key]) for key in (CHARACTER_F1, BITS_PER_CHARACTER))
+    if kind in (BETTER, WORSE):
+        against = WORSE if kind == BETTER else BETTER
+        if others := [MEASURES[key].title for key, values in metrics.items() if values["outcome"] == against]:
+            caveats.insert(0, f"It is {against} by: {', '.join(others)}.")
+    return Verdict(kind, " ".join([f"{opening}: {f1}; {bits}, lower is better ({counts}).", *caveats]))
+
+
+def count_words(scores: dict[str, Any]) -> str:
+    """'1,174 records in 756 groups, 1,174 questions'; the groups only where records share texts."""
+    groups, records, questions = (scores[key] for key in ("record_groups", "records", "questions"))
+    return f"{records:,} records{f' in {groups:,} groups' if groups < records else ''}, {questions:,} questions"
+
+
+def few_words(needed: int) -> str:
+    """'too few records (9 needed here)'; records that share a text count once."""
+    return f"{FEW} ({needed:,} needed here)"
+
+
+def _overall(f1: str, bits: str, needed: int) -> tuple[str, str]:
+    if f1 == FEW:  # bits may be unknown of more records: then character F1 decides alone
+        return FEW, f"{few_words(needed).capitalize()} for a verdict"
+    if {f1, bits} == {BETTER, WORSE}:
+        return MIXED, "Better by one measure, worse by the other"
+    if f1 == BETTER:
+        return BETTER, "The tuned model is better"
+    if f1 == WORSE:
+        return WORSE, "The tuned model is worse"
+    if bits == BETTER:
+        return MIXED, "The tuned model expects the right answers more, but does not measurably give better ones"
+    if bits == WORSE:
+        return WORSE, "The tuned model expects the right answers less, and does not measurably give better ones"
+    return UNCLEAR, "The tuned model is not distinguishable from its base"
+
+
+def _change(key: str, values: dict[str, Any]) -> str:
+    measure = MEASURES[key]
+    span = ""
+    if is_number(values["low"]):
+        low, high = (measure.format_difference(values[end]) for end in ("low", "high"))
+        span = f", 95% interval {low} to {high}"
+    title = measure.title[0].lower() + measure.title[1:]
+    change = measure.format_difference(values["difference"])
+    return f"{title} {measure.format(values['base'])} → {measure.format(values['tuned'])} ({change}{span})"
+
+
+def _with_interval(key: str, scores: dict[str, Any]) -> str:
+    measure, values = MEASURES[key], scores["metrics"][key]
+    span = f" ({measure.format(values['low'])} to {measure.format(values['high'])})" if is_number(values["low"]) else ""
+    return measure.format(values["value"]) + span
+
+
+def _caveats(scores: dict[str, Any], finished: bool, longest: int | None) -> list[str]:
+    metrics, caveats = scores["metrics"], []
+    empty = metrics["empty_share"]["value"]
+    if not finished:
+        caveats.append("Its training had not finished when it was evaluated.")
+    if is_number(empty) and empty == 1:
+        caveats.append("Every answer is empty.")
+    elif is_number(empty) and empty > 0:
+        caveats.append(f"{MEASURES['empty_share'].format(empty)} of its answers are empty.")
+    if cut := scores["answers_cut"]:
+        share = MEASURES["stopped_share"].format(cut / scores["questions"])
+        limit = f" after {longest:,} tokens (--max-new-tokens)" if longest else ""
+        caveats.append(f"{cut:,} of its {scores['questions']:,} answers ({share}) were cut{limit}.")
+    different = scores.get("different_answers")
+    if different and scores["questions"] >= CANNED_FROM and different < CANNED_SHARE * scores["questions"]:
+        caveats.append(f"Its {scores['questions']:,} answers are only {different:,} different texts.")
+    if skipped := scores.get("references_without_bits"):
+        caveats.append(
+            f"Bits per character leave out {skipped:,} of {scores['references']:,} reference answers: too long for the "
+            "model's context, or of no finite probability."
+        )
+    return caveats

@@ -1,0 +1,48 @@
+"""Questions that do not fit: a context passage is shortened, aloud; a question that is too long itself is refused."""
+
+from __future__ import annotations
+
+from llm_qa.console import UserError, say
+from llm_qa.data.prompts import encode_prompts
+from llm_qa.inference.generate import GenerationSettings, context_length, room_for_prompts
+
+Questions = list[tuple[str, str]]  # (question, context)
+
+
+def fit_questions(tokenizer, config, questions: Questions, settings: GenerationSettings) -> Questions:
+    """The questions, each with as much of the end of its context as prompt and answer leave room for in the model.
+
+    `config` is the model's, so that this is known before any weight is read. Says how many contexts were shortened.
+    Raises UserError where a question alone is too long, or where the answer leaves no room at all.
+    """
+    room = room_for_prompts(config, settings)
+    lengths = [len(prompt) for prompt in encode_prompts(tokenizer, questions)]
+    too_long = [i for i, length in enumerate(lengths) if length > room]
+    alone = [len(prompt) for prompt in encode_prompts(tokenizer, [(questions[i][0], "") for i in too_long])]
+    if refused := [(i, length) for i, length in zip(too_long, alone, strict=True) if length > room]:
+        number, length = refused[0]
+        others = f" ({len(refused):,} of {len(questions):,} are too long)" if len(questions) > 1 else ""
+        raise UserError(
+            f"The question {questions[number][0][:40]!r} takes {length:,} tokens with its prompt, and the model's "
+            f"context of {context_length(config):,} leaves {room:,} beside --max-new-tokens "
+            f"{settings.max_new_tokens:,}{others}: shorten it, or lower --max-new-tokens."
+        )
+    with_stored_micro_batch = list(questions)
+    for i in too_long:
+        with_stored_micro_batch[i] = _with_shorter_context(tokenizer, *questions[i], room)
+    if too_long:
+        say(
+            f"warning: {len(too_long):,} of {len(questions):,} questions do not fit into the model's context of "
+            f"{context_length(config):,} tokens with their passage: the beginning of the passage is left out"
+        )
+    return with_stored_micro_batch
+
+
+def _with_shorter_context(tokenizer, question: str, context: str, room: int) -> tuple[str, str]:
+    """The question with the longest end of its context that fits; by halving, as tokens fall with characters."""
+    least, most = 0, len(context)  # characters of the end that are kept: `least` fit, `most` do not
+    while most - least > 1:
+        middle = (least + most) // 2
+        fits = len(encode_prompts(tokenizer, [(question, context[-middle:])])[0]) <= room
+        least, most = (middle, most) if fits else (least, middle)
+    return question, context[-least:] if least else ""

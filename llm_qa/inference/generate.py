@@ -1,0 +1,271 @@
+"""Answers in batches, and how surprised a model is by the right ones. Both by the prompt that training uses."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+
+from llm_qa import files
+from llm_qa.console import Failed, UserError, progress, say
+from llm_qa.data.packing import collate_packs
+from llm_qa.data.prompts import encode_documents, encode_prompts
+from llm_qa.data.text import normalize_lines
+from llm_qa.inference.static_decoder import StaticDecoder, reason_against
+from llm_qa.models.isolation import attention_of
+from llm_qa.models.precision import gpu_capability
+
+SHORTEST_LIMIT = 128  # tokens that an answer may take at least, whatever a run was trained on
+MAX_NEW_TOKENS_HELP = (
+    f"longest answer in tokens (default: what 99 of 100 training answers of the run take, {SHORTEST_LIMIT} at least; "
+    "with --sampling original 300)"
+)
+DECODERS = ("plain", "static")  # transformers' generate; the project's own for GPT-NeoX, greedy only
+MOST_DIFFERENT = 0.05  # of the static decoder's logits from the model's own, relative
+
+
+@dataclass(frozen=True)
+class GenerationSettings:
+    """How answers are drawn. The default is greedy; lengths in tokens."""
+
+    max_new_tokens: int = SHORTEST_LIMIT
+    do_sample: bool = False
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    repetition_penalty: float = 1.0
+    seed: int = 0
+
+    def arguments(self) -> dict:
+        """What `model.generate` is given; sampling's numbers only where it samples."""
+        values = {"max_new_tokens": self.max_new_tokens, "do_sample": self.do_sample}
+        if self.repetition_penalty != 1.0:
+            values["repetition_penalty"] = self.repetition_penalty
+        if self.do_sample:
+            values |= {"temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p}
+        return values
+
+    def to_dict(self) -> dict:
+        """For scores.json."""
+        return asdict(self)
+
+
+# The original notebooks generated with these; their max_length of 300 included the prompt.
+ORIGINAL_SAMPLING = GenerationSettings(
+    max_new_tokens=300, do_sample=True, temperature=0.9, top_k=1, top_p=0.9, repetition_penalty=1.2
+)
+
+
+def named_settings(
+    sampling: str, max_new_tokens: int | None = None, *, seed: int = 0, run: Path | None = None
+) -> GenerationSettings:
+    """Settings of --sampling greedy or original; --max-new-tokens, where it is given, overrides either's length.
+
+    Where it is not, the original's is its own, and greedy answers may be as long as 99 of 100 training answers of the
+    `run`, which is said.
+    """
+    settings = ORIGINAL_SAMPLING if sampling == "original" else GenerationSettings()
+    if max_new_tokens is None:
+        max_new_tokens = settings.max_new_tokens if sampling == "original" or run is None else answer_limit(run)
+    return replace(settings, max_new_tokens=max_new_tokens, seed=seed)
+
+
+def answer_limit(run: Path) -> int:
+    """Tokens that an answer of a run may take: the 99th percentile of its training answers, SHORTEST_LIMIT at least.
+
+    Says where it comes from. Training writes the percentile, with the end token, into training.json.
+    """
+    if not (run / files.RECIPE).is_file():
+        return SHORTEST_LIMIT  # no run at all, which is refused when it is loaded
+    training = files.read_json(run / files.TRAINING) if (run / files.TRAINING).is_file() else {}
+    longest = training.get(files.ANSWER_TOKENS)
+    if not isinstance(longest, int):
+        say(f"--max-new-tokens {SHORTEST_LIMIT}: {run} does not say how long the answers are that it was trained on")
+        return SHORTEST_LIMIT
+    limit = max(SHORTEST_LIMIT, longest)
+    say(f"--max-new-tokens {limit}: 99 of 100 training answers of {run} take {longest:,} tokens or fewer")
+    return limit
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A generated answer: `stopped` is True when the model ended it by eos, False when it ran out of tokens."""
+
+    text: str
+    stopped: bool
+    tokens: int
+
+
+def context_length(config) -> int:
+    """Longest sequence in tokens that a model of this config has positions for."""
+    return int(getattr(config, "max_position_embeddings", None) or 2048)
+
+
+def room_for_prompts(config, settings: GenerationSettings) -> int:
+    """Tokens that a prompt may take beside the longest answer; UserError where that leaves none."""
+    room = context_length(config) - settings.max_new_tokens
+    if room < 1:
+        raise UserError(
+            f"--max-new-tokens {settings.max_new_tokens} leaves no room for a question in the model's context of "
+            f"{context_length(config)} tokens."
+        )
+    return room
+
+
+def check_decoder(decoder: str, settings: GenerationSettings, config) -> None:
+    """Refuse the static decoder where it cannot answer: UserError from the settings and the model's config alone."""
+    if decoder == "plain":
+        return
+    greedy = not settings.do_sample and settings.repetition_penalty == 1.0
+    reason = reason_against(config, gpu_capability()) if greedy else "it is greedy, and these settings are not"
+    if reason:
+        raise UserError(f"--decoder static cannot answer here, because {reason}: set --decoder plain.")
+
+
+def static_decoder(
+    model, tokenizer, questions: list[tuple[str, str]], settings: GenerationSettings, rows: int
+) -> StaticDecoder:
+    """A static decoder that has room for `questions`, `rows` at once, with the model's adapter as it is switched now.
+
+    Compared with the model's own forward pass first. Raises UserError where it is not for this model or settings.
+    """
+    check_decoder("static", settings, model.config)
+    longest = max(map(len, fitting_prompts(model, tokenizer, questions, settings)), default=1)
+    decoder = StaticDecoder(
+        model,
+        max(1, min(rows, len(questions))),
+        longest + settings.max_new_tokens,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    say(decoder.report)
+    if not (difference := decoder.difference()) <= MOST_DIFFERENT:  # NaN too
+        raise Failed(
+            f"The static decoder's logits differ by {difference:.0%} from the model's own here: answer with --decoder "
+            "plain, and please report it."
+        )
+    return decoder
+
+
+def fitting_prompts(
+    model, tokenizer, questions: list[tuple[str, str]], settings: GenerationSettings
+) -> list[list[int]]:
+    """Token ids of the prompts; ValueError where one does not fit: `fit_questions` makes them fit, or says why not."""
+    room = room_for_prompts(model.config, settings)
+    prompts = encode_prompts(tokenizer, questions)
+    if (longest := max(map(len, prompts), default=0)) > room:
+        raise ValueError(f"A prompt of {longest:,} tokens does not fit into the {room:,} that the model has room for.")
+    return prompts
+
+
+def generate_answers(
+    model,
+    tokenizer,
+    questions: list[tuple[str, str]],
+    settings: GenerationSettings,
+    *,
+    batch_size: int = 16,
+    decoder: StaticDecoder | None = None,
+    quiet: bool = False,
+) -> list[Answer]:
+    """Answer (question, context) pairs, in their order, by transformers' generate or by `decoder`, in its own rows.
+
+    Prompts are sorted by length, so that a batch carries little padding, and padded on the left. ValueError for one
+    that leaves no room for the answer in the model's context.
+    """
+    prompts = fitting_prompts(model, tokenizer, questions, settings)
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]), reverse=True)
+    answers: list[Answer | None] = [None] * len(prompts)
+    torch.manual_seed(settings.seed)
+    with progress(total=len(prompts), what="answering", unit="questions", quiet=quiet) as bar:
+        if decoder:
+            rows = decoder.generate(prompts, settings.max_new_tokens, answered=bar.update)
+            return [_to_answer(tokenizer, row) for row in rows]
+        for begin in range(0, len(order), batch_size):
+            part = order[begin : begin + batch_size]
+            rows = _generate_batch(model, tokenizer, [prompts[i] for i in part], settings)
+            for i, row in zip(part, rows, strict=True):
+                answers[i] = _to_answer(tokenizer, row)
+            bar.update(len(part))
+    return answers
+
+
+@torch.inference_mode()
+def _generate_batch(model, tokenizer, prompts: list[list[int]], settings: GenerationSettings) -> list[list[int]]:
+    width = max(map(len, prompts))
+    pad = tokenizer.pad_token_id
+    device = model.get_input_embeddings().weight.device
+    input_ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts], device=device)
+    attention_mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
+    output = model.generate(
+        input_ids=input_ids,
+        attention_mask=attention_mask,
+        pad_token_id=pad,
+        eos_token_id=tokenizer.eos_token_id,
+        use_cache=True,
+        **settings.arguments(),
+    )
+    return output[:, width:].tolist()
+
+
+def _to_answer(tokenizer, tokens: list[int]) -> Answer:
+    eos = tokenizer.eos_token_id
+    stopped = eos in tokens
+    kept = tokens[: tokens.index(eos)] if stopped else tokens
+    text = tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return Answer(normalize_lines(text), stopped, len(kept) + stopped)
+
+
+@torch.inference_mode()
+def reference_bits(
+    model, tokenizer, items: list[tuple[str, str, str]], *, tokens_at_once: int = 2048, quiet: bool = False
+) -> list[float | None]:
+    """-log2 p(answer | prompt) of (question, answer, context) triples, eos not counted, in bits, in their order.
+
+    Documents are packed into one row of up to `tokens_at_once` tokens, where they stay apart in a pack of this
+    architecture, else each is a row of its own; the head is applied only where an answer token is predicted. None for a
+    document longer than the model's context.
+    """
+    if not attention_of(model.config).isolates:
+        tokens_at_once = 0  # then every document fills a row
+    documents = encode_documents(tokenizer, items)
+    limit = context_length(model.config)
+    bits: list[float | None] = [None] * len(documents)
+    order = sorted(
+        (i for i, d in enumerate(documents) if len(d.input_ids) <= limit), key=lambda i: documents[i].input_ids
+    )
+    with progress(total=len(order), what="scoring references", unit="answers", quiet=quiet) as bar:
+        while order:
+            part, room = [], max(tokens_at_once, len(documents[order[-1]].input_ids))
+            while order and len(documents[order[-1]].input_ids) <= room:
+                room -= len(documents[order[-1]].input_ids)
+                part.append(order.pop())
+            for i, value in zip(part, _pack_bits(model, [documents[i] for i in part]), strict=True):
+                bits[i] = value
+            bar.update(len(part))
+    return bits
+
+
+def _pack_bits(model, documents: list) -> list[float]:
+    device = model.get_input_embeddings().weight.device
+    rows, predicting, targets, counts, offset = [], [], [], [], 0
+    for document in documents:
+        ids = torch.tensor(document.input_ids)
+        rows.append({"input_ids": ids, "position_ids": torch.arange(len(ids)), "labels": ids})
+        first, last = document.prompt_length, len(ids) - 1  # the answer's tokens: eos, the last one, is left out
+        predicting.append(torch.arange(first - 1, last - 1) + offset)
+        targets.append(ids[first:last])
+        counts.append(last - first)
+        offset += len(ids)
+    joined = {key: torch.cat([row[key] for row in rows]) for key in rows[0]}
+    batch = collate_packs([joined], pad_token_id=0)
+    logits = model(
+        input_ids=batch["input_ids"].to(device),
+        position_ids=batch["position_ids"].to(device),
+        use_cache=False,
+        logits_to_keep=torch.cat(predicting).to(device),
+    ).logits[0]
+    losses = torch.nn.functional.cross_entropy(logits.float(), torch.cat(targets).to(device), reduction="none")
+    return [part.sum().item() / math.log(2) for part in losses.cpu().split(counts)]

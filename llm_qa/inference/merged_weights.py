@@ -1,0 +1,91 @@
+"""The linear layers of a model that answers: the frozen weight as it is kept and LoRA beside it, or both folded.
+
+Folded, W + scale * B @ A is rounded once to the compute dtype, as peft's merging does, into a copy: the model itself,
+its quantised base and its adapter stay as they are.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import psutil
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from llm_qa.models.fast.ops.frozen_linear import dequantize, forward, frozen_weight
+from llm_qa.planning.cards import free_memory_bytes
+
+USABLE = 0.9  # of the free memory; the rest is for activations, cuBLAS and fragmentation
+
+
+class Linear(NamedTuple):
+    """A linear layer's tensors: the weight as `products` reads it, and LoRA's a (rank, k) and scale * b (n, rank)."""
+
+    weight: list[Tensor]
+    bias: Tensor
+    a: Tensor | None
+    b: Tensor | None
+
+
+def linear(x: Tensor, layer: Linear) -> Tensor:
+    """x @ W^T + bias + scale * x @ A^T @ B^T: (tokens, k) -> (tokens, n) of x's dtype."""
+    if layer.weight[0].dtype == x.dtype:
+        y = F.linear(x, layer.weight[0], layer.bias)
+    else:
+        y = forward(x, layer.weight, len(layer.bias)) + layer.bias
+    return y if layer.a is None else torch.addmm(y, x @ layer.a.T, layer.b.T)
+
+
+def active_lora(module: torch.nn.Module) -> tuple[Tensor, Tensor] | None:
+    """LoRA's a and scale * b of a peft layer whose adapter is on; None without one (`model.disable_adapter()`)."""
+    if not hasattr(module, "lora_A") or module.disable_adapters or module.merged:
+        return None
+    (name,) = module.active_adapters
+    return module.lora_A[name].weight.detach(), module.lora_B[name].weight.detach() * module.scaling[name]
+
+
+def base_layer(module: torch.nn.Module) -> torch.nn.Module:
+    """The layer that peft wraps, or the module itself."""
+    return module.get_base_layer() if hasattr(module, "get_base_layer") else module
+
+
+def read_linear(module: torch.nn.Module, dtype: torch.dtype, folded: bool) -> Linear:
+    """The tensors of a linear layer, plain or with LoRA, to compute in `dtype`."""
+    base, lora = base_layer(module), active_lora(module)
+    bias = base.bias.detach().to(dtype)
+    if not folded:
+        a, b = (value.to(dtype) for value in lora) if lora else (None, None)
+        return Linear(frozen_weight(base, dtype), bias, a, b)
+    wide = torch.promote_types(dtype, torch.float32)
+    weight = frozen_weight(base, wide)
+    whole = dequantize(weight, base_shape(base), wide) if weight[0].dtype == torch.uint8 else weight[0]
+    if lora:
+        whole = torch.addmm(whole, lora[1].to(wide), lora[0].to(wide))
+    return Linear([whole.to(dtype)], bias, None, None)
+
+
+def base_shape(base: torch.nn.Module) -> tuple[int, int]:
+    """(outputs, inputs), also of a weight that is kept packed."""
+    return base.out_features, base.in_features
+
+
+def choose_folding(modules: list[torch.nn.Module], dtype: torch.dtype, cache_bytes: int) -> tuple[bool, str]:
+    """Whether to fold the linear layers `modules` into a copy of `dtype`, and why.
+
+    Decided by what is free on their device beside a cache of `cache_bytes`, which is not allocated yet.
+    """
+    bases = [base_layer(module) for module in modules]
+    if hasattr(bases[0], "fp8_weight"):
+        return False, "fp8 products take half the time of 16-bit ones"
+    if all(base.weight.dtype == dtype for base in bases) and not any(active_lora(module) for module in modules):
+        return False, "there is nothing to fold"
+    needed = sum(outputs * inputs for outputs, inputs in map(base_shape, bases)) * dtype.itemsize
+    free = free_memory_bytes()[0] if bases[0].bias.is_cuda else psutil.virtual_memory().available
+    figures = f"{gibibytes(needed)} beside a cache of {gibibytes(cache_bytes)}, {gibibytes(free)} are free"
+    return needed + cache_bytes <= USABLE * free, f"the copy takes {figures}"
+
+
+def gibibytes(count: int) -> str:
+    """1.5 * 2**30 -> '1.5 GiB'."""
+    return f"{count / 2**30:.1f} GiB"

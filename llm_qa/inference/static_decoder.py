@@ -1,0 +1,286 @@
+"""Greedy answering for GPT-NeoX without waiting for the host: a static cache, fixed buffers, a step as one CUDA graph.
+
+A row of the decoder answers one prompt, written from position 0 of its cache, so there is no padding on the left and a
+row sees the positions up to its own. A row that has finished is given the next prompt while the others go on
+(continuous batching: Yu et al. 2022, OSDI "Orca").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from llm_qa.inference.merged_weights import Linear, choose_folding, linear, read_linear
+from llm_qa.models.fast.layer import linear_modules
+from llm_qa.models.fast.ops.lora_layer import rotate
+from llm_qa.models.precision import BF16_CAPABILITY, SHORT
+
+ALIGNED = 8  # positions that the memory-efficient attention kernel wants a mask to be a multiple of
+BUCKET = 64  # attention reads the cache up to a multiple of this: one graph each
+LOOK_EVERY = 8  # steps between two looks of the host at what has finished
+REFILLED = 1 / 8  # share of the rows that must have finished before others are let in
+PREFILL_TOKENS = 16_384  # of prompts read at once
+
+
+class Layer(NamedTuple):
+    """One decoder layer's tensors; a norm is (weight, bias), a cache (heads, rows, context, width)."""
+
+    attention_norm: tuple[Tensor, Tensor]
+    mlp_norm: tuple[Tensor, Tensor]
+    query_key_value: Linear
+    dense: Linear
+    dense_h_to_4h: Linear
+    dense_4h_to_h: Linear
+    keys: Tensor
+    values: Tensor
+
+
+def reason_against(config, capability: tuple[int, int] | None) -> str | None:
+    """Why a model of this transformers config cannot be decoded here; None where it can. `capability` None: CPU."""
+    if config.model_type != "gpt_neox":
+        return f"the model is a {config.model_type}, and it is written for gpt_neox"
+    if not (config.use_parallel_residual and config.hidden_act == "gelu" and config.attention_bias):
+        return "this GPT-NeoX is built otherwise than polyglot-ko"
+    if config.rope_parameters.get("rope_type", "default") != "default":
+        return f"rotary positions of type {config.rope_parameters['rope_type']} change with the length"
+    if capability is not None and capability < BF16_CAPABILITY:
+        return f"the GPU's compute capability is {capability[0]}.{capability[1]}, and the kernels need 8.0"
+    return None
+
+
+class StaticDecoder:
+    """`generate` of a GPTNeoXForCausalLM, plain or under peft, with its adapter as it is switched now.
+
+    `rows` prompts are answered at once, each with its answer in at most `context` tokens. Weights are read, and folded
+    where memory allows (`folded` None), when the decoder is made; later changes of the model do not reach it. `report`
+    says what was chosen. On a GPU steps are CUDA graphs.
+    """
+
+    @torch.inference_mode()
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        rows: int,
+        context: int,
+        *,
+        eos_token_id: int,
+        pad_token_id: int,
+        folded: bool | None = None,
+    ):
+        self.model = model.get_base_model() if hasattr(model, "get_base_model") else model
+        neox, config = self.model.gpt_neox, self.model.config
+        self.dtype, self.device = neox.embed_in.weight.dtype, neox.embed_in.weight.device
+        self.rows, self.context = rows, -(-context // ALIGNED) * ALIGNED
+        self.heads, self.eps, self.pad = config.num_attention_heads, config.layer_norm_eps, pad_token_id
+        cache = (self.heads, rows, self.context, config.hidden_size // self.heads)
+        modules = [module for layer in neox.layers for module in linear_modules(layer)]
+        cache_bytes = 2 * len(neox.layers) * rows * self.context * config.hidden_size * self.dtype.itemsize
+        why = "as asked"
+        if folded is None:
+            folded, why = choose_folding(modules, self.dtype, cache_bytes)
+
+        def norm(module) -> tuple[Tensor, Tensor]:
+            return module.weight.detach().to(self.dtype), module.bias.detach().to(self.dtype)
+
+        self.layers = [
+            Layer(
+                norm(layer.input_layernorm),
+                norm(layer.post_attention_layernorm),
+                *(read_linear(module, self.dtype, folded) for module in linear_modules(layer)),
+                # zeros: what is masked is multiplied by 0, which would not make a NaN harmless
+                *(torch.zeros(cache, dtype=self.dtype, device=self.device) for _ in range(2)),
+            )
+            for layer in neox.layers
+        ]
+        self.final_norm = norm(neox.final_layer_norm)
+        self.head = self.model.get_output_embeddings().weight.detach().to(self.dtype)
+
+        def numbers(*shape: int) -> Tensor:
+            return torch.zeros(shape, dtype=torch.int64, device=self.device)
+
+        self.row_numbers = torch.arange(rows, device=self.device)
+        self.eos = numbers(1) + eos_token_id
+        self.tokens = numbers(rows)  # the last token of each row, not in its cache yet
+        self.positions = numbers(rows)  # where that goes
+        self.counts, self.limits = numbers(rows), numbers(rows)  # tokens generated, and at most
+        self.finished = torch.ones(rows, dtype=torch.bool, device=self.device)
+        self.generated = numbers(rows, self.context + 1)  # a finished row writes its padding behind its answer
+        self.logits = torch.zeros(rows, len(self.head), dtype=self.dtype, device=self.device)
+        self.graphed = self.device.type == "cuda"
+        self.graphs: dict[int, torch.cuda.CUDAGraph] = {}
+        weights = f"weights folded into {SHORT.get(self.dtype, self.dtype)}" if folded else "weights not folded"
+        self.report = (
+            f"static decoding: {rows:,} rows of {self.context:,} positions, {weights} ({why}), "
+            + ("CUDA graphs" if self.graphed else "no graphs on the CPU")
+        )  # fmt: skip
+
+    # --- the model ----------------------------------------------------------------------------------------------------
+
+    def _norm(self, x: Tensor, weight_bias: tuple[Tensor, Tensor]) -> Tensor:
+        return F.layer_norm(x, x.shape[-1:], *weight_bias, self.eps)
+
+    def _hidden(self, tokens: Tensor, positions: Tensor, attend: Callable[..., Tensor]) -> Tensor:
+        """All layers on `tokens` at `positions`, both (n,): (n, d), before the last norm.
+
+        attend(layer, query, key, value), each (heads, n, width), keeps key and value and returns (heads, n, width).
+        """
+        x = self.model.gpt_neox.embed_in(tokens).to(self.dtype)
+        cos, sin = (
+            apply_rotary[0].contiguous() for apply_rotary in self.model.gpt_neox.rotary_emb(x[None], positions[None])
+        )
+        # rotate would add LoRA's update and the bias, which are in the product already
+        nothing = x.new_zeros(len(x), 1), x.new_zeros(3 * x.shape[1], 1), x.new_zeros(3 * x.shape[1])
+        for layer in self.layers:
+            packed = linear(self._norm(x, layer.attention_norm), layer.query_key_value)
+            packed = rotate(packed, *nothing, cos, sin, self.heads, 0.0).view(len(x), self.heads, -1)
+            attended = attend(layer, *packed.transpose(0, 1).chunk(3, dim=-1)).transpose(0, 1).reshape(x.shape)
+            risen = F.gelu(linear(self._norm(x, layer.mlp_norm), layer.dense_h_to_4h))
+            x = linear(risen, layer.dense_4h_to_h) + linear(attended, layer.dense) + x
+        return x
+
+    def _logits(self, x: Tensor) -> Tensor:
+        return F.linear(self._norm(x, self.final_norm), self.head)
+
+    # --- prompts ------------------------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def prefill(self, prompts: dict[int, list[int]], max_new_tokens: int) -> None:
+        """Give rows their prompts (row -> token ids): fill their cache, and choose the first token of each answer."""
+        longest = max(map(len, prompts.values()))
+        if longest + max_new_tokens > self.context:
+            raise ValueError(f"{longest} tokens and {max_new_tokens} new ones exceed the context of {self.context}")
+        items, at_once = list(prompts.items()), max(1, PREFILL_TOKENS // longest)
+        for begin in range(0, len(items), at_once):
+            self._prefill(items[begin : begin + at_once], max_new_tokens)
+
+    def _prefill(self, items: list[tuple[int, list[int]]], max_new_tokens: int) -> None:
+        count, width = len(items), max(len(prompt) for _, prompt in items)
+        # padded on the right, behind what the prompt's own tokens see; the answer overwrites it in the cache
+        padded = [prompt + [self.pad] * (width - len(prompt)) for _, prompt in items]
+        tokens = torch.tensor(padded, device=self.device).view(-1)
+        rows = torch.tensor([row for row, _ in items], device=self.device)
+        lengths = torch.tensor([len(prompt) for _, prompt in items], device=self.device)
+
+        def attend(layer: Layer, *parts: Tensor) -> Tensor:
+            query, key, value = (part.view(self.heads, count, width, -1) for part in parts)
+            layer.keys[:, rows, :width], layer.values[:, rows, :width] = key, value
+            return F.scaled_dot_product_attention(query, key, value, is_causal=True).flatten(1, 2)
+
+        x = self._hidden(tokens, torch.arange(width, device=self.device).repeat(count), attend)
+        logits = self._logits(x.view(count, width, -1)[torch.arange(count, device=self.device), lengths - 1])
+        chosen = logits.argmax(-1)
+        self.logits[rows], self.tokens[rows], self.generated[rows, 0] = logits, chosen, chosen
+        self.positions[rows], self.counts[rows], self.limits[rows] = lengths, 1, max_new_tokens
+        self.finished[rows] = (chosen == self.eos) | (max_new_tokens <= 1)
+
+    # --- steps --------------------------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def step(self, attended: int) -> None:
+        """One more token for every unfinished row; all of them are at positions below `attended`. Nobody waits."""
+        if not self.graphed:
+            self._step(attended)
+        elif attended in self.graphs:
+            self.graphs[attended].replay()
+        else:  # this step as it is, which lets libraries make what may not be made during a capture; then the capture
+            side = torch.cuda.Stream()
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                self._step(attended)
+            torch.cuda.current_stream().wait_stream(side)
+            graph, others = torch.cuda.CUDAGraph(), next(iter(self.graphs.values()), None)
+            with torch.cuda.graph(graph, pool=others.pool() if others else None):  # records, runs nothing
+                self._step(attended)
+            self.graphs[attended] = graph
+
+    def _step(self, attended: int) -> None:
+        """`step`, on buffers that stay where they are, with nothing that asks the device for a value."""
+        unseen = torch.arange(attended, device=self.device) > self.positions[:, None]
+        mask = torch.zeros(unseen.shape, dtype=self.dtype, device=self.device).masked_fill_(unseen, -torch.inf)
+
+        def attend(layer: Layer, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            layer.keys[:, self.row_numbers, self.positions] = key
+            layer.values[:, self.row_numbers, self.positions] = value
+            keys, values = layer.keys[:, :, :attended], layer.values[:, :, :attended]
+            return F.scaled_dot_product_attention(query[:, :, None], keys, values, mask[None, :, None])[:, :, 0]
+
+        self.logits.copy_(self._logits(self._hidden(self.tokens, self.positions, attend)))
+        chosen = self.logits.argmax(-1).masked_fill_(self.finished, self.pad)
+        self.generated[self.row_numbers, self.counts] = chosen
+        self.tokens.copy_(chosen)
+        going = ~self.finished
+        self.counts += going
+        self.positions += going
+        self.finished |= (chosen == self.eos) & going | (self.counts >= self.limits)
+
+    def generate(
+        self,
+        prompts: Sequence[list[int]],
+        max_new_tokens: int,
+        *,
+        refill: bool = True,
+        answered: Callable[[int], None] = lambda count: None,
+    ) -> list[list[int]]:
+        """Greedy answers to prompts of token ids, in their order, each up to and with its eos.
+
+        `refill` False answers a batch to its end before the next begins. `answered` hears how many more are done.
+        """
+        waiting = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # the longest are popped first
+        answers: list[list[int]] = [[] for _ in prompts]
+        asked: dict[int, int] = {}  # row -> the prompt that it answers
+        while waiting or asked:
+            free = [row for row in range(self.rows) if row not in asked]
+            if waiting and (len(free) >= max(1, REFILLED * self.rows if refill else self.rows)):
+                new = {row: waiting.pop() for row in free[: len(waiting)]}
+                self.prefill({row: list(prompts[i]) for row, i in new.items()}, max_new_tokens)
+                asked |= new
+            self._steps(asked)
+            finished, counts = self.finished.tolist(), self.counts.tolist()
+            if done := [row for row in asked if finished[row]]:
+                for row, tokens in zip(done, self.generated[done].tolist(), strict=True):
+                    answers[asked.pop(row)] = tokens[: counts[row]]
+                answered(len(done))
+        return answers
+
+    def _steps(self, asked: dict[int, int]) -> None:
+        """Steps until the next look, fewer where every row is sooner at its limit."""
+        state = torch.stack([self.positions, self.limits - self.counts, ~self.finished]).tolist()
+        going = [(state[0][row], state[1][row]) for row in asked if state[2][row]]
+        steps = min(LOOK_EVERY, max((left for _, left in going), default=0))
+        furthest = max((position for position, _ in going), default=0)
+        for number in range(steps):
+            self.step(min(self.context, -(-(furthest + number + 1) // BUCKET) * BUCKET))
+
+    # --- against the plain path ---------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def difference(self, steps: int = 3) -> float:
+        """How far the logits after a prompt and some steps are from the model's own forward pass, relative, on noise.
+
+        Up to three rows of uneven lengths; the largest of them. Leaves the decoder empty.
+        """
+        generator, eos = torch.Generator().manual_seed(0), self.eos.clone()
+        lengths = [length for length in (3, 11, 24) if length + steps < self.context][: self.rows]
+        vocabulary = self.model.get_input_embeddings().num_embeddings
+        prompts = [torch.randint(vocabulary, (length,), generator=generator).tolist() for length in lengths]
+        self.eos.fill_(-1)  # no answer ends
+        self.prefill(dict(enumerate(prompts)), steps + 1)
+        got = [self.logits[: len(prompts)].clone()]
+        for _ in range(steps):
+            self.step(min(self.context, BUCKET))
+        got.append(self.logits[: len(prompts)].clone())
+        largest = 0.0
+        for row, prompt in enumerate(prompts):
+            tokens = self.generated[row, : steps + 1].tolist()
+            whole = torch.tensor([prompt + tokens[:-1]], device=self.device)
+            wanted = self.model(input_ids=whole, use_cache=False).logits[0].float()
+            for logits, place in zip(got, (len(prompt) - 1, -1), strict=True):
+                apart = (logits[row].float() - wanted[place]).norm() / wanted[place].norm()
+                largest = max(largest, apart.item())
+        self.eos.copy_(eos)
+        self.finished.fill_(True)
+        return largest

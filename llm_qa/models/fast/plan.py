@@ -1,0 +1,302 @@
+"""Which of the fast pieces a run uses, and how many layers it recomputes: planned, installed, said with the reason.
+
+Planning tries a layer on the GPU and leaves the model as it was; only install() changes it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from dataclasses import dataclass
+
+import torch
+from transformers import GPTNeoXForCausalLM
+
+from llm_qa.config.recipe import Recipe
+from llm_qa.console import UserError, say
+from llm_qa.models.fast.model import FastNeoX, HostEmbedding
+from llm_qa.models.fast.ops.frozen_linear import FP8_WIDTH
+from llm_qa.models.fast.sharded import ShardedNeoX
+from llm_qa.models.linear_modules import linear_layers
+from llm_qa.models.precision import BF16_CAPABILITY, SHORT, Precision
+from llm_qa.planning.cards import flops_per_token, free_memory_bytes
+
+LAST_LAYER = 3  # inputs of a layer that the last one keeps beside what the others do: it is not compiled
+OPTIMIZER_BYTES = {8: 2, 32: 8}  # Adam's two moments of a trained weight, in 8 or 32 bits
+MOST_DIFFERENT, MOST_DIFFERENT_FP8 = 0.05, 0.2  # of a layer's gradients from the plain ones, relative
+OFFLOAD_BELOW = 3  # times the embedding: with less memory free, it goes before a layer is tried
+EXPANDABLE = "expandable_segments:True"  # the allocator then leaves fewer holes: 0.4 GiB less at 7 GiB
+POOL_HOLES = 0.1  # share of the memory that CUDA graphs keep for good and leave unused: 14.3 GiB taken for 12.9
+KEPT_FREE = 0.06  # share of the memory that is left to fragmentation, the head's logits and cuBLAS
+
+
+@dataclass(frozen=True)
+class FastPath:
+    """What was chosen. `report` is the line that the user sees; `active` is False on the plain path."""
+
+    active: bool
+    report: str
+    recomputed: int = 0
+    skipped_flops: float = 0.0  # a token, of the model's own
+
+
+def reason_against(model: torch.nn.Module, recipe: Recipe, capability: tuple[int, int] | None) -> str | None:
+    """Why this run takes the plain path; None where the fast one is valid."""
+    if recipe.fast == "off":
+        return "--fast off"
+    if capability is None:
+        return "no GPU"
+    if capability < BF16_CAPABILITY:
+        return f"compute capability {capability[0]}.{capability[1]}, and its kernels need 8.0"
+    if not isinstance(model, GPTNeoXForCausalLM):
+        return f"{type(model).__name__} has none, only GPT-NeoX"
+    config = model.config
+    if config.hidden_dropout or config.attention_dropout:
+        return "the model's own dropout is on"
+    if not (config.use_parallel_residual and config.hidden_act == "gelu" and config.attention_bias):
+        return "this GPT-NeoX is built otherwise than polyglot-ko"
+    linears = linear_layers(model)
+    if recipe.method == "lora" and not all(hasattr(layer, "lora_A") for layer in adapted_layers(linears)):
+        return "--lora-targets leaves linear layers without LoRA"
+    return None
+
+
+def adapted_layers(linears: dict[str, torch.nn.Module]) -> list[torch.nn.Module]:
+    """The linear layers of a model as peft wraps them, LoRA's own small ones left out."""
+    return [layer for name, layer in linears.items() if ".base_layer" not in name and ".lora_" not in name]
+
+
+def choose_fast_path(
+    model: torch.nn.Module,
+    recipe: Recipe,
+    precision: Precision,
+    tokens: int,
+    max_label_tokens: int,
+    zero_stage: int,
+    capability: tuple[int, int] | None,
+) -> FastPath:
+    """Put the fast path on `model` (plain or with LoRA) where it is valid: first a plan, then its installation.
+
+    `tokens` are those of a forward pass, of which at most `max_label_tokens` have a label. Where the plan is the plain
+    path, the model is left as it was. Raises UserError where compute_dtype fp8 was asked for and cannot be had.
+    """
+    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if reason := reason_against(causal, recipe, capability):
+        return plain_path(reason, recipe, precision)
+    if zero_stage == 3:  # no rank holds a whole weight that could be rounded once
+        precision = dataclasses.replace(precision, fp8_products=precision.fp8)
+    kind, planned = (ShardedNeoX, plan_sharded) if zero_stage == 3 else (FastNeoX, make_plan)
+    fast = kind(
+        causal,
+        precision.compute,
+        tokens,
+        max_label_tokens,
+        compiled=True,
+        graphed=recipe.method == "lora" and not zero_stage,
+    )
+    say("fast path: comparing a layer with the plain one and compiling it, up to a minute the first time")
+    try:
+        plan = planned(fast, model, recipe, precision)
+    except Exception as error:
+        if type(error).__name__ != "OutOfResources":  # Triton's; there is no Triton on a CPU to import it from
+            raise
+        size = f"--lora-r {recipe.lora_r} in " if recipe.method == "lora" else ""
+        reason = f"its kernels for {size}{SHORT[precision.compute]} need more than this GPU has"
+        return plain_path(reason, recipe, precision)
+    if plan.against:
+        return plain_path(plan.against, recipe, precision)
+    install(fast, plan)
+    skipped = fast.skipped_flops(flops_per_token(1, recipe.method == "full"))
+    return FastPath(True, report(fast, plan, precision), plan.recomputed, skipped)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What install() will put on a model; `against` is the reason where nothing will be.
+
+    `fp8`: frozen weights are rounded to fp8 for their products; `dequantized_bytes`: of a copy of them that is made
+    once, 0 where each product makes its own; `short_of_memory`: CUDA graphs are left out for it; `why` and `products`
+    are the report's words for `recomputed` and for what frozen weights are multiplied in.
+    """
+
+    against: str | None = None
+    recomputed: int = 0
+    why: str = ""
+    graphed: bool = False
+    short_of_memory: bool = False
+    offloaded: bool = False
+    fp8: bool = False
+    dequantized_bytes: int = 0
+    products: str = ""
+
+
+def make_plan(fast: FastNeoX, model: torch.nn.Module, recipe: Recipe, precision: Precision) -> Plan:
+    """Compare, measure, choose; the model is left as it was, whatever comes of it.
+
+    Raises Triton's OutOfResources where a kernel does not fit the GPU.
+    """
+    try:
+        return _make_plan(fast, model, recipe, precision)
+    finally:
+        fast.restore()
+
+
+def _make_plan(fast: FastNeoX, model: torch.nn.Module, recipe: Recipe, precision: Precision) -> Plan:
+    graphed = fast.graphed
+    if free_memory_bytes()[0] < OFFLOAD_BELOW * fast.model.get_input_embeddings().weight.nbytes:
+        fast.offload_to_cpu()
+    if reason := reason_of_difference(fast, precision):
+        return Plan(reason)
+    fp8, products = choose_products(fast, recipe, precision)
+    layers = len(fast.model.gpt_neox.layers)
+    copy = fast.dequantized_bytes(fp8=fp8) if precision.nf4 or fp8 else 0
+    if copy and not precision.nf4:  # 16-bit weights have been found to leave room for it
+        fast.prepare(layers, fp8=True, dequantized=True)
+    elif copy:  # where it will be taken, most likely, compile for it, not for both
+        likely = recipe.recompute != "all" and copy <= free_memory_bytes()[0] / 2
+        fast.prepare(1, fp8=fp8, dequantized=likely)
+    budget = measure_memory_budget(fast, model, recipe)
+    least = layers * (budget.saved_bytes if recipe.recompute == "none" else budget.layer_input_bytes)
+    graphed = graphed and not fast.offloaded
+    beside_graphs = int((budget.available_bytes - budget.graph_bytes) * (1 - POOL_HOLES))
+    tight = graphed and beside_graphs < least
+    if graphed and not tight:
+        budget = dataclasses.replace(budget, available_bytes=beside_graphs)
+    recomputed, why = layers_to_recompute(budget, recipe, layers)
+    offloaded = fast.offloaded or (recomputed == layers and budget.available_bytes < layers * budget.layer_input_bytes)
+    # Where nf4 is not unpacked once, a pass does it for one layer at a time: KEPT_FREE has room for those.
+    if precision.nf4 and (
+        recipe.recompute == "all" or recomputed or copy > budget.available_bytes - layers * budget.saved_bytes
+    ):
+        copy = 0
+    return Plan(None, recomputed, why, graphed and not (tight or offloaded), tight, offloaded, fp8, copy, products)
+
+
+def plan_sharded(fast: ShardedNeoX, model: torch.nn.Module, recipe: Recipe, precision: Precision) -> Plan:
+    """Compare; under ZeRO-3 all layers are recomputed, so there is nothing to choose."""
+    if reason := reason_of_difference(fast, precision):
+        return Plan(reason)
+    layers = len(fast.model.gpt_neox.layers)
+    why = "ZeRO-3 gathers their weights again for the backward pass"
+    return Plan(recomputed=layers, why=why, products=SHORT[precision.compute])
+
+
+def choose_products(fast: FastNeoX, recipe: Recipe, precision: Precision) -> tuple[bool, str]:
+    """Whether frozen weights are to be rounded to fp8 for their products, and the report's words for the products.
+
+    The first layer is compared with the plain one so. Raises UserError where fp8 was asked for by name in vain.
+    """
+    compute = SHORT[precision.compute]
+    if precision.fp8 or not precision.fp8_products:
+        return False, f"fp8 and {compute}" if precision.fp8 else compute
+    reason, copy, free_bytes = None, fast.dequantized_bytes(fp8=True), free_memory_bytes()[0]
+    if odd := sorted({width for width in fast.widths() if width % FP8_WIDTH}):
+        reason = f"fp8 units take widths that are multiples of {FP8_WIDTH}, and this model has {odd[0]}"
+    elif not precision.nf4 and (
+        copy > free_bytes / 2 or (recipe.recompute != "auto" and recipe.compute_dtype == "auto")
+    ):
+        reason = f"a copy of {precision.base} weights in fp8 takes {copy / 2**30:.1f} GiB, --base-precision fp8 none"
+    else:
+        fast.prepare(1, fp8=True, dequantized=not precision.nf4)
+        difference = fast.difference()
+        fast.prepared.clear()
+        if difference > MOST_DIFFERENT_FP8:
+            reason = f"in fp8 a layer's gradients differ by {difference:.0%} from the plain ones"
+    if reason and recipe.compute_dtype == "fp8":
+        raise UserError(f"compute_dtype fp8 cannot be had here: {reason}. Set --compute-dtype to bf16.")
+    if reason:
+        return False, f"{compute} ({reason})"
+    return True, f"fp8 and {compute} (gradients within {difference:.1%}; --compute-dtype {compute} is without fp8)"
+
+
+def install(fast: FastNeoX, plan: Plan) -> None:
+    """Do what the plan says, and become the model's forward."""
+    fast.recomputed = plan.recomputed
+    if plan.offloaded:
+        fast.offload_to_cpu()
+    if plan.fp8 or plan.dequantized_bytes:
+        fast.prepare(len(fast.model.gpt_neox.layers), fp8=plan.fp8, dequantized=plan.dequantized_bytes > 0)
+    fast.graphed = plan.graphed
+    fast.install()
+
+
+def report(fast: FastNeoX, plan: Plan, precision: Precision) -> str:
+    """The line about what was installed."""
+    kind = "fp8" if plan.fp8 else SHORT[precision.compute]
+    line = (
+        f"fast path: attention inside documents, {fast.tokens:,} packed tokens, compiled layers, {plan.recomputed} of "
+        f"{len(fast.model.gpt_neox.layers)} layers recomputed ({plan.why}), {precision.base}"
+        + (
+            f" dequantised once into {plan.dequantized_bytes / 2**30:.1f} GiB of {kind}"
+            if plan.dequantized_bytes
+            else ""
+        )
+        + f", products in {plan.products}"
+        + (", no CUDA graphs because memory is short" if plan.short_of_memory else "")
+        + (f", {what_is_offloaded(fast)} in the machine's memory" if plan.offloaded else "")
+    )
+    settings = (os.environ.get(name, "") for name in ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"))
+    if plan.offloaded and not any(EXPANDABLE in setting for setting in settings):
+        line += f"; start with PYTORCH_CUDA_ALLOC_CONF={EXPANDABLE} if that is still too much for the GPU's"
+    return line
+
+
+def reason_of_difference(fast: FastNeoX, precision: Precision) -> str | None:
+    """Why the plain path is taken where a layer's fast gradient is too far from the plain one's."""
+    if (difference := fast.difference()) > (MOST_DIFFERENT_FP8 if precision.fp8 else MOST_DIFFERENT):
+        return f"on this GPU the fast layer differs by {difference:.0%} from the plain one, please report it"
+    return None
+
+
+def what_is_offloaded(fast: FastNeoX) -> str:
+    """A tied or trained embedding stays on the GPU."""
+    moved = isinstance(fast.model.get_input_embeddings(), HostEmbedding)
+    return "layers' inputs and the embedding" if moved else "layers' inputs"
+
+
+def plain_path(reason: str, recipe: Recipe, precision: Precision) -> FastPath:
+    """transformers and peft as they are, and why. Raises UserError where compute_dtype fp8 was asked for by name."""
+    if recipe.compute_dtype == "fp8" and not precision.fp8:
+        raise UserError(
+            f"compute_dtype fp8 needs the fast path, and this run takes the plain one ({reason}): set --compute-dtype "
+            f"to {SHORT[precision.compute]}."
+        )
+    recomputed = "every layer recomputed" if recipe.recompute != "none" else "no layer recomputed"
+    products = f"fp8 and {SHORT[precision.compute]}" if precision.fp8 else SHORT[precision.compute]
+    return FastPath(False, f"plain path ({reason}): {recomputed}, {precision.base}, products in {products}")
+
+
+@dataclass(frozen=True)
+class MemoryBudget:
+    """Bytes of the GPU that layers may keep, that are free, that a layer saves or has as input, and that graphs add."""
+
+    available_bytes: int
+    free_bytes: int
+    saved_bytes: int
+    layer_input_bytes: int
+    graph_bytes: int
+
+
+def measure_memory_budget(fast: FastNeoX, model: torch.nn.Module, recipe: Recipe) -> MemoryBudget:
+    """One layer's measured need, and what is left beside the optimizer's states and the pass of a layer."""
+    saved_bytes, passing, layer_input_bytes = fast.measure_layer()
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    bits = 8 if "8bit" in str(recipe.training.get("optim", "")) else 32
+    reserve = trained * (4 + OPTIMIZER_BYTES[bits]) + LAST_LAYER * layer_input_bytes
+    free_bytes, total = free_memory_bytes()
+    graphs = trained * 8  # the backward graph's gradients and their copies
+    return MemoryBudget(
+        free_bytes - reserve - passing - int(KEPT_FREE * total), free_bytes, saved_bytes, layer_input_bytes, graphs
+    )
+
+
+def layers_to_recompute(budget: MemoryBudget, recipe: Recipe, layers: int) -> tuple[int, str]:
+    """How many layers keep only their input, and why: as few as the memory allows."""
+    if recipe.recompute != "auto":
+        return (layers if recipe.recompute == "all" else 0), f"--recompute {recipe.recompute}"
+    available_bytes = budget.available_bytes - layers * budget.layer_input_bytes
+    number = min(layers, max(0, layers - int(available_bytes // max(1, budget.saved_bytes - budget.layer_input_bytes))))
+    return (
+        number,
+        f"a layer keeps {budget.saved_bytes / 2**30:.2f} GiB and {budget.free_bytes / 2**30:.1f} GiB are free",
+    )

@@ -1,0 +1,150 @@
+"""What a recipe would do, before any weight is read: parameters, tokens, steps."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from llm_qa.config.recipe import EMBEDDED_MODEL, Recipe
+from llm_qa.console import UserError, format_table, say
+from llm_qa.data.packing import PackedDataset, tokenize_records
+from llm_qa.data.preparation import PreparationOptions, prepared_folder
+from llm_qa.data.records import QARecord, open_split
+from llm_qa.models import embedded
+from llm_qa.models.linear_modules import linear_layers
+from llm_qa.models.loading import load_tokenizer
+from llm_qa.models.lora import add_lora, parameter_counts, trainable_report
+from llm_qa.models.precision import check_fp8_units
+from llm_qa.models.registry import SHAPES, model_config
+from llm_qa.planning.memory import GPUS, Sizes, sharing_rows
+from llm_qa.training.memory_check import Width, check_memory, free_host_bytes, gpu_total_bytes, largest_micro_batch
+from llm_qa.training.strategy import Strategy, accumulation_steps, micro_batch_size
+
+TOKENS_PER_CHARACTER = 0.6  # of polyglot-ko's tokenizer on Korean prose, roughly; used only without the tokenizer
+
+
+CPU_LIMIT = 1_000_000_000  # parameters; a larger model on a CPU is a mistake, not a wish
+
+
+def check_hardware(recipe: Recipe, capability: tuple[int, int] | None) -> None:
+    """Refuse a large known model on a machine without a GPU, naming what works there, and fp8 without fp8 units."""
+    shape = SHAPES.get(recipe.model)
+    if capability is None and shape is not None and shape.parameters > CPU_LIMIT:
+        raise UserError(
+            f"{recipe.model} has {shape.parameters / 1e9:.1f} billion parameters and needs a CUDA GPU, and torch "
+            "sees none here: `make demo` trains the embedded model here instead, and --dry-run shows what "
+            "this recipe would do."
+        )
+    check_fp8_units(recipe, capability)
+
+
+def check_context(recipe: Recipe) -> None:
+    """Refuse documents longer than the model has positions for; its config alone is read.
+
+    Longer ones would train until the first of them, and end there. Packs may be longer: positions begin anew with
+    each document.
+    """
+    if recipe.model == EMBEDDED_MODEL:
+        context = embedded.CONTEXT
+    else:
+        context = getattr(model_config(recipe.model).get_text_config(), "max_position_embeddings", None)
+    if context and recipe.max_length > context:  # None: a model without a limit of its own
+        raise UserError(
+            f"--max-length {recipe.max_length} is longer than the context of {recipe.model}, {context} tokens: set it "
+            f"to {context} or less."
+        )
+
+
+def meta_model(recipe: Recipe, records: Iterable[QARecord]) -> torch.nn.Module:
+    """The recipe's model at its true shapes on the meta device (no memory, no weights), LoRA on it if asked."""
+    if recipe.model == EMBEDDED_MODEL:
+        tokenizer = embedded.build_tokenizer(embedded.documents(records))
+        config = embedded.model_config(len(tokenizer), tokenizer.eos_token_id)
+    else:
+        config = model_config(recipe.model)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+        return add_lora(model, recipe) if recipe.method == "lora" else model
+
+
+def sizes_of(model: torch.nn.Module, recipe: Recipe) -> Sizes:
+    """Weights in linear layers, in everything else, and of those that train."""
+    linear = sum(layer.weight.numel() for name, layer in linear_layers(model).items() if ".lora_" not in name)
+    total, trained = parameter_counts(model)
+    return Sizes(linear, total - linear - (trained if recipe.method == "lora" else 0), trained)
+
+
+def check_fit(recipe: Recipe, strategy: Strategy) -> None:
+    """Refuse a model that is too large for the GPU's or the machine's memory; nothing is read but its shapes."""
+    if recipe.model != EMBEDDED_MODEL:
+        sizes = sizes_of(meta_model(recipe, []), recipe)
+        check_memory(recipe, sizes, strategy, gpu_total_bytes(), free_host_bytes())
+
+
+def widest_pass(recipe: Recipe, strategy: Strategy) -> Recipe:
+    """Under ZeRO-3 on GPUs: the recipe with the largest micro-batch that fits, said aloud; its updates are the same."""
+    gpu = gpu_total_bytes()
+    if strategy.zero_stage != 3 or gpu is None or recipe.model == EMBEDDED_MODEL:
+        return recipe
+    model = meta_model(recipe, [])
+    config = model.config.get_text_config()
+    width = Width(config.num_hidden_layers, config.hidden_size, config.vocab_size)
+    size = largest_micro_batch(recipe, sizes_of(model, recipe), width, strategy, gpu)
+    if size != recipe.micro_batch_size:
+        say(
+            f"micro_batch_size {size} instead of {recipe.micro_batch_size}: it should fit, and fewer passes an update "
+            "gather the weights less often (--auto-micro-batch)"
+        )
+    return dataclasses.replace(recipe, micro_batch_size=size)
+
+
+def count_packs(recipe: Recipe, records: Iterable[QARecord]) -> tuple[int, int, str]:
+    """(packs, real tokens, how they were counted) of one epoch."""
+    try:
+        if recipe.model == EMBEDDED_MODEL:
+            tokenizer = embedded.build_tokenizer(embedded.documents(records))
+        else:
+            tokenizer = load_tokenizer(recipe.model, only_local=True)
+    except UserError:
+        characters = [len(q) + len(a) + 20 for record in records for q, a in record.pairs()]
+        tokens = math.ceil(sum(characters) * TOKENS_PER_CHARACTER)
+        packs = math.ceil(tokens / recipe.pack_length) if recipe.pack_length else len(characters)
+        return packs, tokens, f"estimated at {TOKENS_PER_CHARACTER} tokens a character, as the tokenizer is not at hand"
+    pairs, _ = tokenize_records(tokenizer, records, recipe.max_length)
+    return len(PackedDataset(pairs, recipe.pack_length, recipe.loss_on, recipe.seed)), len(pairs.tokens), "counted"
+
+
+def dry_run(
+    recipe: Recipe, data: list[str] | None, strategy: Strategy, preparation: PreparationOptions | None = None
+) -> str:
+    """The text that `--dry-run` prints: parameters by module, tokens an update, updates an epoch."""
+    check_context(recipe)
+    records = open_split(prepared_folder(data, preparation), "train")
+    model = meta_model(recipe, records)
+    by_module: dict[str, int] = {}
+    for name, parameter in model.named_parameters():
+        if not name.partition(".lora_")[1]:
+            module = name.replace(".base_layer", "").rpartition(".")[0].rpartition(".")[2]
+            by_module[module] = by_module.get(module, 0) + parameter.numel()
+    sizes = sizes_of(model, recipe)
+    packs, tokens, how = count_packs(recipe, records)
+    steps = math.ceil(packs / recipe.global_batch_size)
+    rows = [[name, f"{count:,}"] for name, count in sorted(by_module.items(), key=lambda item: -item[1])]
+    return "\n".join(
+        [
+            f"model {recipe.model}, base {recipe.base_precision}, method {recipe.method}",
+            format_table(["base module", "parameters"], [*rows, ["all", f"{sum(by_module.values()):,}"]]),
+            trainable_report(model),
+            f"tokens an update: {tokens / packs * min(recipe.global_batch_size, packs):,.0f} real tokens in "
+            f"{recipe.global_batch_size} sequences ({micro_batch_size(recipe, strategy.processes)} a pass, "
+            f"{accumulation_steps(recipe, strategy.processes)} passes a process; {strategy})",
+            f"updates an epoch: {steps:,} ({tokens:,} tokens in {packs:,} packs of {len(records):,} records; {how})",
+            "weights, gradients and optimizer a GPU / sent by each GPU an update, in GiB (activations come on top):",
+            format_table(["", *(f"{gpus} GPU{'s'[: gpus > 1]}" for gpus in GPUS)], sharing_rows(recipe, sizes)),
+            "dry run: no weights were read or written",
+        ]
+    )

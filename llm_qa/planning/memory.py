@@ -1,0 +1,111 @@
+"""On paper: what each strategy keeps on a GPU and sends between GPUs, before anything is run.
+
+ZeRO: Rajbhandari et al. 2020, arXiv:1910.02054, sections 3 (memory, K = 12 bytes of Adam a weight in mixed precision)
+and 7 (communication). Activations, buffers and the allocator's rest come on top and depend on the micro-batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from llm_qa.config.recipe import Recipe
+
+GPUS = (1, 2, 8, 64)
+NF4_BYTES = 4 / 8
+SCALE_BITS, DOUBLE_QUANT_BITS = 32 / 64, 8 / 64 + 32 / (64 * 256)  # a weight; Dettmers et al. 2023, section 3
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Numbers of weights: in linear layers that nf4 packs, in everything else, and of those that train (LoRA's too)."""
+
+    linear: int
+    other: int
+    trained: int
+
+
+def weight_bytes(recipe: Recipe, sizes: Sizes) -> float:
+    """Bytes of the base weights as the recipe keeps them (16 bits unless fp32), LoRA's not among them."""
+    wide = 4 if recipe.base_precision == "fp32" else 2
+    if recipe.base_precision != "nf4":
+        return (sizes.linear + sizes.other) * wide
+    scales = (DOUBLE_QUANT_BITS if recipe.double_quant else SCALE_BITS) / 8
+    return sizes.linear * (NF4_BYTES + scales) + sizes.other * wide
+
+
+@dataclass(frozen=True)
+class TrainedWeight:
+    """Bytes that training keeps for a weight: itself, its gradient, what the optimizer keeps, an fp32 master too."""
+
+    weight: int
+    gradient: int
+    optimizer: int
+
+
+def trained_weight(width: int, optim: str, stage: int) -> TrainedWeight:
+    """Bytes for each weight that trains, kept in `width` bytes (2 or 4), with an AdamW named `optim`.
+
+    Stage 0 (one process or DDP): two moments as wide as the weight, and for 16-bit weights the compensation of what
+    Kahan summation rounded off (`optimizer.py`). ZeRO: two moments and a master in fp32 (K = 12). An 8-bit Adam's
+    moments take a byte each.
+    """
+    moments = 2 if "8bit" in optim else 8 if stage else 2 * width
+    extra = 4 if stage else 2 if width == 2 else 0
+    return TrainedWeight(width, width, moments + extra)
+
+
+def of_recipe(recipe: Recipe, stage: int) -> TrainedWeight:
+    """The same for a recipe: LoRA's weights are fp32, and under ZeRO all that trains is kept in 16 bits."""
+    wide = stage == 0 and (recipe.method == "lora" or recipe.base_precision == "fp32")
+    return trained_weight(4 if wide else 2, recipe.training.get("optim", ""), stage)
+
+
+def checkpoint_bytes(width: int, optim: str, stage: int) -> int:
+    """Bytes of a checkpoint for each weight that trains: the weight and the optimizer's states.
+
+    DeepSpeed writes the weights once more, among the states of its engine.
+    """
+    kept = trained_weight(width, optim, stage)
+    return kept.weight * (2 if stage else 1) + kept.optimizer
+
+
+def memory_per_gpu(recipe: Recipe, sizes: Sizes, stage: int, gpus: int) -> float:
+    """Bytes of weights, gradients and optimizer on each of `gpus` GPUs. Stage 0 is one process or DDP."""
+    frozen = weight_bytes(recipe, sizes) if recipe.method == "lora" else 0.0
+    kept = of_recipe(recipe, stage)
+    if stage == 0:
+        return frozen + sizes.trained * (kept.weight + kept.gradient + kept.optimizer)
+    if stage == 2:
+        return frozen + sizes.trained * (kept.weight + (kept.gradient + kept.optimizer) / gpus)
+    return (frozen + sizes.trained * (kept.weight + kept.gradient + kept.optimizer)) / gpus
+
+
+def traffic_per_step(recipe: Recipe, sizes: Sizes, stage: int, gpus: int, passes: int) -> float:
+    """Bytes that each GPU sends in an update of `passes` forward passes.
+
+    DDP's all-reduce and ZeRO-2's reduce-scatter with all-gather send 2 numbers a trained weight; ZeRO-3 gathers all
+    weights for the forward and again for the backward pass of every micro-batch, and reduce-scatters the gradients.
+    """
+    if gpus == 1:
+        return 0.0
+    share = (gpus - 1) / gpus
+    if stage == 0:
+        return share * 2 * sizes.trained * of_recipe(recipe, stage).gradient
+    if stage == 2:
+        return share * sizes.trained * (2 * passes + 2)  # gradients each pass, weights once
+    weights = weight_bytes(recipe, sizes) if recipe.method == "lora" else 0.0
+    return share * passes * (2 * (weights + 2 * sizes.trained) + 2 * sizes.trained)
+
+
+def sharing_rows(recipe: Recipe, sizes: Sizes) -> list[list[str]]:
+    """Strategy and numbers of GPUs -> GiB a GPU and GiB sent an update, as table rows."""
+    rows = []
+    for name, stage in (("one GPU or DDP", 0), ("ZeRO-2", 2), ("ZeRO-3", 3)):
+        cells = []
+        for gpus in GPUS:
+            passes = max(1, recipe.global_batch_size // (recipe.micro_batch_size * gpus))
+            memory = memory_per_gpu(recipe, sizes, stage, gpus) / 2**30
+            sent = traffic_per_step(recipe, sizes, stage, gpus, passes) / 2**30
+            cells.append(f"{memory:,.1f} / {sent:,.2f}")
+        rows.append([name, *cells])
+    return rows

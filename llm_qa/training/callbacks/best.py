@@ -1,0 +1,114 @@
+"""The best checkpoint by validation loss: it is saved, kept, and at the end it is what the run's final folder holds.
+
+Everything is read from Trainer's log history, which is part of every checkpoint: nothing else has to survive a kill,
+and a resumed run chooses what an undisturbed one would.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import TrainerCallback, TrainerState
+from transformers.trainer_utils import SaveStrategy
+
+from llm_qa import files
+from llm_qa.config.recipe import Recipe
+from llm_qa.console import UserError, say
+from llm_qa.training.checkpoint.resume import all_checkpoints, checkpoint_step, invalid_reasons
+
+
+def validation_losses(state: TrainerState) -> dict[int, float]:
+    """Step -> validation loss, in nats a label token, of every evaluation so far."""
+    return {entry["step"]: entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry}
+
+
+def best_first(losses: dict[int, float], steps: Iterable[int]) -> list[int]:
+    """Those of `steps` that were validated, the lowest loss first, and the earlier one of equals."""
+    return sorted((step for step in {*steps} if step in losses), key=lambda step: (losses[step], step))
+
+
+def check_early_stopping(recipe: Recipe, validates: bool) -> None:
+    """UserError for early stopping in a run that has no validation loss."""
+    if recipe.early_stopping and not validates:
+        raise UserError(
+            f"early_stopping {recipe.early_stopping} needs a validation loss, and the data has no validation records "
+            "or eval_strategy is no: prepare the data with --validation, or leave out --early-stopping."
+        )
+
+
+class BestCheckpoint(TrainerCallback):
+    """Saves the best evaluation so far, whatever the schedule, and ends training after `early_stopping` worse ones."""
+
+    def __init__(self, recipe: Recipe):
+        self.keeps_best = recipe.keep == "best"
+        self.patience = recipe.early_stopping
+
+    def _is_over(self, state) -> bool:
+        losses = validation_losses(state)
+        if not self.patience or not losses:
+            return False
+        best = best_first(losses, losses)[0]
+        return sum(step > best for step in losses) >= self.patience
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        """A run that was killed between its early stop and its end does not train on."""
+        if self._is_over(state):
+            state.max_steps = state.global_step
+
+    def on_evaluate(self, args, state, control, **kwargs):
+        """Trainer saves after it has evaluated. The step at which training stops early counts as the last one."""
+        losses = validation_losses(state)
+        over = self._is_over(state)
+        if over and state.global_step < state.max_steps:
+            best = best_first(losses, losses)[0]
+            say(
+                f"early stopping at step {state.global_step} of {state.max_steps}: the validation loss has not been "
+                f"below that of step {best} ({losses[best]:.4f}) in {self.patience} evaluations"
+            )
+            state.max_steps = state.global_step
+            control.should_training_stop = True
+        is_best = self.keeps_best and best_first(losses, losses)[0] == state.global_step
+        if (over or is_best) and args.save_strategy != SaveStrategy.NO:
+            control.should_save = True
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Which weights a run ends with: the step, its validation loss, its checkpoint (None: what training ended with)."""
+
+    step: int
+    validation_loss: float
+    checkpoint: Path | None
+
+    def __str__(self) -> str:
+        return f"step {self.step}, validation loss {self.validation_loss:.4f}"
+
+
+def choose_best(state: TrainerState, run_dir: str | Path) -> Kept | None:
+    """The best weights that are left at the end of training; what is missing or damaged is said. None: no validation.
+
+    To be called by the main process alone, when the last checkpoint is safe.
+    """
+    losses = validation_losses(state)
+    there = {checkpoint_step(path): path for path in all_checkpoints(Path(run_dir) / files.CHECKPOINTS)}
+    lowest = next(iter(best_first(losses, losses)), None)
+    if lowest is not None and lowest not in (*there, state.global_step):
+        say(f"step {lowest} had the lowest validation loss ({losses[lowest]:.4f}) and has no checkpoint")
+    for step in best_first(losses, [*there, state.global_step]):
+        if step == state.global_step:
+            return Kept(step, losses[step], None)
+        if not (problem := unusable(there[step])):
+            return Kept(step, losses[step], there[step])
+        say(f"{there[step]} (validation loss {losses[step]:.4f}) {problem}: the next best is taken")
+    return None
+
+
+def unusable(checkpoint: Path) -> str:
+    """Why a run cannot end with the weights of a checkpoint, in words; '' where it can."""
+    if problems := invalid_reasons(checkpoint):
+        return f"is damaged ({'; '.join(problems[:3])})"
+    if not list(checkpoint.glob("*.safetensors")):
+        return "holds no whole weights, as stage3_gather_16bit_weights_on_model_save is off in the DeepSpeed config"
+    return ""

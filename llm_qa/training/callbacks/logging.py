@@ -1,0 +1,155 @@
+"""What happens around a training step: tokens counted, a line logged."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import torch
+from transformers import TrainerCallback
+from transformers.trainer_callback import ExportableState
+from transformers.trainer_utils import IntervalStrategy
+
+from llm_qa import files
+from llm_qa.console import format_seconds, is_main_process, progress, say
+from llm_qa.data.packing import count_real_tokens
+from llm_qa.distributed import sum_over_ranks
+from llm_qa.planning.cards import peak_memory_bytes
+from llm_qa.training.callbacks.stopping import command_started
+from llm_qa.training.log_file import LogFile
+
+
+class RealTokens(TrainerCallback):
+    """Counts tokens that are not padding into `state.num_input_tokens_seen`, over all ranks, without a sync a step.
+
+    Trainer's own count takes every pad token for padding, so where pad is eos it loses each document's last token.
+    """
+
+    def __init__(self):
+        self.pending: torch.Tensor | None = None
+        self.hook = None
+
+    def _count(self, module, args, kwargs) -> None:
+        if module.training:
+            tokens = count_real_tokens(kwargs["position_ids"])
+            self.pending = tokens if self.pending is None else self.pending + tokens
+
+    def on_train_begin(self, args, state, control, model=None, **kwargs):
+        """Listen to what enters the model."""
+        self.hook = model.register_forward_pre_hook(self._count, with_kwargs=True)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        """Move the count to the state when someone is going to read it; an evaluation may lead to a checkpoint."""
+        read = control.should_log or control.should_save or control.should_evaluate
+        if self.pending is not None and (read or state.global_step >= state.max_steps):
+            state.num_input_tokens_seen += int(sum_over_ranks([self.pending.item()], args.device)[0])
+            self.pending = None
+
+    def on_train_end(self, args, state, control, **kwargs):
+        """Stop listening."""
+        self.hook.remove()
+
+
+class StepLog(TrainerCallback, ExportableState):
+    """One dense line a logged step on the screen and one JSON object in log.jsonl; a progress bar below.
+
+    Seconds and tokens go on across restarts. Lines of steps after the checkpoint that a run resumes from are dropped:
+    those steps are done again.
+    """
+
+    def __init__(self, run_dir: Path, flops_per_token: float = 0.0, peak_flops: float | None = None):
+        self.file = LogFile(Path(run_dir) / files.LOG)
+        self.flops_per_token, self.peak_flops = flops_per_token, peak_flops
+        self.seconds_before = 0.0
+        self.started = self.last_time = time.perf_counter()
+        self.last_tokens = 0
+        self.start_up_seconds: float | None = None
+        self.bar = None
+
+    def state(self) -> dict:
+        """What Trainer saves with each checkpoint."""
+        return {"args": {}, "attributes": {"seconds_before": self.elapsed()}}
+
+    def elapsed(self) -> float:
+        """Seconds of training, earlier parts of this run included."""
+        return self.seconds_before + time.perf_counter() - self.started
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        """Start the clock; cut the log back to the step that training goes on from."""
+        saved = state.stateful_callbacks.get("StepLog") if state.global_step else None
+        self.seconds_before = saved["attributes"]["seconds_before"] if saved else 0.0
+        self.started = self.last_time = time.perf_counter()
+        self.last_tokens = state.num_input_tokens_seen
+        if is_main_process():
+            self.file.cut_back(state.global_step)
+        self.bar = progress(total=state.max_steps, what="training", unit="steps", resume_at=state.global_step)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        """Move the bar; the last step is always validated. The first one tells how long the start took."""
+        if self.start_up_seconds is None:
+            self.start_up_seconds = round(time.time() - command_started(), 1)
+            say(f"first update {format_seconds(self.start_up_seconds)} after the start")
+        self.bar.update(1)
+        if state.global_step >= state.max_steps and args.eval_strategy != IntervalStrategy.NO:
+            control.should_evaluate = True
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        """Write what Trainer measured, with throughput and memory."""
+        if "loss" in logs:
+            line = self._training_line(args, state, logs)
+        elif "eval_loss" in logs:
+            line = {"step": state.global_step, "epoch": state.epoch, "validation_loss": logs["eval_loss"]}
+        else:
+            return
+        if is_main_process():
+            self.file.append(line)
+            self.bar.clear()
+            say(self.as_text(line, state.max_steps))
+
+    def on_save(self, args, state, control, **kwargs):
+        """A disk that took a checkpoint has room for the lines before it, which a kill must not lose."""
+        if is_main_process():
+            self.file.catch_up()
+
+    def _training_line(self, args, state, logs: dict) -> dict:
+        now = time.perf_counter()
+        seconds, self.last_time = now - self.last_time, now
+        tokens = state.num_input_tokens_seen - self.last_tokens
+        self.last_tokens = state.num_input_tokens_seen
+        rate = tokens / seconds if seconds > 0 else 0.0
+        line = {
+            "step": state.global_step,
+            "epoch": round(state.epoch, 6),
+            "loss": logs["loss"],
+            "learning_rate": logs["learning_rate"],
+            "grad_norm": logs.get("grad_norm"),
+            "tokens": state.num_input_tokens_seen,
+            "tokens_per_second": round(rate, 1),
+            "peak_memory_bytes": peak_memory_bytes(),
+            "elapsed_seconds": round(self.elapsed(), 3),
+        }
+        if (mfu := self.mfu(rate / args.world_size)) is not None:
+            line["mfu"] = mfu
+        return line
+
+    def mfu(self, tokens_per_second: float) -> float | None:
+        """Model FLOP utilisation of one GPU at this rate; None where the GPU's peak is not known."""
+        return round(tokens_per_second * self.flops_per_token / self.peak_flops, 4) if self.peak_flops else None
+
+    def as_text(self, line: dict, max_steps: int) -> str:
+        """The dense line: step, epoch, loss, lr, gradient norm, tokens/s, MFU, memory, ETA."""
+        head = f"step {line['step']}/{max_steps}  epoch {line['epoch']:.2f}"
+        if "validation_loss" in line:
+            return f"{head}  validation loss {line['validation_loss']:.4f}"
+        norm = f"  grad {line['grad_norm']:.2f}" if line["grad_norm"] is not None else ""
+        mfu = f"  MFU {line['mfu']:.0%}" if "mfu" in line else ""
+        left = line["elapsed_seconds"] / line["step"] * (max_steps - line["step"])
+        return (
+            f"{head}  loss {line['loss']:.4f}  lr {line['learning_rate']:.2e}{norm}  "
+            f"{line['tokens_per_second']:,.0f} tok/s{mfu}  peak {line['peak_memory_bytes'] / 2**30:.1f} GiB  "
+            f"ETA {format_seconds(left)}"
+        )
+
+    def on_train_end(self, args, state, control, **kwargs):
+        """Close the bar."""
+        self.bar.close()

@@ -1,0 +1,40 @@
+"""The loss since the last logged step, kept in each checkpoint: the first logged line after a resume is whole."""
+
+from __future__ import annotations
+
+from transformers import Trainer, TrainerCallback
+from transformers.trainer_callback import ExportableState
+
+from llm_qa.distributed import gather_over_ranks
+
+
+class LossSoFar(TrainerCallback, ExportableState):
+    """Keeps the loss since the last logged step in the checkpoint, which Trainer forgets.
+
+    Without it the first line after a resume averages only the steps since then. One number a rank: the logged loss is
+    their mean.
+    """
+
+    def __init__(self):
+        self.trainer: Trainer | None = None
+        self.by_rank: list[float] = []
+        self.last_logged = 0
+
+    def state(self) -> dict:
+        """What Trainer saves with each checkpoint."""
+        return {"args": {}, "attributes": {"by_rank": self.by_rank, "last_logged": self.last_logged}}
+
+    def remember(self) -> None:
+        """Take the numbers from the trainer; every rank must call it."""
+        self.by_rank = gather_over_ranks(self.trainer._tr_loss.item(), self.trainer.args.device)
+        self.last_logged = self.trainer._globalstep_last_logged
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        """Give the numbers back; on another number of processes each gets their mean, which keeps the logged loss."""
+        saved = state.stateful_callbacks.get(type(self).__name__) if state.global_step else None
+        if not saved or not saved["attributes"]["by_rank"]:
+            return
+        by_rank = saved["attributes"]["by_rank"]
+        same = len(by_rank) == args.world_size
+        self.trainer._tr_loss += by_rank[args.process_index] if same else sum(by_rank) / len(by_rank)
+        self.trainer._globalstep_last_logged = saved["attributes"]["last_logged"]

@@ -1,0 +1,142 @@
+"""Stop before a NaN or an infinite gradient reaches the weights, and say which records it came from."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from transformers import TrainerCallback
+
+from llm_qa.console import Failed
+from llm_qa.data.packing import PackedDataset, count_real_tokens
+from llm_qa.distributed import all_gather
+
+MOST_RECORDS = 20  # named in a sentence
+
+
+class NonFiniteError(Failed):
+    """A loss or gradient that is NaN or infinite; no checkpoint holds anything of it."""
+
+
+class StopOnNonFinite(TrainerCallback):
+    """Look at every gradient just before the update; the last checkpoint stays as it is.
+
+    Under DeepSpeed the engine has updated by then: it is told to skip an update of bad gradients in every precision, as
+    it does for 16 bits, and asked whether it did. An fp16 run is left to its loss scaler, which skips such a step by
+    design; its logged loss must still be finite.
+    """
+
+    def __init__(self, train_set: PackedDataset | None = None):
+        self.train_set = train_set
+        self.passes: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+        self.hook = None
+        self.trained: list[torch.nn.Parameter] = []
+        self.asked: tuple | None = None
+
+    def on_train_begin(self, args, state, control, model=None, optimizer=None, **kwargs):
+        """Listen to what enters the model and the loss that leaves it."""
+        self.hook = model.register_forward_hook(self._remember, with_kwargs=True)
+        engine = getattr(optimizer, "optimizer", None)
+        if hasattr(engine, "check_grad_overflow"):
+            engine.check_grad_overflow = True
+
+    def _remember(self, module, args, kwargs, output) -> None:
+        if module.training and "position_ids" in kwargs:
+            self.passes.append((kwargs["input_ids"], kwargs["position_ids"], output["loss"].detach()))
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        """A new update, new batches."""
+        self.passes = []
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, optimizer=None, **kwargs):
+        """Look at every gradient, or ask the engine that has them."""
+        if args.fp16:
+            return
+        engine = getattr(optimizer, "optimizer", None)
+        if hasattr(engine, "_global_grad_norm"):  # DeepSpeed's ZeRO optimizers, the same answer on every rank
+            bad = bool(engine.overflow) or not math.isfinite(float(engine._global_grad_norm or 0.0))
+        else:
+            self.trained = self.trained or [p for p in model.parameters() if p.requires_grad]
+            gradients = [p.grad for p in self.trained if p.grad is not None and p.grad.numel()]
+            if not gradients:
+                return
+            finite = torch.isfinite(torch.stack(torch._foreach_norm(gradients)).sum())
+            if finite.is_cuda and getattr(engine, "defaults", {}).get("fused"):
+                self._skip_on_the_gpu(engine, finite, state.global_step + 1, args.process_index)
+                return
+            bad = not finite.item()
+        if bad:
+            self._stop(state.global_step + 1, args.process_index)
+
+    def _skip_on_the_gpu(self, optimizer, finite: torch.Tensor, step: int, rank: int) -> None:
+        """Let a fused optimizer skip a bad update by itself, and ask later: asking now would make the GPU wait.
+
+        `found_inf` is what torch's GradScaler gives its optimizers; weights and moments stay as they are.
+        """
+        self._ask(rank)
+        optimizer.found_inf = (~finite).float()
+        answer = torch.empty((), dtype=torch.bool, pin_memory=True).copy_(finite, non_blocking=True)
+        written = torch.cuda.Event()
+        written.record()
+        self.asked = (answer, written, step, self.passes)
+
+    def _ask(self, rank: int) -> None:
+        if self.asked is None:
+            return
+        (answer, written, step, passes), self.asked = self.asked, None
+        written.synchronize()
+        if not answer:
+            self.passes = passes
+            self._stop(step, rank)
+
+    def _stop(self, step: int, rank: int) -> None:
+        told = [where for where in all_gather(self.where(rank)) if where]
+        raise NonFiniteError(self.sentence("a gradient", step, "; ".join(told)))
+
+    def on_step_end(self, args, state, control, **kwargs):
+        """Nothing is logged, validated or saved before the answer about this step is in."""
+        if control.should_save or control.should_log or control.should_evaluate or state.global_step >= state.max_steps:
+            self._ask(args.process_index)
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        """A loss that is logged must be a number."""
+        for key in ("loss", "eval_loss"):
+            if key in logs and not math.isfinite(logs[key]):
+                what = f"the {key.replace('eval_', 'validation ')}"
+                raise NonFiniteError(self.sentence(what, state.global_step, self.where(args.process_index)))
+
+    def on_train_end(self, args, state, control, **kwargs):
+        """Stop listening."""
+        self.hook.remove()
+
+    def where(self, rank: int) -> str:
+        """The passes of this update whose loss is bad (or all of them) with the ids of their records; '' unknown."""
+        if not self.passes or self.train_set is None:
+            return ""
+        bad = [i for i, (_, _, loss) in enumerate(self.passes) if not torch.isfinite(loss).all()]
+        packs: dict[bytes, int | None] = {
+            tokens[: int(count_real_tokens(positions))].cpu().numpy().tobytes(): None
+            for i in bad or range(len(self.passes))
+            for tokens, positions in zip(*self.passes[i][:2], strict=True)
+        }
+        for i in range(len(self.train_set.packs)):
+            tokens = self.train_set[i]["input_ids"].numpy().tobytes()
+            if tokens in packs:
+                packs[tokens] = i
+        ids: dict[str, None] = {}
+        for pack in packs.values():
+            for document in self.train_set.packs[pack] if pack is not None else ():
+                ids[self.train_set.pairs.record_ids[document]] = None
+        named = list(ids)[:MOST_RECORDS] + ([f"and {len(ids) - MOST_RECORDS} more"] if len(ids) > MOST_RECORDS else [])
+        passes = f"pass {', '.join(str(i + 1) for i in bad)} of {len(self.passes)}" if bad else "every pass"
+        return f"rank {rank}, {passes}, records {', '.join(named) or 'unknown'}"
+
+    @staticmethod
+    def sentence(what: str, step: int, where: str = "") -> str:
+        """What happened, where, and what helps."""
+        place = f" ({where})" if where else ""
+        return (
+            f"Step {step}: {what} is not a finite number{place}, so training stopped before it "
+            "could spoil the checkpoints. Lower --learning-rate, set --compute-dtype to bf16 or fp32, or look at these "
+            "records."
+        )

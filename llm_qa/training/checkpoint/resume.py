@@ -1,0 +1,188 @@
+"""Checkpoints of a run: which one training goes on from, and on how many processes it can."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import uuid
+from pathlib import Path
+
+import torch
+
+from llm_qa import files
+from llm_qa.console import UserError, say
+from llm_qa.models.safety import PICKLES
+from llm_qa.training.checkpoint.manifest import UNIVERSAL, damage
+from llm_qa.training.checkpoint.storage import clear_leftovers
+from llm_qa.training.strategy import Strategy
+
+# What Trainer's random states and DeepSpeed's shares name beside tensors: data, no behaviour.
+HARMLESS = {
+    *("numpy._core.multiarray._reconstruct", "numpy.ndarray", "numpy.dtype", "numpy.dtypes.UInt32DType"),
+    *("deepspeed.runtime.fp16.loss_scaler.LossScaler", "deepspeed.runtime.fp16.loss_scaler.DynamicLossScaler"),
+    *("deepspeed.runtime.zero.config.ZeroStageEnum", "deepspeed.utils.tensor_fragment.fragment_address"),
+}
+
+
+def checkpoint_step(path: Path) -> int:
+    """The step in `checkpoint-<step>`; -1 for another name."""
+    match = re.fullmatch(r"checkpoint-(\d+)", path.name)
+    return int(match[1]) if match else -1
+
+
+def layout(checkpoint: Path) -> tuple[int, int]:
+    """(ZeRO stage, number of processes) that wrote a checkpoint; stage 0 is one process or DDP."""
+    optimizer_shares = list(checkpoint.glob("global_step*/*zero_pp_rank_*_optim_states.pt"))
+    model_shares = list(checkpoint.glob("global_step*/zero_pp_rank_*_model_states.pt"))
+    if optimizer_shares:
+        return (3 if model_shares else 2), len(optimizer_shares)
+    return 0, max(1, len(list(checkpoint.glob("rng_state_*.pth"))))
+
+
+def check_layout(checkpoint: Path, strategy: Strategy) -> bool:
+    """Refuse a checkpoint of another engine; True when it must be reshaped first, for another number of processes.
+
+    One process and DDP read each other's checkpoints as they are. ZeRO's hold one share of the optimizer for each
+    process; DeepSpeed's universal checkpoint turns them into whole tensors.
+    """
+    stage, processes = layout(checkpoint)
+    if stage != strategy.zero_stage:
+        before = f"ZeRO-{stage}" if stage else "one process or DDP"
+        raise UserError(
+            f"{checkpoint} was made by {before} and this is {strategy}: the optimizer's state is kept differently "
+            "there, so use the accelerate config that the run began with, or begin anew with --resume never."
+        )
+    if processes == strategy.processes:
+        return False
+    say(f"{checkpoint} was made on {processes} processes and goes on with {strategy}; dropout draws other numbers")
+    return stage > 0
+
+
+def make_universal(checkpoint: Path) -> None:
+    """Turn the shares of a ZeRO checkpoint into whole tensors beside them, which any number of processes can load.
+
+    DeepSpeed's own converter, in a process of its own (https://www.deepspeed.ai/tutorials/universal-checkpointing/).
+    """
+    (shares,) = [p for p in checkpoint.glob("global_step*") if not p.name.endswith(UNIVERSAL)]
+    whole = shares.with_name(f"{shares.name}{UNIVERSAL}")
+    for old in (whole, *checkpoint.glob(f".{whole.name}.*")):  # from before, in no manifest
+        shutil.rmtree(old, ignore_errors=True)
+    say(f"making {whole}, which any number of processes can load")
+    # A name of its own: the converter of a start that was killed may still be writing.
+    staged = whole.with_name(f".{whole.name}.{uuid.uuid4().hex}")
+    cores = os.cpu_count() or 1
+    command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state"]
+    command += ["--num_extract_workers", str(min(4, cores)), "--num_merge_workers", str(min(2, cores))]
+    command += ["--input_folder", str(shares), "--output_folder", str(staged)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"DeepSpeed could not convert {shares}:\n{done.stderr[-2000:]}")
+    os.replace(staged, whole)
+    files.write_text(checkpoint / "latest_universal", whole.name)
+
+
+def all_checkpoints(folder: Path) -> list[Path]:
+    """The folders named checkpoint-<step> in `folder`, oldest step first."""
+    return sorted(
+        (p for p in folder.glob("checkpoint-*") if checkpoint_step(p) >= 0 and p.is_dir()), key=checkpoint_step
+    )
+
+
+def missing_states(checkpoint: Path) -> list[str]:
+    """What a checkpoint lacks that training needs to go on as if it had never stopped, in words.
+
+    Weights alone (`save_only_model`) resume without an error, with fresh moments, learning rate and random numbers.
+    DeepSpeed keeps the optimizer in shares, one for each process, and may keep the scheduler there too.
+    """
+    names = {path.name for path in checkpoint.iterdir()}
+    stage, processes = layout(checkpoint)
+    random_states = [name for name in names if re.fullmatch(r"rng_state(_\d+)?\.pth", name)]
+    found = []
+    if stage == 0 and "optimizer.pt" not in names:
+        found.append("the optimizer's state")
+    if stage == 0 and "scheduler.pt" not in names:
+        found.append("the scheduler's state")
+    if "trainer_state.json" not in names:
+        found.append("trainer_state.json")
+    if len(random_states) < processes:
+        found.append("the random numbers' state" + (" of every process" if random_states else ""))
+    return [f"it was saved without {what}" for what in found]
+
+
+def invalid_reasons(checkpoint: Path) -> list[str]:
+    """Why nothing should be loaded from a checkpoint: it is not what was written, lacks a state that training needs to
+    go on alike, or loading it could run code.
+
+    DeepSpeed unpickles its shares whole, so what they name is held against a list first, without running any of it.
+    """
+    found = damage(checkpoint) or missing_states(checkpoint)
+    if not found:
+        latest = checkpoint / "latest"  # the folder that DeepSpeed reads
+        if latest.is_file() and latest.read_text(errors="replace") not in {p.name for p in checkpoint.iterdir()}:
+            found.append("latest names a folder that is not in it")
+        pickles = [path for path in checkpoint.rglob("*") if path.suffix in PICKLES]
+        for path in sorted(pickles):
+            try:
+                strangers = set(torch.serialization.get_unsafe_globals_in_checkpoint(path)) - HARMLESS
+            except Exception:  # whatever a pickle that is none can raise
+                strangers = {"what nobody can read"}
+            if strangers:
+                found.append(f"{path.relative_to(checkpoint)} would run {min(strangers)} when it is loaded")
+    return found
+
+
+def newest_checkpoint(run_dir: str | Path) -> Path | None:
+    """The newest whole checkpoint of a run; newer ones that are not are named and set aside. None without any.
+
+    To be called by the main process alone, with the run's lock: it tidies and renames.
+    """
+    folder = Path(run_dir) / files.CHECKPOINTS
+    clear_leftovers(folder)
+    found = all_checkpoints(folder)
+    for checkpoint in reversed(found):
+        if not (problems := invalid_reasons(checkpoint)):
+            return checkpoint
+        aside = set_aside(checkpoint, "damaged")
+        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+        say(f"{checkpoint} is damaged ({'; '.join(problems[:3])}{more}) and set aside as {aside.name}")
+    if found:
+        say(f"no whole checkpoint is left in {folder}: training begins anew")
+    return None
+
+
+def set_later_aside(checkpoint: Path) -> None:
+    """Set aside the checkpoints after the one that a run goes on from, which it will make anew.
+
+    A kill before that, or their turn to be deleted, would mix the old ones with the new.
+    """
+    for later in all_checkpoints(checkpoint.parent):
+        if checkpoint_step(later) > checkpoint_step(checkpoint):
+            say(f"{later} is later than {checkpoint.name} and set aside as {set_aside(later, 'later').name}")
+
+
+def set_aside(checkpoint: Path, why: str) -> Path:
+    """Rename a checkpoint to `<why>-<its name>.<n>` so that nothing takes it for one; returns the new path."""
+    number = 1
+    while (aside := checkpoint.with_name(f"{why}-{checkpoint.name}.{number}")).exists():
+        number += 1
+    checkpoint.rename(aside)
+    return aside
+
+
+def resume_point(run_dir: str | Path, resume: str) -> Path | None:
+    """The checkpoint that `--resume auto|never|PATH` asks for; None to start at step 0. UserError for a bad PATH."""
+    if resume == "never":
+        return None
+    if resume == "auto":
+        return newest_checkpoint(run_dir)
+    path = Path(resume)
+    if not path.is_dir():
+        raise UserError(f"--resume {resume}: there is no such checkpoint folder (or say auto or never).")
+    if path.resolve().parent != (Path(run_dir) / files.CHECKPOINTS).resolve():
+        raise UserError(f"--resume {resume} is a checkpoint of another run: name one of {run_dir}/{files.CHECKPOINTS}.")
+    if problems := invalid_reasons(path):
+        raise UserError(f"--resume {resume}: the checkpoint is damaged ({'; '.join(problems[:3])}): say auto.")
+    return path

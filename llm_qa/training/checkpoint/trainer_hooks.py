@@ -1,0 +1,255 @@
+"""Trainer's checkpoints made safe: its own save, led into a staging folder, and a disk that fails ends nothing.
+
+Trainer writes into the final folder and deletes old checkpoints unread
+(https://github.com/huggingface/transformers/blob/v5.23.0/src/transformers/trainer.py, `_save_checkpoint`). What is
+saved stays Trainer's; where, when it counts and which old ones go is decided here, by all ranks together.
+
+Training waits for what Trainer writes and no longer: one thread of the main process hashes it, flushes it, renames it
+and reads it back while training goes on. All ranks hear what became of it before the next save, and before training
+ends or stops; the thread itself speaks with nobody.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
+from pathlib import Path
+
+from transformers import Trainer, TrainerCallback
+from transformers.trainer_utils import SaveStrategy
+
+from llm_qa.console import UserError, is_main_process, say
+from llm_qa.distributed import all_gather, run_on_main
+from llm_qa.planning.memory import checkpoint_bytes
+from llm_qa.training.callbacks.best import best_first, validation_losses
+from llm_qa.training.callbacks.loss_so_far import LossSoFar
+from llm_qa.training.checkpoint.resume import all_checkpoints, checkpoint_step
+from llm_qa.training.checkpoint.storage import STAGING, SaveError, commit, disk_problem, remove, reserve
+
+WRITING_BYTES_PER_SECOND = 100e6  # a slow disk, until the first save has been timed
+NICENESS = 10  # of a thread beside training: about a tenth of a core that both want
+TRIES_AGAIN, SAVED_AS_IT_IS = "the next save tries again", "what was trained is saved now"
+
+
+class CheckpointingTrainer(Trainer):
+    """Trainer whose checkpoints are staged, hashed, renamed and read back.
+
+    `about` goes into each manifest; `run_files` (path -> text) are written again where the run folder vanished.
+    `patience_seconds` is how long a save of the schedule waits for the one before it to be safe. With `keep_best` the
+    checkpoint with the lowest validation loss stays, beside the newest.
+    """
+
+    about: dict = {}  # noqa: RUF012  set once by build_trainer
+    run_files: dict[Path, str] = {}  # noqa: RUF012
+    stop_when_unsaved = False
+    keep_best = False
+    patience_seconds = 0.1
+
+    def __init__(self, *arguments, callbacks: list[TrainerCallback], **keywords):
+        self.loss_so_far = LossSoFar()
+        super().__init__(*arguments, callbacks=[*callbacks, self.loss_so_far], **keywords)
+        self.loss_so_far.trainer = self
+        self.checkpoints = Path(self.args.output_dir)
+        self.staging: Path | None = None
+        self.thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint", initializer=let_training_go_first)
+        self.commit: Future | None = None  # of the main process
+        self.unsettled: int | None = None  # the step whose checkpoint the ranks have yet to hear of, the same on each
+        self.last_bytes = 0
+        self.save_seconds = 0.0  # the slowest so far, from the first byte to the last that was read back
+
+    def _get_output_dir(self, trial) -> str:
+        return str(self.staging) if self.staging else super()._get_output_dir(trial)
+
+    def train(self, *arguments, **keywords):
+        """Trainer's training; a checkpoint on its way is finished whatever ends it, and no process leaves before."""
+        self.last_bytes = run_on_main(lambda: sum(map(folder_bytes, all_checkpoints(self.checkpoints)[-1:])))
+        try:
+            return super().train(*arguments, **keywords)
+        finally:
+            if self.commit is not None:  # after an error, which the other ranks need not share
+                wait([self.commit])
+                if error := self.commit.exception():
+                    say(f"Step {self.unsettled}: no checkpoint could be saved ({disk_problem(error) or error})")
+
+    def _run_epoch(self, *arguments, **keywords) -> None:
+        """Trainer's epoch; none for a checkpoint of the last step, from which Trainer would take one step too many."""
+        if self.state.global_step < self.state.max_steps:
+            super()._run_epoch(*arguments, **keywords)
+        else:
+            self.control.should_training_stop = True
+
+    def _finalize_training(self, *arguments):
+        """Trainer's end, with the last checkpoint known to be safe; which one is the best is decided in `best.py`."""
+        self._settle(SAVED_AS_IT_IS)
+        self.state.best_model_checkpoint = None
+        return super()._finalize_training(*arguments)
+
+    def needed_bytes(self) -> int:
+        """Bytes of the next checkpoint: those of the run's last one, or before it an estimate (`memory.py`)."""
+        if self.last_bytes:
+            return self.last_bytes
+        optim, stage = str(getattr(self.args.optim, "value", self.args.optim)), int(self.is_deepspeed_enabled)
+        return sum(
+            getattr(p, "ds_numel", p.numel()) * checkpoint_bytes(p.element_size(), optim, stage)
+            for p in self.model.parameters()
+            if p.requires_grad
+        )
+
+    def seconds_to_save(self) -> float:
+        """How long a save that begins now takes until it is safe, the one before it included where it is not yet."""
+        whole = self.save_seconds or self.needed_bytes() / WRITING_BYTES_PER_SECOND
+        return 2 * whole if self.commit is not None and not self.commit.done() else whole
+
+    def _save_checkpoint(self, model, trial) -> None:
+        """One save by all ranks: staged everywhere and made safe in the background, or given up and said aloud."""
+        step = self.state.global_step
+        and_now = SAVED_AS_IT_IS if step >= self.state.max_steps else TRIES_AGAIN
+        self.loss_so_far.remember()
+        if self.unsettled is not None and run_on_main(self._is_left_out):
+            say(
+                f"Step {step}: no checkpoint, as that of step {self.unsettled} is still being flushed and read back; "
+                "the next save tries again (set --save-steps higher)"
+            )
+            return
+        self._settle()
+        began = time.monotonic()
+        problem = self._attempt(lambda: is_main_process() and self._prepare())
+        if not problem:
+            self.staging = self.checkpoints / STAGING
+            try:
+                # A rank that fails inside DeepSpeed leaves the others in a collective: there they end with it.
+                problem = self._attempt(lambda: self._stage(model, trial))
+            finally:
+                self.staging = None
+        if problem:
+            self._not_saved(step, problem, and_now)
+            return
+        self.unsettled = step
+        if is_main_process():
+            losses = validation_losses(self.state) if self.keep_best else {}
+            self.commit = self.thread.submit(self._publish, step, losses, began)
+        if self.control.should_training_stop or self.stop_when_unsaved:
+            self._settle(and_now)
+
+    def _is_left_out(self) -> bool:
+        """Whether a save gives way to the one before it: only one of the schedule, which others will follow."""
+        scheduled = self.args.save_strategy == SaveStrategy.STEPS and not self.control.should_training_stop
+        losses = validation_losses(self.state) if self.keep_best else {}
+        if not scheduled or best_first(losses, losses)[:1] == [self.state.global_step]:
+            return False
+        return bool(wait([self.commit], self.patience_seconds).not_done)
+
+    def _attempt(self, work: Callable) -> str:
+        """Do `work` on this rank and hear what went wrong on any; '' when nothing did."""
+        problem = ""
+        try:
+            work()
+        except Exception as error:
+            problem = disk_problem(error)
+            if not problem:
+                raise
+        return next((told for told in all_gather(problem) if told), "")
+
+    def _prepare(self) -> None:
+        for path, text in self.run_files.items():
+            if not path.exists():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(text, encoding="utf-8")
+        try:
+            reserve(self.checkpoints, self.needed_bytes())
+        except OSError as error:
+            # Of an estimate one cannot be sure, of the last one's size one can. Under DeepSpeed a disk that fills up in
+            # the middle of a save ends the run: the other ranks wait in a collective.
+            if self.last_bytes or self.is_deepspeed_enabled or error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            say(
+                f"Step {self.state.global_step}: a checkpoint is estimated at {self.needed_bytes():,} bytes"
+                f"{free_bytes(self.checkpoints)}: trying all the same"
+            )
+            reserve(self.checkpoints, 0)
+
+    def _stage(self, model, trial) -> None:
+        """Trainer's own save."""
+        self.state.best_global_step = None  # of a schedule on plateaus: Trainer would name the staged folder for it
+        super()._save_checkpoint(model, trial)
+        if is_main_process():
+            staged = self.staging / f"checkpoint-{self.state.global_step}"
+            (staged / "training_args.bin").unlink(missing_ok=True)  # a pickle that nobody reads
+
+    def _publish(self, step: int, losses: dict[int, float], began: float) -> tuple[int, float]:
+        """Make the staged checkpoint of a step count, and let old ones go; returns (its bytes, seconds since `began`).
+
+        Beside it stays the one with the lowest of `losses`. In a thread of its own, while training goes on: nothing
+        that training changes is read here.
+        """
+        final = self.checkpoints / f"checkpoint-{step}"
+        commit(self.checkpoints / STAGING / final.name, final, {"step": step, **self.about})
+        size = folder_bytes(final)
+        (self.checkpoints / STAGING).rmdir()
+        limit = self.args.save_total_limit
+        if limit and limit > 0:
+            there = {checkpoint_step(path): path for path in all_checkpoints(self.checkpoints)}
+            kept = {final, *(there[best] for best in best_first(losses, there)[:1])}
+            old = [path for path in there.values() if path not in kept]
+            for path in old[: max(0, len(old) + len(kept) - max(limit, len(kept)))]:
+                remove(path)
+        return size, time.monotonic() - began
+
+    def _settle(self, and_now: str = TRIES_AGAIN) -> None:
+        """Wait until the last checkpoint is safe, or say that it is not; every rank must call it."""
+        if self.unsettled is None:
+            return
+        problem = self._attempt(self._hear)
+        done, self.commit = self.commit, None
+        step, self.unsettled = self.unsettled, None
+        if problem:
+            self._not_saved(step, problem, and_now)
+        else:
+            self.last_bytes, seconds = run_on_main(lambda: done.result())
+            self.save_seconds = max(self.save_seconds, seconds)
+
+    def _hear(self) -> None:
+        """Wait for the thread; whatever ended it is a checkpoint that was not saved, no end of this rank alone."""
+        error = self.commit and self.commit.exception()
+        if error:
+            raise SaveError(disk_problem(error) or f"{type(error).__name__}: {error}") from error
+
+    def _not_saved(self, step: int, problem: str, and_now: str) -> None:
+        if is_main_process():
+            shutil.rmtree(self.checkpoints / STAGING, ignore_errors=True)
+        sentence = (
+            f"Step {step}: no checkpoint could be saved in {self.checkpoints} ({problem}). It needs "
+            f"{self.needed_bytes():,} bytes{run_on_main(lambda: free_bytes(self.checkpoints))}; the older "
+            "checkpoints stay as they are"
+        )
+        stopping = self.control.should_training_stop and self.state.global_step < self.state.max_steps
+        if self.stop_when_unsaved or (stopping and step == self.state.global_step):
+            raise UserError(f"{sentence}. Make room, or correct the folder, and run the same command again.")
+        say(f"{sentence}, and {and_now}.")
+
+
+def let_training_go_first() -> None:
+    """Lower the priority of this thread and of those that it starts: Linux has one for each, other systems have not."""
+    if sys.platform == "linux":
+        with suppress(OSError):  # forbidden here: it costs training a little, no more
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
+
+
+def folder_bytes(folder: Path) -> int:
+    """Bytes of all files in a folder."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def free_bytes(folder: Path) -> str:
+    """How much is free where a folder is, as the end of a clause; '' where even that cannot be asked."""
+    try:
+        return f" and {shutil.disk_usage(folder).free:,} are free"
+    except OSError:
+        return ""

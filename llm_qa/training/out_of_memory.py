@@ -1,0 +1,139 @@
+"""Out of GPU memory: say what was used and what helps, or with --auto-micro-batch halve the micro-batch and go on.
+
+The global batch stays what the recipe says: half the sequences a pass are twice the passes an update. The micro-batch
+that was found is kept in the run folder, for every later start. Under ZeRO-3 --auto-micro-batch begins with the largest
+micro-batch that should fit (planning.widest_pass), because every pass gathers all weights.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import NoReturn
+
+import torch
+
+from llm_qa import files
+from llm_qa.config.recipe import Recipe
+from llm_qa.console import Failed, StoppedEarly, say
+from llm_qa.migrations import stored_file
+from llm_qa.planning.cards import peak_memory_bytes
+from llm_qa.training.strategy import Strategy, micro_batch_size
+
+
+def micro_batch_file(run_dir: str | Path) -> Path:
+    """Where the micro-batch that fits is kept, or was by an earlier version."""
+    return stored_file(run_dir, files.MICRO_BATCH)
+
+
+def with_stored_micro_batch(recipe: Recipe, run_dir: str | Path) -> Recipe:
+    """The recipe with the micro-batch that an earlier start of this run found to fit, said aloud."""
+    if not micro_batch_file(run_dir).is_file():
+        return recipe
+    found = files.read_json(micro_batch_file(run_dir))
+    found = found if isinstance(found, dict) else {}
+    if found.get("pack_length", recipe.pack_length) != recipe.pack_length:  # sequences of another size: see rows.py
+        return recipe
+    found = found.get("micro_batch_size")
+    if not isinstance(found, int) or not 0 < found <= recipe.global_batch_size or found == recipe.micro_batch_size:
+        return recipe
+    say(
+        f"micro_batch_size {found} instead of {recipe.micro_batch_size}: what fits this GPU, "
+        f"from {micro_batch_file(run_dir)}"
+    )
+    return replace(recipe, micro_batch_size=found)
+
+
+def smaller(recipe: Recipe, processes: int) -> int | None:
+    """Half the micro-batch, or the next below that divides a process's share of the global batch; None below 1."""
+    share, now = recipe.global_batch_size // processes, micro_batch_size(recipe, processes)
+    return next((size for size in range(now // 2, 0, -1) if share % size == 0), None)
+
+
+@contextmanager
+def memory_for_loading(recipe: Recipe) -> Iterator[None]:
+    """While the model is loaded: out of memory ends with one sentence, as no smaller micro-batch would help."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise Failed(loading_sentence(error, recipe)) from error
+
+
+@contextmanager
+def memory_for_training(recipe: Recipe, run_dir: Path, strategy: Strategy, *, fit: bool) -> Iterator[None]:
+    """While passes are made: see `out_of_memory`."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        out_of_memory(error, recipe, run_dir, strategy, fit=fit)
+
+
+def out_of_memory(error: BaseException, recipe: Recipe, run_dir: Path, strategy: Strategy, *, fit: bool) -> NoReturn:
+    """Start again with half the micro-batch, or end with one sentence.
+
+    A single process replaces itself, so that nothing of its memory is left over. Of several, whose launcher ends them
+    all together, the same command starts them again.
+    """
+    half = smaller(recipe, strategy.processes)
+    if not fit or half is None:
+        raise Failed(sentence(error, recipe, half)) from error
+    kept = {"micro_batch_size": half, "pack_length": recipe.pack_length, "because": measured(error)}
+    files.write_json(Path(run_dir) / files.MICRO_BATCH, kept)
+    again = f"{measured(error)} micro_batch_size {half} from now on, {recipe.global_batch_size} an update as before"
+    if strategy.processes > 1:
+        print(f"{again}: the same command goes on from the last checkpoint", file=sys.stderr, flush=True)
+        raise StoppedEarly(f"{again}: the same command goes on from the last checkpoint")
+    say(f"{again}: starting again")
+    sys.stdout.flush()
+    os.execv(sys.executable, going_on(sys.orig_argv))
+
+
+def going_on(command: list[str]) -> list[str]:
+    """The same command, but for `--resume never`, which would set this very run aside."""
+    pairs = zip(["", *command], command, strict=False)
+    words = ["auto" if before == "--resume" and word == "never" else word for before, word in pairs]
+    return ["--resume=auto" if word == "--resume=never" else word for word in words]
+
+
+def measured(error: BaseException) -> str:
+    """What was used and what was asked for, in words; the driver's own sentence names the bytes that were missing."""
+    total = torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else 0
+    of = f" of {total / 2**30:.1f}" if total else ""
+    asked = str(error).split(". ")[1:2]  # 'CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has ...'
+    told = f"; {asked[0].strip().rstrip('.').lower()}" if asked else ""
+    return f"Out of memory: {peak_memory_bytes() / 2**30:.1f}{of} GiB were in use at the most{told}."
+
+
+def sentence(error: BaseException, recipe: Recipe, half: int | None) -> str:
+    """What happened and the flags that help, the one that changes nothing else first."""
+    flags = [f"--micro-batch-size {half} (or --auto-micro-batch, which finds it)"] if half else []
+    if recipe.recompute != "all":
+        flags.append("--recompute all")
+    if recipe.pack_length > recipe.max_length:
+        flags.append(f"--pack-length {max(recipe.max_length, recipe.pack_length // 2)}")
+    if recipe.method == "lora" and recipe.base_precision != "nf4":
+        flags.append("--base-precision nf4")
+    if recipe.method == "full":
+        flags.append("--method lora")
+    shorter = recipe.max_length // 2
+    flags.append(f"--max-length {shorter} --pack-length {shorter} (sets longer pairs aside)")
+    flags.append("accelerate_configs/zero3.yaml on more GPUs")
+    return f"{measured(error)} What helps, in this order: {', '.join(flags[:3])}."
+
+
+def loading_sentence(error: BaseException, recipe: Recipe) -> str:
+    """What happened before the first pass, and three things that help."""
+    flags = []
+    if recipe.method == "full":
+        flags.append("--method lora --base-precision nf4")
+    elif recipe.base_precision != "nf4":
+        flags.append("--base-precision nf4")
+    if recipe.base_precision != "nf4":  # of which every process loads the whole before ZeRO-3 shares it out
+        flags.append("accelerate_configs/zero3.yaml on more GPUs")
+    flags += ["a smaller --model", "a GPU that nothing else uses (nvidia-smi; CUDA_VISIBLE_DEVICES)"]
+    flags.append("one with more memory")
+    return f"The model does not fit. {measured(error)} What helps, in this order: {', '.join(flags[:3])}."

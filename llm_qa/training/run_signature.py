@@ -1,0 +1,57 @@
+"""What a checkpoint was made of: recipe, data, processes. A run goes on with the same, or says what may differ."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from llm_qa.config.recipe import Recipe
+from llm_qa.console import UserError, say
+
+KINDS = ("recipe", "data", "processes")  # the words of --allow-change
+FREE = ("max_hours", "save_total_limit", "keep")  # change nothing that is computed
+# Read anew at every start. Other keys live on in the checkpoint (learning_rate in the optimizer's state, save_steps in
+# Trainer's) or in the weights: a change would be ignored in silence or would be another training.
+READ_ANEW = (
+    *("max_steps", "num_train_epochs", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "max_grad_norm"),
+    *("micro_batch_size", "recompute", "report_to", "dataloader_num_workers", "dataloader_prefetch_factor"),
+    "early_stopping",
+)
+
+
+def run_signature(recipe: Recipe, data_sha256: str, processes: int) -> dict[str, Any]:
+    """What has to stay the same from one start of a run to the next, as JSON."""
+    return {"recipe": recipe.to_dict(), "data_sha256": data_sha256, "processes": processes}
+
+
+def differences(before: dict[str, Any], now: dict[str, Any]) -> dict[str, list[str]]:
+    """Kind of difference -> each of them in words; only kinds that differ."""
+    old, new = before["recipe"], now["recipe"]
+    data, processes = ([str(one[key]) for one in (before, now)] for key in ("data_sha256", "processes"))
+    keys = sorted(key for key in {*old, *new} if key not in FREE)
+    found = {
+        "recipe": [f"{k} {old.get(k)!r} -> {new.get(k)!r}" for k in keys if old.get(k) != new.get(k)],
+        "data": [] if data[0] == data[1] else [f"the data {data[0][:12]} -> {data[1][:12]}"],
+        "processes": [] if processes[0] == processes[1] else [f"{processes[0]} -> {processes[1]} processes"],
+    }
+    return {kind: words for kind, words in found.items() if words}
+
+
+def check_same(before: dict[str, Any], now: dict[str, Any], allowed: list[str], where: Path) -> None:
+    """Refuse to go on with something else than what `where` was made of, unless that kind is allowed by name."""
+    found = differences(before, now)
+    refused = {kind: words for kind, words in found.items() if kind not in allowed}
+    if refused:
+        told = "; ".join(word for words in refused.values() for word in words)
+        raise UserError(
+            f"{where} holds a run with another setting ({told}): go on all the same with --allow-change "
+            f"{' '.join(refused)}, name another folder with --run, or set the old run aside with --resume never."
+        )
+    fixed = [word for word in found.get("recipe", ()) if word.split()[0] not in READ_ANEW]
+    if fixed:
+        raise UserError(
+            f"{where} goes on with what it began with, which --allow-change cannot alter: {'; '.join(fixed)}. Name "
+            "another folder with --run, or set the old run aside with --resume never."
+        )
+    for words in found.values():
+        say(f"changed since {where}: {'; '.join(words)}")

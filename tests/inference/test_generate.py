@@ -1,0 +1,155 @@
+"""Batched answers and the bits of references, against the slow and obvious way."""
+
+import math
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, FalconConfig
+
+from llm_qa import files
+from llm_qa.console import Failed, UserError
+from llm_qa.data.prompts import encode_documents
+from llm_qa.inference.fitting import fit_questions
+from llm_qa.inference.generate import (
+    ORIGINAL_SAMPLING,
+    GenerationSettings,
+    check_decoder,
+    generate_answers,
+    named_settings,
+    reference_bits,
+    static_decoder,
+)
+
+ARCHITECTURES = ["neox_folder", "gpt2_folder"]
+
+
+@pytest.fixture(params=ARCHITECTURES)
+def model(request):
+    return AutoModelForCausalLM.from_pretrained(request.getfixturevalue(request.param), dtype=torch.float64).eval()
+
+
+def test_batched_answers_are_those_of_one_question_at_a_time(model, tokenizer, records):
+    questions = [(question, "") for record in records[:6] for question in record.questions]
+    settings = GenerationSettings(max_new_tokens=12)
+    is_distributed = generate_answers(model, tokenizer, questions, settings, batch_size=5)
+    alone = [generate_answers(model, tokenizer, [question], settings, batch_size=1)[0] for question in questions]
+    assert is_distributed == alone
+    assert len({answer.text for answer in is_distributed}) > 1
+
+
+def test_an_answer_ends_at_eos_and_says_so(model, tokenizer):
+    head = model.get_output_embeddings()
+    if model.config.model_type == "gpt2":
+        pytest.skip("GPT-2's head is tied to its embeddings")
+    with torch.no_grad():
+        head.weight.zero_()
+    bias = torch.zeros(head.weight.shape[0], dtype=torch.float64)
+    bias[tokenizer.eos_token_id] = 1.0
+    head.register_forward_hook(lambda module, args, output: output + bias)
+    answer = generate_answers(model, tokenizer, [("왜?", "")], GenerationSettings(max_new_tokens=5))[0]
+    assert (answer.text, answer.stopped, answer.tokens) == ("", True, 1)
+
+
+def test_reference_bits_are_the_log_probability_of_each_answer_alone(model, tokenizer, records):
+    items = [(question, answer, "") for record in records[:5] for question, answer in record.pairs()]
+    packed = reference_bits(model, tokenizer, items, tokens_at_once=150)
+    for item, bits in zip(items, packed, strict=True):
+        document = encode_documents(tokenizer, [item])[0]
+        ids = torch.tensor([document.input_ids])
+        with torch.no_grad():
+            log_probabilities = model(input_ids=ids, use_cache=False).logits[0].log_softmax(-1)
+        expected = -sum(
+            log_probabilities[i - 1, document.input_ids[i]].item()
+            for i in range(document.prompt_length, len(document.input_ids) - 1)  # without eos
+        ) / math.log(2)
+        assert bits == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_reference_longer_than_the_context_has_no_bits(model, tokenizer):
+    bits = reference_bits(model, tokenizer, [("왜?", "길다 " * 600, ""), ("왜?", "짧다", "")])
+    assert bits[0] is None
+    assert bits[1] > 0
+
+
+def test_nothing_is_cut_in_silence(model, tokenizer):
+    long = ("무엇인가요?", "맥락 " * 600)
+    settings = GenerationSettings(max_new_tokens=4)
+    with pytest.raises(ValueError, match=r"does not fit into the 508 that the model has room for"):
+        generate_answers(model, tokenizer, [long], settings)
+    with_stored_micro_batch = fit_questions(tokenizer, model.config, [long], settings)
+    assert 1 <= generate_answers(model, tokenizer, with_stored_micro_batch, settings)[0].tokens <= 4
+
+
+@pytest.mark.parametrize(
+    ("written", "limit"), [({"answer_tokens_99": 310}, 310), ({"answer_tokens_99": 40}, 128), ({}, 128)]
+)
+def test_answers_may_be_as_long_as_the_runs_training_answers(tmp_path, capsys, written, limit):
+    files.write_json(tmp_path / files.TRAINING, written)
+    files.write_text(tmp_path / files.RECIPE, "model: embedded\n")
+    assert named_settings("greedy", run=tmp_path).max_new_tokens == limit
+    told = capsys.readouterr().out
+    assert f"--max-new-tokens {limit}: " in told
+    assert ("99 of 100 training answers" in told) is bool(written)
+    assert named_settings("greedy", 7, run=tmp_path).max_new_tokens == 7
+    assert named_settings("original", run=tmp_path).max_new_tokens == 300
+    assert capsys.readouterr().out == ""
+
+
+def test_sampling_numbers_are_passed_only_where_it_samples():
+    assert GenerationSettings(8).arguments() == {"max_new_tokens": 8, "do_sample": False}
+    assert ORIGINAL_SAMPLING.arguments() == {
+        "max_new_tokens": 300,
+        "do_sample": True,
+        "temperature": 0.9,
+        "top_k": 1,
+        "top_p": 0.9,
+        "repetition_penalty": 1.2,
+    }
+
+
+def test_a_length_that_is_given_overrides_either_sampling():
+    assert named_settings("greedy") == GenerationSettings()
+    assert named_settings("greedy", 7).max_new_tokens == named_settings("original", 7).max_new_tokens == 7
+    assert named_settings("original", 7, seed=3).temperature == 0.9
+    assert named_settings("original", seed=3).seed == 3
+    assert named_settings("original") == ORIGINAL_SAMPLING
+
+
+def test_the_static_decoder_gives_the_answers_of_the_plain_one(neox_folder, tokenizer, records):
+    model = AutoModelForCausalLM.from_pretrained(neox_folder, dtype=torch.float32).eval()
+    questions = [(question, "") for record in records[:6] for question in record.questions]
+    questions.append(("무엇인가요?", "맥락 " * 600))  # cut to the model's context
+    settings = GenerationSettings(max_new_tokens=12)
+    questions = fit_questions(tokenizer, model.config, questions, settings)
+    decoder = static_decoder(model, tokenizer, questions, settings, 5)
+    static = generate_answers(model, tokenizer, questions, settings, decoder=decoder)
+    assert static == generate_answers(model, tokenizer, questions, settings, batch_size=1)
+
+
+def test_a_static_decoder_that_differs_is_not_used(neox_folder, tokenizer, monkeypatch):
+    model = AutoModelForCausalLM.from_pretrained(neox_folder, dtype=torch.float32).eval()
+    monkeypatch.setattr("llm_qa.inference.generate.StaticDecoder.difference", lambda self: float("nan"))
+    with pytest.raises(Failed, match="differ by nan% from the model's own here: answer with --decoder plain"):
+        static_decoder(model, tokenizer, [("왜?", "")], GenerationSettings(4), 1)
+
+
+def test_what_the_static_decoder_cannot_do_is_refused(model):
+    check_decoder("plain", ORIGINAL_SAMPLING, model.config)
+    with pytest.raises(UserError, match="it is greedy, and these settings are not: set --decoder plain"):
+        check_decoder("static", ORIGINAL_SAMPLING, model.config)
+    with pytest.raises(UserError, match="it is greedy"):
+        check_decoder("static", GenerationSettings(repetition_penalty=1.2), model.config)
+    if model.config.model_type == "gpt2":
+        with pytest.raises(UserError, match="because the model is a gpt2, and it is written for gpt_neox"):
+            check_decoder("static", GenerationSettings(), model.config)
+    else:
+        check_decoder("static", GenerationSettings(), model.config)
+
+
+def test_references_are_scored_alone_where_packed_documents_would_see_each_other(tokenizer):
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "initializer_range": 0.3}
+    model = AutoModelForCausalLM.from_config(FalconConfig(**sizes, vocab_size=len(tokenizer))).eval()
+    items = [("왜?", "습기 때문입니다", ""), ("언제?", "내일", ""), ("왜?", "습기", "")]
+    is_distributed = reference_bits(model, tokenizer, items)
+    assert is_distributed == pytest.approx([reference_bits(model, tokenizer, [item])[0] for item in items], rel=1e-5)
