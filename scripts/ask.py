@@ -11,17 +11,12 @@ Stopped (Ctrl-C) in a --file, the answers so far are kept and the same command g
 import argparse
 from pathlib import Path
 
-import torch
-
+from llm_qa import files
 from llm_qa.console import UserError, run_script, say
-from llm_qa.data.prompts import encode_prompts
 from llm_qa.data.text import normalize_lines
-from llm_qa.evaluation.predict.asking import answer_file, find_source
 from llm_qa.evaluation.predict.batches import delete_partial_results
-from llm_qa.inference.fitting import fit_questions
-from llm_qa.inference.generate import DECODERS, MAX_NEW_TOKENS_HELP, GenerationSettings, named_settings
 from llm_qa.inference.question_files import check_csv_name, read_question, read_questions, write_answers
-from llm_qa.models.loading import load_tokenizer
+from llm_qa.inference.settings import DECODERS, MAX_NEW_TOKENS_HELP, GenerationSettings, named_settings
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -61,16 +56,21 @@ def parse_arguments() -> argparse.Namespace:
     for flag in ("batch_size", "max_new_tokens"):
         if (value := getattr(options, flag)) is not None and value < 1:
             raise UserError(f"--{flag.replace('_', '-')} is {value} and must be at least 1.")
+    if options.run:
+        files.check_run(options.run)
     return options
 
 
-@torch.inference_mode()
 def stream(model, tokenizer, question: str, context: str, settings: GenerationSettings) -> None:
     """Print an answer as it is generated; a syllable is shown once all of its bytes are there.
 
     UserError where the question does not fit into the model's context (`fit_questions`).
     """
+    import torch
     from transformers import TextStreamer
+
+    from llm_qa.data.prompts import encode_prompts
+    from llm_qa.inference.fitting import fit_questions
 
     question, context = fit_questions(tokenizer, model.config, [(question, context)], settings)[0]
     prompt = torch.tensor(encode_prompts(tokenizer, [(question, context)]))
@@ -119,6 +119,11 @@ def main() -> int:
     question = read_question(options.question) if options.question is not None else None
     settings = named_settings(options.sampling, options.max_new_tokens, run=options.run)
     whose = {"run": options.run, "model": options.model, "base_precision": options.base_precision}
+    # Imported here and not above: help and mistakes answer without the seconds that these take.
+    from llm_qa.evaluation.predict.asking import answer_file, find_source
+    from llm_qa.inference.fitting import fit_questions
+    from llm_qa.models.loading import load_tokenizer
+
     source = find_source(settings, **whose, decoder=options.decoder)
 
     if options.file:

@@ -12,6 +12,8 @@ installed. Under accelerate launch only `ours` is measured, on that strategy.
 Prints one table and adds a JSON line a measurement to --out.
 """
 
+from __future__ import annotations
+
 import argparse
 import datetime
 import json
@@ -20,22 +22,17 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-
-import torch
-import transformers
+from typing import TYPE_CHECKING
 
 from llm_qa import files
-from llm_qa.benchmark.answering import ANSWERING, measure_answering
-from llm_qa.benchmark.baselines import BASELINES
-from llm_qa.benchmark.config import BenchmarkConfig, set_up
-from llm_qa.benchmark.matmul_peak import matrix_rate
-from llm_qa.benchmark.trace import Trace
+from llm_qa.benchmark.choices import ANSWERING_BY_NAME, BASELINES_BY_NAME
 from llm_qa.config.recipe import Recipe, load_recipe, recipe_flags
 from llm_qa.console import EXIT_FAILED, UserError, format_table, is_main_process, run_script, say
 from llm_qa.migrations import renamed_flags
-from llm_qa.planning import cards
-from llm_qa.training.callbacks.stopping import under_a_launcher
-from llm_qa.training.strategy import end_together
+
+if TYPE_CHECKING:
+    from llm_qa.benchmark.config import BenchmarkConfig
+
 
 DEFAULT_RECIPE = Path(__file__).parent / "recipes" / "tiny.yaml"
 MATMUL_PEAK = "matmul_peak"  # the child process that measures what the device can reach
@@ -48,7 +45,9 @@ def parse_arguments() -> tuple[argparse.Namespace, list[Recipe]]:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("recipes", type=Path, nargs="*", metavar="RECIPE.yaml", help="files of scripts/recipes/")
-    parser.add_argument("--baselines", nargs="+", choices=BASELINES, default=list(BASELINES), help="who is measured")
+    parser.add_argument(
+        "--baselines", nargs="+", choices=BASELINES_BY_NAME, default=list(BASELINES_BY_NAME), help="who is measured"
+    )
     parser.add_argument("--steps", type=int, default=8, help="updates that are measured")
     parser.add_argument("--warmup", type=int, default=3, help="updates before them")
     parser.add_argument("--out", type=Path, default=Path("reports/bench.jsonl"), help="one JSON line a measurement")
@@ -58,7 +57,9 @@ def parse_arguments() -> tuple[argparse.Namespace, list[Recipe]]:
     parser.add_argument("--trace", action="store_true", help="profile one more update of ours by category of kernel")
     parser.add_argument("--gpu-memory-limit", type=gibibytes, metavar="16GiB", help="play a smaller card")
     parser.add_argument("--row", type=Path, help=argparse.SUPPRESS)  # a child writes what it measured there
-    parser.add_argument("--child", choices=(*BASELINES, *ANSWERING, MATMUL_PEAK), help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--child", choices=(*BASELINES_BY_NAME, *ANSWERING_BY_NAME, MATMUL_PEAK), help=argparse.SUPPRESS
+    )
     options, rest = parser.parse_known_args(renamed_flags(sys.argv[1:]))
     for name in ("steps", "warmup", "questions", "new_tokens"):
         if getattr(options, name) < 1:
@@ -84,6 +85,14 @@ def gibibytes(text: str) -> float:
 
 def measure(baseline: str, recipe: Recipe, options: argparse.Namespace) -> dict:
     """One row, measured in this process."""
+    import torch
+    import transformers
+
+    from llm_qa.benchmark.baselines import BASELINES
+    from llm_qa.benchmark.config import BenchmarkConfig
+    from llm_qa.benchmark.trace import Trace
+    from llm_qa.planning import cards
+
     trace = Trace() if options.trace and baseline == "ours" else None
     with tempfile.TemporaryDirectory() as folder:
         bench_config = BenchmarkConfig(recipe, options.warmup, options.steps, folder, trace, options.gpu_memory_limit)
@@ -103,6 +112,9 @@ def measure(baseline: str, recipe: Recipe, options: argparse.Namespace) -> dict:
 
 def answer(bench_config: BenchmarkConfig, how: str, options: argparse.Namespace) -> dict:
     """How fast the recipe's model answers in one of the ways of ANSWERING."""
+    from llm_qa.benchmark.answering import measure_answering
+    from llm_qa.benchmark.config import set_up
+
     setup, questions = set_up(bench_config), options.questions
     asked = {"questions": min(questions, ORIGINAL_QUESTIONS) if how == "original" else questions, "rows": questions}
     row = measure_answering(setup.model.eval(), how, **asked, new_tokens=options.new_tokens)
@@ -166,6 +178,12 @@ def keep(out: Path, rows: list[dict]) -> None:
 def main() -> int:
     """Measure each recipe with each baseline, keep the rows, print the table."""
     options, recipes = parse_arguments()
+    # Imported here and not above: help and mistakes answer without the seconds that these take.
+    from llm_qa.benchmark.answering import ANSWERING
+    from llm_qa.benchmark.matmul_peak import matrix_rate
+    from llm_qa.training.callbacks.stopping import under_a_launcher
+    from llm_qa.training.strategy import end_together
+
     if options.child:
         rate = {"rate": matrix_rate()} if options.child == MATMUL_PEAK else measure(options.child, recipes[0], options)
         files.write_json(options.row, rate)

@@ -20,15 +20,10 @@ from llm_qa.data.records import load_split
 from llm_qa.distributed import end_processes, first_to_say, rank, start_processes, wait_for_all, world_size
 from llm_qa.evaluation.evaluations import WHOSE, answered_before, say_what_is_replaced, write_evaluation
 from llm_qa.evaluation.metrics.embedding import COMPETITION_EMBEDDER, load_embedder, with_cosines
-from llm_qa.evaluation.predict.answer_key import answers_key
-from llm_qa.evaluation.predict.asking import find_source
 from llm_qa.evaluation.predict.contamination import contamination, nearest_rows, with_closest
-from llm_qa.evaluation.predict.predictions import delete_all_partial_results, predict, question_rows
 from llm_qa.evaluation.predict.run_data import data_name, data_of_run, groups_of_split, training_records
-from llm_qa.inference.fitting import fit_questions
-from llm_qa.inference.generate import DECODERS, MAX_NEW_TOKENS_HELP, named_settings
+from llm_qa.inference.settings import DECODERS, MAX_NEW_TOKENS_HELP, named_settings
 from llm_qa.migrations import renamed_flags
-from llm_qa.models.loading import load_run, load_tokenizer
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -58,6 +53,8 @@ def parse_arguments() -> argparse.Namespace:
     for flag, least in (("batch_size", 1), ("max_new_tokens", 1), ("limit", 1), ("seed", 0)):
         if (value := getattr(options, flag)) is not None and value < least:
             raise UserError(f"--{flag.replace('_', '-')} is {value} and must be at least {least}.")
+    if options.run:
+        files.check_run(options.run)
     return options
 
 
@@ -75,6 +72,12 @@ def main() -> int:
 
 def evaluate(options: argparse.Namespace) -> None:
     """What the script does, from flags to files."""
+    from llm_qa.evaluation.predict.answer_key import answers_key
+    from llm_qa.evaluation.predict.asking import find_source
+    from llm_qa.evaluation.predict.predictions import delete_all_partial_results, predict, question_rows
+    from llm_qa.inference.fitting import fit_questions
+    from llm_qa.models.loading import load_run, load_tokenizer
+
     settings = named_settings(options.sampling, options.max_new_tokens, seed=options.seed, run=options.run)
     source = find_source(settings, run=options.run, decoder=options.decoder)
     recipe, data_dir = source.recipe, options.data or data_of_run(options.run)

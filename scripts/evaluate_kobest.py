@@ -33,7 +33,6 @@ from llm_qa.evaluation.metrics.catalogue import UNKNOWN
 from llm_qa.evaluation.report.views import reading_text, span
 from llm_qa.evaluation.statistics.comparison import apply_holm
 from llm_qa.migrations import stamped
-from llm_qa.models.loading import load_run, run_recipe
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -49,12 +48,17 @@ def parse_arguments() -> argparse.Namespace:
     for flag, least in (("shots", 0), ("batch_size", 1), ("limit", 1)):
         if (value := getattr(options, flag)) is not None and value < least:
             raise UserError(f"--{flag.replace('_', '-')} is {value} and must be at least {least}.")
+    if options.run:
+        files.check_run(options.run)
     return options
 
 
 def main() -> int:
     """Phases: data, tuned model, base model."""
     options = parse_arguments()
+    # Imported here and not above: help and mistakes answer without the seconds that these take.
+    from llm_qa.models.loading import load_run, run_recipe
+
     recipe, tasks = run_recipe(options.run), tuple(dict.fromkeys(options.tasks))
     check_data(options.kobest_dir, tasks, options.shots)
     load_harness()

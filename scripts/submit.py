@@ -11,6 +11,7 @@ kept and the same command goes on.
 import argparse
 from pathlib import Path
 
+from llm_qa import files
 from llm_qa.console import UserError, run_script, say
 from llm_qa.evaluation.metrics.embedding import (
     COMPETITION_DIMENSIONS,
@@ -19,10 +20,9 @@ from llm_qa.evaluation.metrics.embedding import (
     load_embedder,
     write_submission,
 )
-from llm_qa.evaluation.predict.asking import answer_file, find_source
 from llm_qa.evaluation.predict.batches import delete_partial_results
-from llm_qa.inference.generate import MAX_NEW_TOKENS_HELP, named_settings
 from llm_qa.inference.question_files import check_csv_name, read_questions, write_answers
+from llm_qa.inference.settings import MAX_NEW_TOKENS_HELP, named_settings
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -55,6 +55,8 @@ def parse_arguments() -> argparse.Namespace:
             check_csv_name(path, f"--{flag}")
         if path and path.resolve() == options.file.resolve():
             raise UserError(f"--{flag} {path} would overwrite the questions: name another file.")
+    if options.run:
+        files.check_run(options.run)
     return options
 
 
@@ -64,6 +66,9 @@ def main() -> int:
     questions = read_questions(options.file, question_column=options.question_column, id_column=options.id_column)
     embedder = load_embedder(options.embedder)
     settings = named_settings(options.sampling, options.max_new_tokens, run=options.run)
+    # Imported here and not above: help and mistakes answer without the seconds that these take.
+    from llm_qa.evaluation.predict.asking import answer_file, find_source
+
     source, asked = find_source(settings, run=options.run), [(question, "") for _, question in questions]
     part = options.out.with_name(f".{options.out.name}")
     texts = answer_file(source, asked, settings, batch_size=options.batch_size, part=part)

@@ -9,61 +9,29 @@ Every recipe key and every TrainingArguments name is also a flag. The same comma
 Exit codes: 0 done, 1 failed, 2 bad input, 75 stopped early with everything saved.
 """
 
+from __future__ import annotations
+
 import argparse
 import shutil
 import sys
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from llm_qa import files
 from llm_qa.config.recipe import EMBEDDED_MODEL, Recipe, load_recipe, recipe_flags
 from llm_qa.console import StoppedEarly, format_seconds, is_main_process, run_script, say
-from llm_qa.data.packing import PackedDataset, TooLong, tokenize_records
 from llm_qa.data.preparation import prepared_folder
 from llm_qa.data.preparation_flags import add_preparation_flags, preparation_options
-from llm_qa.data.prompts import encode_documents, show_document
 from llm_qa.data.records import open_split
 from llm_qa.distributed import first_to_say, gather_over_ranks, run_on_main
 from llm_qa.migrations import renamed_flags, stamped
-from llm_qa.models.embedded import embedded_model
-from llm_qa.models.fast.plan import choose_fast_path
-from llm_qa.models.isolation import attention_of
-from llm_qa.models.left_out import left_out_report
-from llm_qa.models.loading import EMBEDDED_BASE, align_special_tokens, check_tokenizer_fits, load_base, load_tokenizer
-from llm_qa.models.lora import add_lora, linear_parameters, parameter_counts, trainable_report
-from llm_qa.models.precision import gpu_capability, resolve_precision
-from llm_qa.models.registry import model_config
-from llm_qa.planning import cards, dry_run
 from llm_qa.training.agreement import check_ranks_agree
-from llm_qa.training.callbacks.best import BestCheckpoint, check_early_stopping, choose_best
-from llm_qa.training.callbacks.energy import EnergyUsed
-from llm_qa.training.callbacks.logging import RealTokens, StepLog
-from llm_qa.training.callbacks.non_finite import StopOnNonFinite
-from llm_qa.training.callbacks.stopping import StopInTime
-from llm_qa.training.checkpoint.resume import check_layout, make_universal, resume_point
 from llm_qa.training.lock import hold_lock
-from llm_qa.training.out_of_memory import (
-    memory_for_loading,
-    memory_for_training,
-    micro_batch_file,
-    with_stored_micro_batch,
-)
-from llm_qa.training.rows import one_document_a_row
-from llm_qa.training.run_folder import is_finished, open_run, save_final
 from llm_qa.training.run_signature import KINDS, run_signature
-from llm_qa.training.strategy import (
-    check_strategy,
-    end_together,
-    engine_report,
-    final_weights,
-    fit_precision,
-    quiet_other_ranks,
-    read_strategy,
-    start_engine,
-)
-from llm_qa.training.trainer import build_trainer, training_arguments, use_fast_path, validate_in_time
 from llm_qa.training.watchdog import SILENCE_SECONDS, Watchdog
+
+if TYPE_CHECKING:
+    from llm_qa.data.packing import TooLong
 
 
 def parse_arguments() -> tuple[argparse.Namespace, Recipe]:
@@ -108,6 +76,52 @@ def report_too_long(run_dir: Path, too_long: list[TooLong], max_length: int) -> 
 def main() -> int:
     """Phases: recipe, data, model, training, saving."""
     options, recipe = parse_arguments()
+    # Imported here and not above: help and mistakes answer without the seconds that these take.
+    import torch
+
+    from llm_qa.data.packing import PackedDataset, tokenize_records
+    from llm_qa.data.prompts import encode_documents, show_document
+    from llm_qa.models.embedded import embedded_model
+    from llm_qa.models.fast.plan import choose_fast_path
+    from llm_qa.models.isolation import attention_of
+    from llm_qa.models.left_out import left_out_report
+    from llm_qa.models.loading import (
+        EMBEDDED_BASE,
+        align_special_tokens,
+        check_tokenizer_fits,
+        load_base,
+        load_tokenizer,
+    )
+    from llm_qa.models.lora import add_lora, linear_parameters, parameter_counts, trainable_report
+    from llm_qa.models.precision import gpu_capability, resolve_precision
+    from llm_qa.models.registry import model_config
+    from llm_qa.planning import cards, dry_run
+    from llm_qa.training.callbacks.best import BestCheckpoint, check_early_stopping, choose_best
+    from llm_qa.training.callbacks.energy import EnergyUsed
+    from llm_qa.training.callbacks.logging import RealTokens, StepLog
+    from llm_qa.training.callbacks.non_finite import StopOnNonFinite
+    from llm_qa.training.callbacks.stopping import StopInTime
+    from llm_qa.training.checkpoint.resume import check_layout, make_universal, resume_point
+    from llm_qa.training.out_of_memory import (
+        memory_for_loading,
+        memory_for_training,
+        micro_batch_file,
+        with_stored_micro_batch,
+    )
+    from llm_qa.training.rows import one_document_a_row
+    from llm_qa.training.run_folder import is_finished, open_run, save_final
+    from llm_qa.training.strategy import (
+        check_strategy,
+        end_together,
+        engine_report,
+        final_weights,
+        fit_precision,
+        quiet_other_ranks,
+        read_strategy,
+        start_engine,
+    )
+    from llm_qa.training.trainer import build_trainer, training_arguments, use_fast_path, validate_in_time
+
     strategy = read_strategy()
     if options.dry_run:
         if is_main_process():

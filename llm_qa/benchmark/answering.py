@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from llm_qa.inference.generate import ORIGINAL_SAMPLING, GenerationSettings
+from llm_qa.inference.settings import ORIGINAL_SAMPLING, GenerationSettings
 from llm_qa.inference.static_decoder import StaticDecoder
 from llm_qa.planning.cards import peak_memory_bytes
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from llm_qa.console import UserError, say
 from llm_qa.data.prompts import encode_prompts
-from llm_qa.inference.generate import GenerationSettings, context_length, room_for_prompts
+from llm_qa.inference.generate import context_length, room_for_prompts
+from llm_qa.inference.settings import GenerationSettings
 
 Questions = list[tuple[str, str]]  # (question, context)
 

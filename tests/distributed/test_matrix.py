@@ -22,7 +22,8 @@ from train_keeping_logits import probe
 
 from llm_qa.config.recipe import load_recipe
 from llm_qa.data.packing import IGNORED, collate_packs
-from llm_qa.inference.generate import GenerationSettings, generate_answers
+from llm_qa.inference.generate import generate_answers
+from llm_qa.inference.settings import GenerationSettings
 from llm_qa.models.loading import load_run
 
 pytestmark = pytest.mark.distributed

@@ -6,7 +6,7 @@ from transformers import GPT2Config
 from llm_qa.console import UserError
 from llm_qa.data.prompts import encode_prompts
 from llm_qa.inference.fitting import fit_questions
-from llm_qa.inference.generate import GenerationSettings
+from llm_qa.inference.settings import GenerationSettings
 
 CONFIG = GPT2Config(n_positions=96)
 SETTINGS = GenerationSettings(max_new_tokens=16)

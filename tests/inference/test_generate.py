@@ -10,15 +10,8 @@ from llm_qa import files
 from llm_qa.console import Failed, UserError
 from llm_qa.data.prompts import encode_documents
 from llm_qa.inference.fitting import fit_questions
-from llm_qa.inference.generate import (
-    ORIGINAL_SAMPLING,
-    GenerationSettings,
-    check_decoder,
-    generate_answers,
-    named_settings,
-    reference_bits,
-    static_decoder,
-)
+from llm_qa.inference.generate import check_decoder, generate_answers, reference_bits, static_decoder
+from llm_qa.inference.settings import ORIGINAL_SAMPLING, GenerationSettings, named_settings
 
 ARCHITECTURES = ["neox_folder", "gpt2_folder"]
 

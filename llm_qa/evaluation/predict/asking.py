@@ -13,7 +13,8 @@ from llm_qa.console import StoppedEarly, say
 from llm_qa.evaluation.predict.answer_key import answers_key
 from llm_qa.evaluation.predict.predictions import answer_questions
 from llm_qa.inference.fitting import Questions, fit_questions
-from llm_qa.inference.generate import GenerationSettings, check_decoder
+from llm_qa.inference.generate import check_decoder
+from llm_qa.inference.settings import GenerationSettings
 from llm_qa.models.loading import base_of_run, finished_folder, load_base, load_run, load_tokenizer, run_recipe
 from llm_qa.models.precision import Precision, gpu_capability, resolve_precision
 from llm_qa.models.registry import model_config

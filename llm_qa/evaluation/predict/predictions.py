@@ -15,7 +15,8 @@ from llm_qa.data.text import normalize_lines
 from llm_qa.distributed import wait_for_all
 from llm_qa.evaluation.predict.batches import Work, delete_partial_results, in_batches
 from llm_qa.inference.fitting import Questions
-from llm_qa.inference.generate import GenerationSettings, generate_answers, reference_bits, static_decoder
+from llm_qa.inference.generate import generate_answers, reference_bits, static_decoder
+from llm_qa.inference.settings import GenerationSettings
 
 REFERENCES_AT_ONCE = 64
 REFILLS = 4  # batches that the static decoder is given at once: what finishes early makes room for the next question

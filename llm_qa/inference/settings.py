@@ -1,0 +1,83 @@
+"""How answers are drawn: the settings of generation, without the libraries that generate."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from llm_qa import files
+from llm_qa.console import say
+
+SHORTEST_LIMIT = 128  # tokens that an answer may take at least, whatever a run was trained on
+
+
+MAX_NEW_TOKENS_HELP = (
+    f"longest answer in tokens (default: what 99 of 100 training answers of the run take, {SHORTEST_LIMIT} at least; "
+    "with --sampling original 300)"
+)
+
+
+DECODERS = ("plain", "static")  # transformers' generate; the project's own for GPT-NeoX, greedy only
+
+
+@dataclass(frozen=True)
+class GenerationSettings:
+    """How answers are drawn. The default is greedy; lengths in tokens."""
+
+    max_new_tokens: int = SHORTEST_LIMIT
+    do_sample: bool = False
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    repetition_penalty: float = 1.0
+    seed: int = 0
+
+    def arguments(self) -> dict:
+        """What `model.generate` is given; sampling's numbers only where it samples."""
+        values = {"max_new_tokens": self.max_new_tokens, "do_sample": self.do_sample}
+        if self.repetition_penalty != 1.0:
+            values["repetition_penalty"] = self.repetition_penalty
+        if self.do_sample:
+            values |= {"temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p}
+        return values
+
+    def to_dict(self) -> dict:
+        """For scores.json."""
+        return asdict(self)
+
+
+# The original notebooks generated with these; their max_length of 300 included the prompt.
+ORIGINAL_SAMPLING = GenerationSettings(
+    max_new_tokens=300, do_sample=True, temperature=0.9, top_k=1, top_p=0.9, repetition_penalty=1.2
+)
+
+
+def named_settings(
+    sampling: str, max_new_tokens: int | None = None, *, seed: int = 0, run: Path | None = None
+) -> GenerationSettings:
+    """Settings of --sampling greedy or original; --max-new-tokens, where it is given, overrides either's length.
+
+    Where it is not, the original's is its own, and greedy answers may be as long as 99 of 100 training answers of the
+    `run`, which is said.
+    """
+    settings = ORIGINAL_SAMPLING if sampling == "original" else GenerationSettings()
+    if max_new_tokens is None:
+        max_new_tokens = settings.max_new_tokens if sampling == "original" or run is None else answer_limit(run)
+    return replace(settings, max_new_tokens=max_new_tokens, seed=seed)
+
+
+def answer_limit(run: Path) -> int:
+    """Tokens that an answer of a run may take: the 99th percentile of its training answers, SHORTEST_LIMIT at least.
+
+    Says where it comes from. Training writes the percentile, with the end token, into training.json.
+    """
+    if not (run / files.RECIPE).is_file():
+        return SHORTEST_LIMIT  # no run at all, which is refused when it is loaded
+    training = files.read_json(run / files.TRAINING) if (run / files.TRAINING).is_file() else {}
+    longest = training.get(files.ANSWER_TOKENS)
+    if not isinstance(longest, int):
+        say(f"--max-new-tokens {SHORTEST_LIMIT}: {run} does not say how long the answers are that it was trained on")
+        return SHORTEST_LIMIT
+    limit = max(SHORTEST_LIMIT, longest)
+    say(f"--max-new-tokens {limit}: 99 of 100 training answers of {run} take {longest:,} tokens or fewer")
+    return limit
