@@ -10,27 +10,18 @@ LAYERS = (
     ("console",),
     ("files",),
     ("migrations",),
-    ("config", "conversion", "strict_yaml", "training_arguments"),
-    ("distributed", "training.ranks", "evaluation.processes"),
-    ("planning.cards", "models.gpus", "planning.memory", "training.sharing"),
+    ("config",),
+    ("distributed",),
+    ("planning.cards", "planning.memory"),
     ("data",),
     ("models",),
-    (
-        *("inference", "data.questions", "evaluation.generation", "evaluation.fitting"),
-        *("models.fast.decoding", "models.fast.folding"),
-    ),
+    ("inference",),
     ("training",),
     ("planning",),
     ("evaluation.metrics", "evaluation.embedding"),
-    (
-        *("evaluation.statistics", "evaluation.scoring", "evaluation.grouping", "evaluation.comparison"),
-        *("evaluation.choices", "evaluation.evaluations", "evaluation.kobest", "evaluation.ranking"),
-        *("evaluation.verdict", "evaluation.predict", "evaluation.answering", "evaluation.batches"),
-        *("evaluation.contamination", "evaluation.answer_key", "evaluation.asking", "evaluation.run_data"),
-    ),
+    ("evaluation.statistics", "evaluation.predict", "evaluation.evaluations", "evaluation.kobest"),
     ("evaluation",),
     ("benchmark",),
-    ("serving",),
 )
 RANKS = {f"llm_qa.{prefix}": rank for rank, prefixes in enumerate(LAYERS) for prefix in prefixes}
 FILES = {".".join(path.with_suffix("").parts).removesuffix(".__init__"): path for path in Path("llm_qa").rglob("*.py")}

@@ -17,8 +17,8 @@ from accelerate.commands.launch import launch_command_parser
 
 from llm_qa import files
 from llm_qa.config.recipe import RECIPE_FIELDS, load_recipe, recipe_flags
+from llm_qa.config.trainer_settings import training_argument_types
 from llm_qa.data.preparation_flags import add_preparation_flags
-from llm_qa.trainer_settings import training_argument_types
 
 ROOT = Path(__file__).parents[1]
 TOP = ("README.md", "README.ko.md")

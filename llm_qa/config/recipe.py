@@ -17,9 +17,9 @@ from typing import Any, Literal
 
 from llm_qa.config.conversion import convert, printable, shown
 from llm_qa.config.strict_yaml import MOST_CHARACTERS, read_yaml
+from llm_qa.config.trainer_settings import reason_against, training_argument_types, unread_problems
 from llm_qa.console import UserError, say
 from llm_qa.migrations import FORMAT_KEY, IMPLIED_BY_OLD_RUNS, format_of, renamed_recipe_keys
-from llm_qa.trainer_settings import reason_against, training_argument_types, unread_problems
 
 EMBEDDED_MODEL = "embedded"
 LORA_KEYS = ("lora_r", "lora_alpha", "lora_dropout", "lora_targets")  # read by method lora alone

@@ -143,7 +143,7 @@ def test_a_tokenizer_with_code_of_its_own_is_refused(folder, marker, with_json):
 def test_an_unknown_model_without_auto_map_finds_no_code_either(folder, marker):
     code(folder, marker)
     change(folder / "config.json", model_type="evil")
-    with pytest.raises(UserError, match="weights of model .* cannot be loaded"):
+    with pytest.raises(UserError, match="config of model .* cannot be loaded"):
         load_base(folder, FP32)
 
 

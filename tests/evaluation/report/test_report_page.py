@@ -455,7 +455,7 @@ def test_an_older_evaluation_without_a_measure_is_scored_with_those_of_today(run
     del document["scores"]["metrics"]["rougeL"]
     files.write_json(path, document)
     tuned, _ = load_report([run]).runs[0].folder.evaluations[files.TUNED]
-    assert f"an earlier version wrote {path}: its answers are scored with today's measures" in capsys.readouterr().out
+    assert f"an earlier version scored {path.parent}: scored again, with today's measures" in capsys.readouterr().out
     assert MEASURES.keys() <= tuned["scores"]["metrics"].keys()
     assert tuned["scores"]["metrics"]["rougeL"]["value"] > 0
 
@@ -471,7 +471,7 @@ def test_an_evaluation_that_took_records_for_independent_is_scored_again_over_gr
         del document["scores"]["record_groups"]
         files.write_json(folder / files.SCORES, document)
     assert "12 records in 11 groups, 24 questions" in written([run], tmp_path / "out")[1]
-    assert "scored again, over groups of records" in capsys.readouterr().out
+    assert "scored again, with today's measures and over groups of records" in capsys.readouterr().out
 
 
 def test_a_thousand_predictions_are_under_two_megabytes(run, tmp_path):
