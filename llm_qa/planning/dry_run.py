@@ -78,19 +78,28 @@ def sizes_of(model: torch.nn.Module, recipe: Recipe) -> Sizes:
     return Sizes(linear, total - linear - (trained if recipe.method == "lora" else 0), trained)
 
 
+def shapes_of(recipe: Recipe) -> torch.nn.Module | None:
+    """The recipe's model on the meta device; None for the embedded one and where its shapes cannot be known."""
+    if recipe.model == EMBEDDED_MODEL:
+        return None
+    try:
+        return meta_model(recipe, [])
+    except Exception:  # whatever is wrong with a checkpoint is said when it is loaded
+        return None
+
+
 def check_fit(recipe: Recipe, strategy: Strategy) -> None:
     """Refuse a model that is too large for the GPU's or the machine's memory; nothing is read but its shapes."""
-    if recipe.model != EMBEDDED_MODEL:
-        sizes = sizes_of(meta_model(recipe, []), recipe)
-        check_memory(recipe, sizes, strategy, gpu_total_bytes(), free_host_bytes())
+    model = shapes_of(recipe)
+    if model is not None:
+        check_memory(recipe, sizes_of(model, recipe), strategy, gpu_total_bytes(), free_host_bytes())
 
 
 def widest_pass(recipe: Recipe, strategy: Strategy) -> Recipe:
     """Under ZeRO-3 on GPUs: the recipe with the largest micro-batch that fits, said aloud; its updates are the same."""
-    gpu = gpu_total_bytes()
-    if strategy.zero_stage != 3 or gpu is None or recipe.model == EMBEDDED_MODEL:
+    gpu, model = gpu_total_bytes(), shapes_of(recipe) if strategy.zero_stage == 3 else None
+    if gpu is None or model is None:
         return recipe
-    model = meta_model(recipe, [])
     config = model.config.get_text_config()
     width = Width(config.num_hidden_layers, config.hidden_size, config.vocab_size)
     size = largest_micro_batch(recipe, sizes_of(model, recipe), width, strategy, gpu)

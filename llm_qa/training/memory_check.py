@@ -21,7 +21,7 @@ from llm_qa.training.strategy import Strategy, micro_batch_size
 # gradient for the update, and the 16-bit gradient that passes are summed in.
 OFFLOADED_OPTIMIZER = 4 + 8 + 4 + 2
 LIVE_WEIGHTS = 2 * 10**9  # bytes of whole weights at once: DeepSpeed's stage3_max_live_parameters, in 16 bits
-LAYER_VALUES = 32  # 16-bit values a token and unit of width that a layer's pass holds at most; measured, H100, 12.8B
+LAYER_VALUES = 32  # 16-bit values a token and unit of width in a layer's pass: 21 that it keeps, and what passes
 LOGIT_BYTES = 10  # a token and word on the plain path: 16-bit and fp32 logits, and their gradient
 KEPT_FREE = 0.08  # share of a GPU's memory left to fragmentation, NCCL and cuBLAS
 
