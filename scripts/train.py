@@ -121,6 +121,7 @@ def main() -> int:
         start_engine,
     )
     from llm_qa.training.trainer import build_trainer, training_arguments, use_fast_path, validate_in_time
+    from llm_qa.training.universal_steps import SeparateSteps
 
     strategy = read_strategy()
     if options.dry_run:
@@ -226,6 +227,7 @@ def main() -> int:
     if reshape:
         run_on_main(lambda: make_universal(checkpoint))
         arguments.deepspeed_plugin.hf_ds_config.config["checkpoint"] = {"load_universal": True}
+        trainer.add_callback(SeparateSteps())
     say(
         f"training: {recipe.global_batch_size} x {train_set.capacity} tokens an update; {strategy}, "
         f"{arguments.per_device_train_batch_size} a pass, {arguments.gradient_accumulation_steps} passes a process, "
