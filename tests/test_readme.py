@@ -178,7 +178,8 @@ def check_python(words: list[str], monkeypatch) -> None:
         assert (ROOT / launch.config_file).is_file(), launch.config_file
     monkeypatch.setattr(sys, "argv", words[at:])
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(files, "check_exists", lambda *_: None)  # the reader's own files
+    for check in ("check_exists", "check_run"):  # the reader's own files and runs
+        monkeypatch.setattr(files, check, lambda *_: None)
     load_script(words[at]).parse_arguments()
 
 
