@@ -78,7 +78,7 @@ plan: $(VENV)/installed ## parameters, tokens and steps of RECIPE; no weights ar
 
 eval: $(VENV)/installed ## score RUNS (base and tuned) on SPLIT and write the report
 	for run in $(RUNS); do $(BIN)/python scripts/evaluate.py --run $$run --base --split $(SPLIT) $(DATA_FLAG) $(ARGS) || exit; done
-	$(BIN)/python scripts/report.py $(RUNS) --out reports/$(notdir $(firstword $(RUNS))) --split $(SPLIT) $(DATA_FLAG)
+	$(BIN)/python scripts/report.py $(RUNS) --out reports/$(notdir $(firstword $(RUNS)))$(if $(DATA),-$(notdir $(DATA:/=))) --split $(SPLIT) $(DATA_FLAG)
 
 eval-kobest: $(VENV)/installed ## score RUN on KoBEST: KOBEST=folder of skt/kobest_v1 as JSON lines
 	$(BIN)/python -m pip install --disable-pip-version-check -q -e '.[kobest]' -c requirements.txt
