@@ -21,6 +21,7 @@ from llm_qa.data.packing import IGNORED, PackedDataset, pack_collator
 from llm_qa.distributed import sum_over_ranks
 from llm_qa.models.fast.plan import FastPath
 from llm_qa.models.precision import Precision
+from llm_qa.training.callbacks.best import check_early_stopping
 from llm_qa.training.checkpoint.trainer_hooks import CheckpointingTrainer
 from llm_qa.training.optimizer import check_optimizer, choose_optimizer, optimizer_defaults, optimizer_report
 from llm_qa.training.strategy import Strategy, accumulation_steps, micro_batch_size
@@ -90,6 +91,15 @@ def training_arguments(
         arguments._n_gpu = 1
     check_reporters(arguments)
     return arguments
+
+
+def schedule_validation(
+    arguments: TrainingArguments, recipe: Recipe, train_set: PackedDataset, validation_set: PackedDataset | None
+) -> None:
+    """Fit the steps at which a run is validated to its data; UserError for early stopping without a validation."""
+    check_early_stopping(recipe, validation_set is not None and arguments.eval_strategy != IntervalStrategy.NO)
+    if validation_set is not None:
+        validate_in_time(arguments, recipe, len(train_set.packs))
 
 
 def validate_in_time(arguments: TrainingArguments, recipe: Recipe, packs: int) -> None:
