@@ -66,6 +66,7 @@ def main() -> int:
     from llm_qa.training import data_sets, finish, model_setup
     from llm_qa.training.callbacks.run_callbacks import build_callbacks
     from llm_qa.training.checkpoint.resume import check_layout, make_universal, resume_point
+    from llm_qa.training.checkpoint.trainer_hooks import SavingOptions
     from llm_qa.training.out_of_memory import memory_for_training
     from llm_qa.training.run_folder import is_finished, open_run
     from llm_qa.training.strategy import end_together, quiet_other_ranks, read_strategy, start_engine
@@ -120,13 +121,17 @@ def main() -> int:
         path = model_setup.set_up_fast_path(trainable.model, recipe, precision, strategy, arguments, data.train)
 
     # --- training ------------------------------------------------------------------------------------------------
-    callbacks = build_callbacks(recipe, options.run, data.train, trainable.linear_parameters)
-    saving = {"stop_when_unsaved": options.on_save_error == "stop", "keep_best": recipe.keep == "best"}
+    callbacks = build_callbacks(
+        recipe,
+        options.run,
+        data.train,
+        trainable.linear_parameters,
+        seconds_to_save=lambda: trainer.seconds_to_save(),  # of the trainer below, which needs the callbacks first
+    )
+    stop_on_error, keep_best = options.on_save_error == "stop", recipe.keep == "best"
+    saving = SavingOptions.of_run(options.run, signature, stop_on_error=stop_on_error, keep_best=keep_best)
     trainer = build_trainer(
-        *(trainable.model, tokenizer, arguments, data.train, data.validation),
-        callbacks.in_order(),
-        signature,
-        **saving,
+        trainable.model, tokenizer, arguments, data.train, data.validation, callbacks.in_order(), saving
     )
     if checkpoint:
         say(f"going on from {checkpoint}")
@@ -138,7 +143,6 @@ def main() -> int:
         f"{arguments.per_device_train_batch_size} a pass, {arguments.gradient_accumulation_steps} passes a process, "
         f"{cards.device_name()}"
     )
-    callbacks.stop.seconds_to_save = trainer.seconds_to_save
     callbacks.stop.catch_signals()
     with memory_for_training(**out_of_memory):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,11 +39,21 @@ class RunCallbacks:
         return [self.stop, self.tokens, self.log, self.energy, self.non_finite, self.best]
 
 
-def build_callbacks(recipe: Recipe, run_dir: Path, train_set: PackedDataset, linear_parameters: int) -> RunCallbacks:
-    """The callbacks of a recipe's run; `linear_parameters` (of the base) are what FLOPs are counted by."""
+def build_callbacks(
+    recipe: Recipe,
+    run_dir: Path,
+    train_set: PackedDataset,
+    linear_parameters: int,
+    seconds_to_save: Callable[[], float],
+) -> RunCallbacks:
+    """The callbacks of a recipe's run.
+
+    `linear_parameters` of the base are what FLOPs are counted by; `seconds_to_save` tells how long a save that begins
+    now would take, which the wall-clock budget keeps back. It is called during training only.
+    """
     flops_per_token = cards.flops_per_token(linear_parameters, recipe.method == "full")
     return RunCallbacks(
-        stop=StopInTime(recipe.max_hours),
+        stop=StopInTime(recipe.max_hours, seconds_to_save),
         tokens=RealTokens(),
         log=StepLog(run_dir, flops_per_token, cards.peak_flops(cards.device_name())),
         energy=EnergyUsed(),
