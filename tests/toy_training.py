@@ -6,15 +6,16 @@ import os
 import sys
 import threading
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
-from transformers import TrainingArguments
+from transformers import TrainerCallback, TrainingArguments
 
 from llm_qa.training.callbacks.logging import StepLog
 from llm_qa.training.checkpoint.resume import newest_checkpoint
-from llm_qa.training.checkpoint.trainer_hooks import CheckpointingTrainer
+from llm_qa.training.checkpoint.trainer_hooks import CheckpointingTrainer, SavingOptions
 
 STEPS = 6
 HANGS_AFTER_SECONDS = 60  # a child that does shows where, and ends
@@ -42,14 +43,21 @@ class Points(torch.utils.data.Dataset):
         return {"x": x, "labels": x.sum()}
 
 
-def make_trainer(run: Path, **changes) -> CheckpointingTrainer:
+def make_trainer(
+    run: Path, callbacks: Sequence[TrainerCallback] = (), saving: SavingOptions | None = None, **changes
+) -> CheckpointingTrainer:
     """A trainer that saves every second step, keeps two checkpoints and logs every third step."""
     values = {"max_steps": STEPS, "save_steps": 2, "logging_steps": 3, "save_total_limit": 2, "learning_rate": 0.1}
     values |= {"per_device_train_batch_size": 2, "report_to": "none", "disable_tqdm": True, "use_cpu": True}
     arguments = TrainingArguments(output_dir=str(run / "checkpoints"), **{**values, **changes})
     run.mkdir(parents=True, exist_ok=True)
     trainer = CheckpointingTrainer(
-        model=Line(), args=arguments, train_dataset=Points(), eval_dataset=Points(), callbacks=[StepLog(run)]
+        model=Line(),
+        args=arguments,
+        train_dataset=Points(),
+        eval_dataset=Points(),
+        callbacks=[StepLog(run), *callbacks],
+        saving=saving,
     )
     trainer.patience_seconds = 60.0  # its steps are so short that saves would give way by chance
     return trainer

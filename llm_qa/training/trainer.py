@@ -16,12 +16,13 @@ from transformers.trainer_utils import EvalLoopOutput, IntervalStrategy
 
 from llm_qa import files
 from llm_qa.config.recipe import Recipe
-from llm_qa.console import UserError, is_main_process, progress, say
+from llm_qa.console import UserError, progress, say
 from llm_qa.data.packing import IGNORED, PackedDataset, pack_collator
 from llm_qa.distributed import sum_over_ranks
 from llm_qa.models.fast.plan import FastPath
 from llm_qa.models.precision import Precision
-from llm_qa.training.checkpoint.trainer_hooks import CheckpointingTrainer
+from llm_qa.training.callbacks.best import check_early_stopping
+from llm_qa.training.checkpoint.trainer_hooks import CheckpointingTrainer, SavingOptions
 from llm_qa.training.optimizer import check_optimizer, choose_optimizer, optimizer_defaults, optimizer_report
 from llm_qa.training.strategy import Strategy, accumulation_steps, micro_batch_size
 from llm_qa.training.zero3 import gather_by_layer
@@ -90,6 +91,15 @@ def training_arguments(
         arguments._n_gpu = 1
     check_reporters(arguments)
     return arguments
+
+
+def schedule_validation(
+    arguments: TrainingArguments, recipe: Recipe, train_set: PackedDataset, validation_set: PackedDataset | None
+) -> None:
+    """Fit the steps at which a run is validated to its data; UserError for early stopping without a validation."""
+    check_early_stopping(recipe, validation_set is not None and arguments.eval_strategy != IntervalStrategy.NO)
+    if validation_set is not None:
+        validate_in_time(arguments, recipe, len(train_set.packs))
 
 
 def validate_in_time(arguments: TrainingArguments, recipe: Recipe, packs: int) -> None:
@@ -187,14 +197,11 @@ def build_trainer(
     train_set: PackedDataset,
     validation_set: PackedDataset | None,
     callbacks: list[TrainerCallback],
-    signature: dict | None = None,
-    *,
-    stop_when_unsaved: bool = False,
-    keep_best: bool = False,
+    saving: SavingOptions | None = None,
 ) -> PackTrainer:
     """Trainer on packs, with the project's own log line and bar in place of Trainer's.
 
-    `signature` is the run signature that every checkpoint keeps; None where nothing will be saved.
+    `callbacks` are called in their order; `saving` is left out where nothing will be saved.
     """
     if validation_set is None and arguments.eval_strategy != IntervalStrategy.NO:
         say("the data has no validation records: no validation loss during training, the last weights are kept")
@@ -210,16 +217,10 @@ def build_trainer(
         eval_dataset=validation_set,
         processing_class=tokenizer,
         callbacks=callbacks,
+        saving=saving,
         optimizer_cls_and_kwargs=choose_optimizer(model, arguments),
     )
     say(optimizer_report(model, arguments))
-    trainer.about = {"run_signature": signature}
-    trainer.stop_when_unsaved, trainer.keep_best = stop_when_unsaved, keep_best
-    run_dir = Path(arguments.output_dir).parent
-    if is_main_process() and signature is not None:
-        trainer.run_files = {
-            run_dir / name: files.read_text(run_dir / name) for name in (files.RECIPE, files.ENVIRONMENT)
-        }
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     return trainer

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from llm_qa import files
 from llm_qa.console import is_main_process, run_script
 from llm_qa.models.fast import plan
+from llm_qa.training import trainer
 
 AMPERE = (8, 0)  # the lowest compute capability of the fast path
 
@@ -41,17 +42,14 @@ def keep_engine(engine: DeepSpeedEngine, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
-    import train
-
     plan.ShardedNeoX = Uncompiled
-    choose, step, build = train.choose_fast_path, DeepSpeedEngine.step, train.build_trainer
+    choose, step, build = plan.choose_fast_path, DeepSpeedEngine.step, trainer.build_trainer
     folder, steps = [], []
 
-    def build_trainer(model, tokenizer, arguments, *rest):
+    def build_trainer(model, tokenizer, arguments, *given, **rest):
         """Note where the run is."""
         folder.append(Path(arguments.output_dir).parent)
-        return build(model, tokenizer, arguments, *rest)
+        return build(model, tokenizer, arguments, *given, **rest)
 
     def watched_step(engine, *given, **rest):
         """Keep the gradients of the second update: in the first those of LoRA's A are 0, as B is."""
@@ -60,6 +58,10 @@ if __name__ == "__main__":
             keep_engine(engine, folder[0])
         return step(engine, *given, **rest)
 
-    train.choose_fast_path = lambda *given, **rest: choose(*given, **{**rest, "capability": AMPERE})
-    train.build_trainer, DeepSpeedEngine.step = build_trainer, watched_step
+    # Before the script imports them, which it does when it has read its flags.
+    plan.choose_fast_path = lambda *given, **rest: choose(*given, **{**rest, "capability": AMPERE})
+    trainer.build_trainer, DeepSpeedEngine.step = build_trainer, watched_step
+    sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
+    import train
+
     run_script(train.main, speaks=train.first_to_say)

@@ -172,7 +172,7 @@ def test_a_stopped_run_goes_on_to_the_same_adapter_bit_for_bit(trained, recipe, 
 
 
 def test_the_adapter_is_the_best_checkpoints_when_training_went_past_it(recipe, prepared, tmp_path):
-    run, last = tmp_path / "past", tmp_path / "last"
+    run = tmp_path / "past"
     flags = (recipe, "--data", prepared, "--save-steps", "2", "--early-stopping", "2", "--run")
     done = run_script("tests/train_getting_worse.py", *flags, run)
     assert done.returncode == 0, done.stderr
@@ -187,9 +187,7 @@ def test_the_adapter_is_the_best_checkpoints_when_training_went_past_it(recipe, 
     assert "its weights are those of step 2" in (run / "adapter" / "README.md").read_text(encoding="utf-8")
 
     last = tmp_path / "last"
-    done = run_script(
-        "tests/train_getting_worse.py", recipe, "--data", prepared, "--run", last, *flags, "--keep", "last"
-    )
+    done = run_script("tests/train_getting_worse.py", *flags, last, "--keep", "last")
     assert done.returncode == 0, done.stderr
     assert files.read_json(last / "training.json")["kept"] is None
     newest = last / "checkpoints" / "checkpoint-6" / "adapter_model.safetensors"

@@ -15,8 +15,8 @@ class LossSoFar(TrainerCallback, ExportableState):
     their mean.
     """
 
-    def __init__(self):
-        self.trainer: Trainer | None = None
+    def __init__(self, trainer: Trainer):
+        self.trainer = trainer
         self.by_rank: list[float] = []
         self.last_logged = 0
 

@@ -40,13 +40,13 @@ class StopInTime(TrainerCallback):
     validation, and what `seconds_to_save` says.
     """
 
-    def __init__(self, max_hours: float | None):
+    def __init__(self, max_hours: float | None, seconds_to_save: Callable[[], float] = lambda: 0.0):
         self.deadline = command_started() + max_hours * 3600 if max_hours else None
         self.max_hours = max_hours
         self.signal: str | None = None
         self.reason: str | None = None
         self.step_seconds = self.validation_seconds = 0.0
-        self.seconds_to_save: Callable[[], float] = lambda: 0.0
+        self.seconds_to_save = seconds_to_save
         self.mark = 0.0
 
     def catch_signals(self) -> None:

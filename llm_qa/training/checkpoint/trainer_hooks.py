@@ -20,11 +20,14 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import SaveStrategy
 
+from llm_qa import files
 from llm_qa.console import UserError, is_main_process, say
 from llm_qa.distributed import all_gather, run_on_main
 from llm_qa.planning.memory import checkpoint_bytes
@@ -38,24 +41,35 @@ NICENESS = 10  # of a thread beside training: about a tenth of a core that both 
 TRIES_AGAIN, SAVED_AS_IT_IS = "the next save tries again", "what was trained is saved now"
 
 
+@dataclass(frozen=True)
+class SavingOptions:
+    """What a run decides about its checkpoints."""
+
+    about: dict[str, Any] = field(default_factory=dict)  # written into each manifest
+    run_files: dict[Path, str] = field(default_factory=dict)  # path -> text, written again where the folder vanished
+    stop_on_error: bool = False  # end training when a checkpoint cannot be saved
+    keep_best: bool = False  # keep the checkpoint with the lowest validation loss, beside the newest
+
+    @classmethod
+    def of_run(cls, run_dir: Path, signature: dict[str, Any], *, stop_on_error: bool, keep_best: bool) -> SavingOptions:
+        """Those of a run folder that is open: its run signature, and the files that it must not be without."""
+        names = (files.RECIPE, files.ENVIRONMENT) if is_main_process() else ()
+        run_files = {run_dir / name: files.read_text(run_dir / name) for name in names}
+        return cls({"run_signature": signature}, run_files, stop_on_error, keep_best)
+
+
 class CheckpointingTrainer(Trainer):
     """Trainer whose checkpoints are staged, hashed, renamed and read back.
 
-    `about` goes into each manifest; `run_files` (path -> text) are written again where the run folder vanished.
-    `patience_seconds` is how long a save of the schedule waits for the one before it to be safe. With `keep_best` the
-    checkpoint with the lowest validation loss stays, beside the newest.
+    `patience_seconds` is how long a save of the schedule waits for the one before it to be safe.
     """
 
-    about: dict = {}  # noqa: RUF012  set once by build_trainer
-    run_files: dict[Path, str] = {}  # noqa: RUF012
-    stop_when_unsaved = False
-    keep_best = False
     patience_seconds = 0.1
 
-    def __init__(self, *arguments, callbacks: list[TrainerCallback], **keywords):
-        self.loss_so_far = LossSoFar()
+    def __init__(self, *arguments, callbacks: list[TrainerCallback], saving: SavingOptions | None = None, **keywords):
+        self.saving = saving or SavingOptions()
+        self.loss_so_far = LossSoFar(self)  # here, as Trainer's first state already asks which callbacks have a state
         super().__init__(*arguments, callbacks=[*callbacks, self.loss_so_far], **keywords)
-        self.loss_so_far.trainer = self
         self.checkpoints = Path(self.args.output_dir)
         self.staging: Path | None = None
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint", initializer=let_training_go_first)
@@ -133,15 +147,15 @@ class CheckpointingTrainer(Trainer):
             return
         self.unsettled = step
         if is_main_process():
-            losses = validation_losses(self.state) if self.keep_best else {}
+            losses = validation_losses(self.state) if self.saving.keep_best else {}
             self.commit = self.thread.submit(self._publish, step, losses, began)
-        if self.control.should_training_stop or self.stop_when_unsaved:
+        if self.control.should_training_stop or self.saving.stop_on_error:
             self._settle(and_now)
 
     def _is_left_out(self) -> bool:
         """Whether a save gives way to the one before it: only one of the schedule, which others will follow."""
         scheduled = self.args.save_strategy == SaveStrategy.STEPS and not self.control.should_training_stop
-        losses = validation_losses(self.state) if self.keep_best else {}
+        losses = validation_losses(self.state) if self.saving.keep_best else {}
         if not scheduled or best_first(losses, losses)[:1] == [self.state.global_step]:
             return False
         return bool(wait([self.commit], self.patience_seconds).not_done)
@@ -158,7 +172,7 @@ class CheckpointingTrainer(Trainer):
         return next((told for told in all_gather(problem) if told), "")
 
     def _prepare(self) -> None:
-        for path, text in self.run_files.items():
+        for path, text in self.saving.run_files.items():
             if not path.exists():
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text(text, encoding="utf-8")
@@ -190,7 +204,7 @@ class CheckpointingTrainer(Trainer):
         that training changes is read here.
         """
         final = self.checkpoints / f"checkpoint-{step}"
-        commit(self.checkpoints / STAGING / final.name, final, {"step": step, **self.about})
+        commit(self.checkpoints / STAGING / final.name, final, {"step": step, **self.saving.about})
         size = folder_bytes(final)
         (self.checkpoints / STAGING).rmdir()
         limit = self.args.save_total_limit
@@ -230,7 +244,7 @@ class CheckpointingTrainer(Trainer):
             "checkpoints stay as they are"
         )
         stopping = self.control.should_training_stop and self.state.global_step < self.state.max_steps
-        if self.stop_when_unsaved or (stopping and step == self.state.global_step):
+        if self.saving.stop_on_error or (stopping and step == self.state.global_step):
             raise UserError(f"{sentence}. Make room, or correct the folder, and run the same command again.")
         say(f"{sentence}, and {and_now}.")
 

@@ -17,6 +17,7 @@ from llm_qa.console import UserError
 from llm_qa.models.precision import resolve_precision
 from llm_qa.training.callbacks.best import BestCheckpoint, Kept, check_early_stopping, choose_best
 from llm_qa.training.checkpoint.resume import newest_checkpoint
+from llm_qa.training.checkpoint.trainer_hooks import SavingOptions
 from llm_qa.training.strategy import Strategy
 from llm_qa.training.trainer import training_arguments, validate_in_time
 
@@ -26,10 +27,8 @@ WORSE = {2: 1.0, 4: 2.0, 6: 3.0}  # validation losses by step
 def trainer_with(run, losses, keep="best", early_stopping=None, **changes):
     """A toy trainer whose validation losses are given; it validates and saves every second step."""
     changes = {"eval_strategy": "steps", "eval_steps": 2, **changes}
-    trainer = make_trainer(run, **changes)
     recipe = make_recipe({"keep": keep, "early_stopping": early_stopping})
-    trainer.add_callback(BestCheckpoint(recipe))
-    trainer.keep_best = keep == "best"
+    trainer = make_trainer(run, [BestCheckpoint(recipe)], SavingOptions(keep_best=keep == "best"), **changes)
     trainer.evaluation_loop = lambda *_, **__: EvalLoopOutput(
         None, None, {"eval_loss": losses[trainer.state.global_step]}, num_samples=8
     )

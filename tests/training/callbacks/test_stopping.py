@@ -60,8 +60,7 @@ def test_the_budget_counts_from_the_start_of_the_process(clock):
 
 
 def test_a_validation_and_a_save_must_fit_into_the_budget_too(clock):
-    stop = StopInTime(max_hours=1.0)
-    stop.seconds_to_save = lambda: 300.0
+    stop = StopInTime(max_hours=1.0, seconds_to_save=lambda: 300.0)
     assert not one_step(stop, clock, 100, step=10, validation=200).should_training_stop
     assert not one_step(stop, clock, 3060, step=10).should_training_stop  # 530 s left: 20 + 200 + 300 are kept back
     assert one_step(stop, clock, 3071, step=10).should_training_stop

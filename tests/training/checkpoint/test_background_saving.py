@@ -18,6 +18,7 @@ from llm_qa.console import UserError
 from llm_qa.training.callbacks.stopping import StopInTime
 from llm_qa.training.checkpoint import storage, trainer_hooks
 from llm_qa.training.checkpoint.resume import all_checkpoints, invalid_reasons
+from llm_qa.training.checkpoint.trainer_hooks import SavingOptions
 
 LONG = 30.0  # seconds: who waits in vain fails
 
@@ -123,8 +124,7 @@ def test_one_that_turns_out_bad_is_told_at_the_next_save_which_tries_again(
 
 def test_asked_to_stop_when_unsaved_it_waits_for_every_save_and_stops_at_once(tmp_path, monkeypatch):
     spoil(monkeypatch, 2)
-    trainer = make_trainer(tmp_path)
-    trainer.stop_when_unsaved = True
+    trainer = make_trainer(tmp_path, saving=SavingOptions(stop_on_error=True))
     with pytest.raises(UserError, match=r"Step 2: no checkpoint .* Make room, or correct the folder, and run the same"):
         trainer.train()
     assert trainer.state.global_step == 2
@@ -179,9 +179,9 @@ def test_a_save_of_the_schedule_gives_way_to_one_that_is_still_under_way(
 
 
 def test_the_best_checkpoint_never_gives_way(tmp_path, monkeypatch):
-    go_on, trainer = hold_back(monkeypatch, 2), make_trainer(tmp_path, save_total_limit=3)
+    go_on = hold_back(monkeypatch, 2)
+    trainer = make_trainer(tmp_path, saving=SavingOptions(keep_best=True), save_total_limit=3)
     trainer.patience_seconds = 0.01
-    trainer.keep_best = True
     trainer.add_callback(AtStep(4, lambda state, _: state.log_history.append({"step": 4, "eval_loss": 1.0})))
     threading.Timer(0.5, go_on.set).start()
     trainer.train()

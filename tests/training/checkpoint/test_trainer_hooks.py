@@ -17,6 +17,7 @@ from llm_qa.console import UserError
 from llm_qa.training.checkpoint import storage
 from llm_qa.training.checkpoint.manifest import damage, read_manifest
 from llm_qa.training.checkpoint.resume import all_checkpoints, invalid_reasons, newest_checkpoint, resume_point
+from llm_qa.training.checkpoint.trainer_hooks import SavingOptions
 
 NUMBERS = ("step", "loss", "learning_rate", "grad_norm", "tokens")
 
@@ -244,8 +245,7 @@ def test_a_disk_that_fills_up_in_the_middle_of_a_save(undisturbed, tmp_path, mon
 
 def test_asked_to_stop_when_unsaved_it_stops(tmp_path, monkeypatch):
     full_disk(monkeypatch, {2})
-    trainer = make_trainer(tmp_path)
-    trainer.stop_when_unsaved = True
+    trainer = make_trainer(tmp_path, saving=SavingOptions(stop_on_error=True))
     with pytest.raises(UserError, match=r"Step 4: no checkpoint .* Make room, or correct the folder, and run the same"):
         trainer.train()
     assert names(tmp_path) == ["checkpoint-2"]
@@ -253,8 +253,7 @@ def test_asked_to_stop_when_unsaved_it_stops(tmp_path, monkeypatch):
 
 def test_a_vanished_folder_is_made_again_with_recipe_and_log(undisturbed, tmp_path):
     run = tmp_path / "run"
-    trainer = make_trainer(run)
-    trainer.run_files = {run / "recipe.yaml": "seed: 1\n"}
+    trainer = make_trainer(run, saving=SavingOptions(run_files={run / "recipe.yaml": "seed: 1\n"}))
     step = trainer.training_step
     done = []
 

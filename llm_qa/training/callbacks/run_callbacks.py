@@ -1,0 +1,62 @@
+"""All callbacks of a run by name, and the order in which Trainer has to call them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import TrainerCallback
+
+from llm_qa.config.recipe import Recipe
+from llm_qa.data.packing import PackedDataset
+from llm_qa.planning import cards
+from llm_qa.training.callbacks.best import BestCheckpoint
+from llm_qa.training.callbacks.energy import EnergyUsed
+from llm_qa.training.callbacks.logging import RealTokens, StepLog
+from llm_qa.training.callbacks.non_finite import StopOnNonFinite
+from llm_qa.training.callbacks.stopping import StopInTime
+
+
+@dataclass(frozen=True)
+class RunCallbacks:
+    """The callbacks of a run; those that are read after training are found here by name."""
+
+    stop: StopInTime
+    tokens: RealTokens
+    log: StepLog
+    energy: EnergyUsed
+    non_finite: StopOnNonFinite
+    best: BestCheckpoint
+
+    def in_order(self) -> list[TrainerCallback]:
+        """The order in which Trainer calls them at every event.
+
+        StopInTime is the first, as it may ask for a save at the end of a step: RealTokens and StopOnNonFinite move
+        what they have on the GPU to the CPU only at a step that is logged, validated or saved, and would miss it.
+        RealTokens comes before StepLog, which logs the tokens that it counts. The others are independent.
+        """
+        return [self.stop, self.tokens, self.log, self.energy, self.non_finite, self.best]
+
+
+def build_callbacks(
+    recipe: Recipe,
+    run_dir: Path,
+    train_set: PackedDataset,
+    linear_parameters: int,
+    seconds_to_save: Callable[[], float],
+) -> RunCallbacks:
+    """The callbacks of a recipe's run.
+
+    `linear_parameters` of the base are what FLOPs are counted by; `seconds_to_save` tells how long a save that begins
+    now would take, which the wall-clock budget keeps back. It is called during training only.
+    """
+    flops_per_token = cards.flops_per_token(linear_parameters, recipe.method == "full")
+    return RunCallbacks(
+        stop=StopInTime(recipe.max_hours, seconds_to_save),
+        tokens=RealTokens(),
+        log=StepLog(run_dir, flops_per_token, cards.peak_flops(cards.device_name())),
+        energy=EnergyUsed(),
+        non_finite=StopOnNonFinite(train_set),
+        best=BestCheckpoint(recipe),
+    )

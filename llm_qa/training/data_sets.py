@@ -1,0 +1,113 @@
+"""The data of a run: its records, their tokenised pairs, the packs of them that are trained on, and what is said of it.
+
+A run calls `open_records`, `tokenize_training_pairs`, `keep_documents_apart` and `build_data_sets`, in this order.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from llm_qa import files
+from llm_qa.config.recipe import Recipe
+from llm_qa.console import is_main_process, say
+from llm_qa.data.packing import PackedDataset, TokenizedPairs, TooLong, tokenize_records
+from llm_qa.data.preparation import PreparationOptions, prepared_folder
+from llm_qa.data.prompts import encode_documents, show_document
+from llm_qa.data.records import Split, open_split
+from llm_qa.models.isolation import attention_of
+from llm_qa.models.registry import model_config
+from llm_qa.training.out_of_memory import memory_for_loading, with_stored_micro_batch
+from llm_qa.training.rows import one_document_a_row
+from llm_qa.training.strategy import Strategy, micro_batch_size
+
+
+@dataclass(frozen=True)
+class RunRecords:
+    """The prepared data of a run, before it is tokenised; `validation` may be empty."""
+
+    folder: Path
+    train: Split
+    validation: Split
+
+    def sha256(self) -> str:
+        """What the run signature knows the data by: the hash of its manifest, which holds those of its files."""
+        return files.sha256_file(self.folder / files.MANIFEST)
+
+
+@dataclass(frozen=True)
+class DataSets:
+    """What Trainer is given, and what it was made of; `validation` is None where the data has no such records."""
+
+    num_records: int  # of the training split
+    pairs: TokenizedPairs  # of the training split
+    train: PackedDataset
+    validation: PackedDataset | None
+
+
+def open_records(data: list[str] | None, preparation: PreparationOptions) -> RunRecords:
+    """Open the prepared folder that `--data` names, or the one that is made of its raw files first."""
+    folder = prepared_folder(data, preparation)
+    return RunRecords(folder, open_split(folder, "train"), open_split(folder, "validation", may_be_empty=True))
+
+
+def tokenize_training_pairs(tokenizer, records: RunRecords, recipe: Recipe, run_dir: Path) -> TokenizedPairs:
+    """Tokenise the training records; pairs longer than `max_length` tokens are set aside and reported."""
+    pairs, too_long = tokenize_records(tokenizer, records.train, recipe.max_length)
+    report_too_long(run_dir, too_long, recipe.max_length)
+    return pairs
+
+
+def report_too_long(run_dir: Path, too_long: list[TooLong], max_length: int) -> None:
+    """Say how many pairs do not fit, and list them in the run folder."""
+    path = run_dir / files.REJECTED
+    if is_main_process() and too_long:
+        files.write_jsonl(path, [{**vars(pair), "reason": f"longer than max_length {max_length}"} for pair in too_long])
+    if too_long:
+        say(f"{len(too_long):,} pairs are longer than max_length {max_length} tokens and set aside, listed in {path}")
+
+
+def keep_documents_apart(
+    recipe: Recipe, pairs: TokenizedPairs, model: str, strategy: Strategy, run_dir: Path
+) -> Recipe:
+    """The recipe; one document a row where packed documents would see each other under `model`'s architecture.
+
+    `model` is a folder or a hub name, of which the config alone is read. With other rows another micro-batch may have
+    been found to fit, which is taken from the run folder.
+    """
+    with memory_for_loading(recipe):
+        attention = attention_of(model_config(model))
+    if attention.usual:  # load_base reports anything else
+        say(attention.report)
+    if attention.isolates or not recipe.pack_length:
+        return recipe
+    packs = pack(pairs, recipe, recipe.global_batch_size)
+    recipe = one_document_a_row(recipe, packs, micro_batch_size(recipe, strategy.processes))
+    return with_stored_micro_batch(recipe, run_dir)
+
+
+def pack(pairs: TokenizedPairs, recipe: Recipe, batch_size: int) -> PackedDataset:
+    """The pairs as the recipe packs them, for batches of `batch_size` packs."""
+    return PackedDataset(pairs, recipe.pack_length, recipe.loss_on, recipe.seed, batch_size)
+
+
+def build_data_sets(
+    tokenizer, records: RunRecords, pairs: TokenizedPairs, recipe: Recipe, strategy: Strategy
+) -> DataSets:
+    """Pack the training pairs, and tokenise and pack the validation records."""
+    train, validation = pack(pairs, recipe, recipe.global_batch_size), None
+    if records.validation:
+        validation_pairs, _ = tokenize_records(tokenizer, records.validation, recipe.max_length, what="validation")
+        validation = pack(validation_pairs, recipe, micro_batch_size(recipe, strategy.processes) * strategy.processes)
+    return DataSets(len(records.train), pairs, train, validation)
+
+
+def report_data(tokenizer, records: RunRecords, data: DataSets, recipe: Recipe) -> str:
+    """Two lines: how much there is to train on, and one example with its label tokens marked."""
+    record = next(iter(records.train))
+    example = encode_documents(tokenizer, [(record.questions[0], record.answers[0], record.context)])[0]
+    return (
+        f"data: {records.folder}, {data.num_records:,} records, {len(data.pairs):,} pairs, "
+        f"{len(data.pairs.tokens):,} tokens in {len(data.train.packs):,} packs, {data.train.efficiency:.1%} full\n"
+        f"one example, what is trained between ⟦ and ⟧:\n{show_document(tokenizer, example, recipe.loss_on)}"
+    )
