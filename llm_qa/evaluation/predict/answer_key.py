@@ -56,7 +56,7 @@ def _precision(precision: Precision) -> dict[str, str]:
 
 @lru_cache(maxsize=1)
 def code_stamp() -> str:
-    """Digest of the code between a question and its answer (prompt, tokens, model, decoding, batches) and its libraries."""
+    """Digest of the code between question and answer (prompt, tokens, model, decoding, batches) and its libraries."""
     packages = [Path(package.__file__).parent for package in (llm_qa.data, llm_qa.models, llm_qa.inference)]
     sources = [path for folder in packages for path in sorted(folder.rglob("*.py"))]
     digest = hashlib.sha256()
