@@ -132,9 +132,7 @@ class Plan:
     products: str = ""
 
 
-def make_plan(
-    fast: FastNeoX, model: torch.nn.Module, recipe: Recipe, precision: Precision, zero_stage: int
-) -> Plan:
+def make_plan(fast: FastNeoX, model: torch.nn.Module, recipe: Recipe, precision: Precision, zero_stage: int) -> Plan:
     """Compare, measure, choose; the model is left as it was, whatever comes of it.
 
     Raises Triton's OutOfResources where a kernel does not fit the GPU.
@@ -145,9 +143,7 @@ def make_plan(
         fast.restore()
 
 
-def _make_plan(
-    fast: FastNeoX, model: torch.nn.Module, recipe: Recipe, precision: Precision, zero_stage: int
-) -> Plan:
+def _make_plan(fast: FastNeoX, model: torch.nn.Module, recipe: Recipe, precision: Precision, zero_stage: int) -> Plan:
     graphed = fast.graphed
     if free_memory_bytes()[0] < OFFLOAD_BELOW * fast.model.get_input_embeddings().weight.nbytes:
         fast.offload_to_cpu()
@@ -283,9 +279,7 @@ class MemoryBudget:
     graph_bytes: int
 
 
-def measure_memory_budget(
-    fast: FastNeoX, model: torch.nn.Module, recipe: Recipe, zero_stage: int = 0
-) -> MemoryBudget:
+def measure_memory_budget(fast: FastNeoX, model: torch.nn.Module, recipe: Recipe, zero_stage: int = 0) -> MemoryBudget:
     """One layer's measured need, and what is left beside gradients, the optimizer's states and the pass of a layer.
 
     The weights are on the GPU already. ZeRO-2 divides gradients and states among the GPUs, which is not counted on.

@@ -79,7 +79,12 @@ def test_as_few_layers_are_recomputed_as_the_memory_allows(monkeypatch, free_gib
 
 @pytest.mark.parametrize(
     ("base", "optim", "zero_stage", "bytes_a_weight"),
-    [("bf16", "adamw_torch", 0, 8), ("fp32", "adamw_torch", 0, 12), ("fp32", "adamw_8bit", 0, 6), ("bf16", "adamw_torch", 2, 14)],
+    [
+        ("bf16", "adamw_torch", 0, 8),
+        ("fp32", "adamw_torch", 0, 12),
+        ("fp32", "adamw_8bit", 0, 6),
+        ("bf16", "adamw_torch", 2, 14),
+    ],
 )
 def test_what_training_keeps_of_a_weight_is_not_for_layers(monkeypatch, base, optim, zero_stage, bytes_a_weight):
     """bf16 weights keep gradient, two moments and Kahan's compensation in two bytes each; ZeRO fp32 masters."""
