@@ -13,8 +13,9 @@ from pathlib import Path
 
 from llm_qa import files
 from llm_qa.console import UserError, run_script, say
-from llm_qa.data.text import normalize_lines
+from llm_qa.data.text import LINE_BREAKS
 from llm_qa.evaluation.predict.batches import delete_partial_results
+from llm_qa.evaluation.predict.run_data import line_breaks_of_run
 from llm_qa.inference.question_files import check_csv_name, read_question, read_questions, write_answers
 from llm_qa.inference.settings import DECODERS, MAX_NEW_TOKENS_HELP, GenerationSettings, named_settings
 
@@ -27,8 +28,10 @@ def parse_arguments() -> argparse.Namespace:
     source.add_argument("--run", type=Path, help="a run folder made by train.py")
     source.add_argument("--model", help="a plain model: a hub id or a folder")
     parser.add_argument("--base-precision", default="16bit", help="of --model: nf4, 16bit, bf16, fp16 or fp32")
-    parser.add_argument("--context", default="", help="a passage that the question is about")
-    parser.add_argument("--file", type=Path, help="CSV of questions (id, 질문)")
+    parser.add_argument(
+        "--context", default="", help="a passage that the question is about (in a --file: where its row has none)"
+    )
+    parser.add_argument("--file", type=Path, help="CSV of questions (id, 질문, and where there is one 맥락)")
     parser.add_argument("--question-column", help="the question column of --file, where it has another name")
     parser.add_argument("--id-column", help="the id column of --file (default: id or 번호, else the row's number)")
     parser.add_argument("--out", type=Path, help="CSV to write the answers of --file to")
@@ -113,9 +116,10 @@ def converse(model, tokenizer, context: str, settings: GenerationSettings) -> No
 def main() -> int:
     """Phases: questions, model, answers."""
     options = parse_arguments()
+    tidy = LINE_BREAKS[line_breaks_of_run(options.run) if options.run else "keep"]
     columns = {"question_column": options.question_column, "id_column": options.id_column}
-    questions = read_questions(options.file, **columns) if options.file else []
-    context = read_question(options.context, "The --context", may_be_empty=True, tidy=normalize_lines)
+    questions = read_questions(options.file, **columns, tidy=tidy) if options.file else []
+    context = read_question(options.context, "The --context", may_be_empty=True, tidy=tidy)
     question = read_question(options.question) if options.question is not None else None
     settings = named_settings(options.sampling, options.max_new_tokens, run=options.run)
     whose = {"run": options.run, "model": options.model, "base_precision": options.base_precision}
@@ -127,7 +131,7 @@ def main() -> int:
     source = find_source(settings, **whose, decoder=options.decoder)
 
     if options.file:
-        asked = [(question, context) for _, question in questions]
+        asked = [(row.question, row.context or context) for row in questions]
         part = options.out.with_name(f".{options.out.name}")
         how = {"batch_size": options.batch_size, "part": part, "decoder": options.decoder}
         answers = answer_file(source, asked, settings, **how)

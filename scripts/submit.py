@@ -13,6 +13,7 @@ from pathlib import Path
 
 from llm_qa import files
 from llm_qa.console import UserError, run_script, say
+from llm_qa.data.text import LINE_BREAKS
 from llm_qa.evaluation.metrics.embedding import (
     COMPETITION_DIMENSIONS,
     COMPETITION_EMBEDDER,
@@ -21,6 +22,7 @@ from llm_qa.evaluation.metrics.embedding import (
     write_submission,
 )
 from llm_qa.evaluation.predict.batches import delete_partial_results
+from llm_qa.evaluation.predict.run_data import line_breaks_of_run
 from llm_qa.inference.question_files import check_csv_name, read_questions, write_answers
 from llm_qa.inference.settings import MAX_NEW_TOKENS_HELP, named_settings
 
@@ -63,13 +65,14 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> int:
     """Phases: questions, embedder, answers, vectors."""
     options = parse_arguments()
-    questions = read_questions(options.file, question_column=options.question_column, id_column=options.id_column)
+    columns = {"question_column": options.question_column, "id_column": options.id_column}
+    questions = read_questions(options.file, **columns, tidy=LINE_BREAKS[line_breaks_of_run(options.run)])
     embedder = load_embedder(options.embedder)
     settings = named_settings(options.sampling, options.max_new_tokens, run=options.run)
     # Imported here and not above: help and mistakes answer without the seconds that these take.
     from llm_qa.evaluation.predict.asking import answer_file, find_source
 
-    source, asked = find_source(settings, run=options.run), [(question, "") for _, question in questions]
+    source, asked = find_source(settings, run=options.run), [(row.question, row.context) for row in questions]
     part = options.out.with_name(f".{options.out.name}")
     texts = answer_file(source, asked, settings, batch_size=options.batch_size, part=part)
     if options.answers:
@@ -79,7 +82,7 @@ def main() -> int:
     vectors = embed(embedder, texts)
     if vectors.shape[1] != COMPETITION_DIMENSIONS:
         say(f"warning: --embedder has {vectors.shape[1]} dimensions, the competition's {COMPETITION_DIMENSIONS}")
-    write_submission(options.out, [identity for identity, _ in questions], vectors)
+    write_submission(options.out, [row.id for row in questions], vectors)
     delete_partial_results(part)
     say(f"{len(texts):,} answers of {vectors.shape[1]} dimensions written to {options.out}")
     return 0

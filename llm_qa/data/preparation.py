@@ -262,8 +262,10 @@ def merged_lines(manifest: dict[str, Any]) -> list[str]:
     """What the summary says of rows that became one record, and of records that share a text; nothing for none."""
     records, lines = manifest["kept"] - manifest["merged"], []
     if manifest["merged"]:
+        more = manifest["merged"] > 1
         lines.append(
-            f"merged: {manifest['merged']:,} rows ask what another row asks, so {manifest['kept']:,} rows are "
+            f"merged: {manifest['merged']:,} row{'s' * more} ask{'s' * (not more)} what another row asks, so "
+            f"{manifest['kept']:,} rows are "
             f"{records:,} records, each with all of its answers"
         )
     if manifest["groups"] < records:

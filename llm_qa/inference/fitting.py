@@ -28,15 +28,15 @@ def fit_questions(tokenizer, config, questions: Questions, settings: GenerationS
             f"context of {context_length(config):,} leaves {room:,} beside --max-new-tokens "
             f"{settings.max_new_tokens:,}{others}: shorten it, or lower --max-new-tokens."
         )
-    with_stored_micro_batch = list(questions)
+    fitted = list(questions)
     for i in too_long:
-        with_stored_micro_batch[i] = _with_shorter_context(tokenizer, *questions[i], room)
+        fitted[i] = _with_shorter_context(tokenizer, *questions[i], room)
     if too_long:
         say(
             f"warning: {len(too_long):,} of {len(questions):,} questions do not fit into the model's context of "
             f"{context_length(config):,} tokens with their passage: the beginning of the passage is left out"
         )
-    return with_stored_micro_batch
+    return fitted
 
 
 def _with_shorter_context(tokenizer, question: str, context: str, room: int) -> tuple[str, str]:

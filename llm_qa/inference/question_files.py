@@ -6,18 +6,27 @@ import csv
 import io
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 from llm_qa import files
-from llm_qa.console import UserError
+from llm_qa.console import UserError, say
 from llm_qa.data.encoding import decode
-from llm_qa.data.readers.columns import QUESTION_NAMES, pick, pick_one
-from llm_qa.data.readers.csv import read_header, split_rows
-from llm_qa.data.text import invalid_reason, normalize
+from llm_qa.data.readers.columns import CONTEXT_NAMES, ID_NAMES, QUESTION_NAMES, find_columns, listed, pick, pick_one
+from llm_qa.data.readers.csv import split_rows
+from llm_qa.data.readers.table import below, find_header, header_notes
+from llm_qa.data.text import invalid_reason, normalize, normalize_lines
 
-ID_NAMES = ("id", "번호", "순번", "no", "no.")
 LONGEST_QUESTION_CHARACTERS = 100_000  # far beyond every model's context
 # What a spreadsheet takes for the start of a formula, in full width too (OWASP, CSV injection).
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
+
+
+class FileQuestion(NamedTuple):
+    """A row of a file of questions; the id is the row's number where the file has none."""
+
+    id: str
+    question: str
+    context: str = ""
 
 
 def read_question(
@@ -39,19 +48,37 @@ def read_question(
 
 
 def read_questions(
-    path: str | Path, *, question_column: str | None = None, id_column: str | None = None
-) -> list[tuple[str, str]]:
-    """(id, question) of each row of a CSV with a question column; a missing id is the row's number.
+    path: str | Path,
+    *,
+    question_column: str | None = None,
+    id_column: str | None = None,
+    tidy: Callable[[str], str] = normalize_lines,
+) -> list[FileQuestion]:
+    """The rows of a CSV with a question column, and perhaps an id and a context column (normalised by `tidy`).
 
-    Answers must line up with questions, so a bad row is a UserError with its line, not a row left out.
+    Answers must line up with questions, so a bad row is a UserError with its line, not a row left out. Says where the
+    header stands below a title, and which columns are not read.
     """
     path = Path(path)
-    rows = split_rows(decode(path)[0])
-    header = read_header(path, rows)
+    text = decode(path)[0]
+
+    def fits(header: list[str]) -> bool:
+        if question_column:
+            return normalize(question_column) in header
+        named = [name for name in header if name]
+        # A title of one cell may end in 질문 too.
+        return bool(find_columns(header, QUESTION_NAMES)) and (len(named) > 1 or named[0].casefold() in QUESTION_NAMES)
+
+    header_line, header, above = find_header(path, split_rows(text), fits)
     column = pick(path, header, (question_column,) if question_column else (), QUESTION_NAMES, "question")[0]
     identity = pick_one(path, header, id_column, ID_NAMES, "id")
-    questions: list[tuple[str, str]] = []
-    for line, row, problem in rows:
+    passage = pick_one(path, header, None, CONTEXT_NAMES, "context")
+    passage = None if passage == column else passage  # `input` without an instruction is the question itself
+    ignored = [name for i, name in enumerate(header) if name and i not in (column, identity, passage)]
+    for note in header_notes(header_line, above) + [f"columns ignored: {listed(ignored)}"] * bool(ignored):
+        say(f"{path}: {note}")
+    questions: list[FileQuestion] = []
+    for line, row, problem in below(split_rows(text), header_line):
         where = f"{path}, line {line}"
         if problem:
             raise UserError(f"{where}: {problem}.")
@@ -59,7 +86,10 @@ def read_questions(
             raise UserError(f"{where}: {len(row)} columns instead of {len(header)}; quote a cell that holds a comma.")
         question = read_question(row[column], f"{where}: the question")
         name = read_question(row[identity], f"{where}: the id", may_be_empty=True) if identity is not None else ""
-        questions.append((name or str(len(questions) + 1), question))
+        context = ""
+        if passage is not None:
+            context = read_question(row[passage], f"{where}: the context", may_be_empty=True, tidy=tidy)
+        questions.append(FileQuestion(name or str(len(questions) + 1), question, context))
     if not questions:
         raise UserError(f"{path} has a header but no questions.")
     return questions
@@ -71,7 +101,7 @@ def check_csv_name(path: Path, flag: str) -> None:
         raise UserError(f"{flag} {path} is written as CSV: give it a name that ends in .csv, which Excel opens too.")
 
 
-def write_answers(path: str | Path, questions: list[tuple[str, str]], answers: list[str]) -> None:
+def write_answers(path: str | Path, questions: list[FileQuestion], answers: list[str]) -> None:
     """Write id, 질문, 답변 as CSV in UTF-8 with BOM (Excel shows Hangul only with it).
 
     A cell that a spreadsheet would take for a formula gets an apostrophe in front.
@@ -79,8 +109,8 @@ def write_answers(path: str | Path, questions: list[tuple[str, str]], answers: l
     buffer = io.StringIO(newline="")
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(["id", "질문", "답변"])
-    for (identity, question), answer in zip(questions, answers, strict=True):
-        writer.writerow([harmless(identity), harmless(question), harmless(answer)])
+    for row, answer in zip(questions, answers, strict=True):
+        writer.writerow([harmless(row.id), harmless(row.question), harmless(answer)])
     files.write_text(path, "\ufeff" + buffer.getvalue())
 
 

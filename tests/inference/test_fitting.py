@@ -21,14 +21,14 @@ def test_what_fits_is_left_alone_without_a_word(tokenizer, capsys):
 
 def test_the_beginning_of_a_passage_is_left_out_and_said(tokenizer, capsys):
     asked = [("왜?", ""), ("언제 까나요?", LONG + "끝")]
-    with_stored_micro_batch = fit_questions(tokenizer, CONFIG, asked, SETTINGS)
-    assert with_stored_micro_batch[0] == asked[0]
-    question, context = with_stored_micro_batch[1]
+    fitted = fit_questions(tokenizer, CONFIG, asked, SETTINGS)
+    assert fitted[0] == asked[0]
+    question, context = fitted[1]
     assert question == asked[1][0]
     assert asked[1][1].endswith(context)
     assert context
     room = CONFIG.n_positions - SETTINGS.max_new_tokens
-    assert room - 8 < len(encode_prompts(tokenizer, [with_stored_micro_batch[1]])[0]) <= room, "as much of it as fits"
+    assert room - 8 < len(encode_prompts(tokenizer, [fitted[1]])[0]) <= room, "as much of it as fits"
     assert "1 of 2 questions do not fit into the model's context of 96 tokens" in capsys.readouterr().out
 
 

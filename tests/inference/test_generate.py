@@ -69,8 +69,8 @@ def test_nothing_is_cut_in_silence(model, tokenizer):
     settings = GenerationSettings(max_new_tokens=4)
     with pytest.raises(ValueError, match=r"does not fit into the 508 that the model has room for"):
         generate_answers(model, tokenizer, [long], settings)
-    with_stored_micro_batch = fit_questions(tokenizer, model.config, [long], settings)
-    assert 1 <= generate_answers(model, tokenizer, with_stored_micro_batch, settings)[0].tokens <= 4
+    fitted = fit_questions(tokenizer, model.config, [long], settings)
+    assert 1 <= generate_answers(model, tokenizer, fitted, settings)[0].tokens <= 4
 
 
 @pytest.mark.parametrize(

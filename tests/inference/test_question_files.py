@@ -5,14 +5,21 @@ import csv
 import pytest
 
 from llm_qa.console import UserError
-from llm_qa.data.text import normalize_lines
-from llm_qa.inference.question_files import check_csv_name, harmless, read_question, read_questions, write_answers
+from llm_qa.data.text import normalize, normalize_lines
+from llm_qa.inference.question_files import (
+    FileQuestion,
+    check_csv_name,
+    harmless,
+    read_question,
+    read_questions,
+    write_answers,
+)
 
 
 def test_the_original_test_csv(tmp_path):
     path = tmp_path / "test.csv"
     path.write_text('id,질문\nTEST_000,"왜, 그런가요?"\n\nTEST_001,네?\n', encoding="cp949")
-    assert read_questions(path) == [("TEST_000", "왜, 그런가요?"), ("TEST_001", "네?")]
+    assert read_questions(path) == [("TEST_000", "왜, 그런가요?", ""), ("TEST_001", "네?", "")]
 
 
 @pytest.mark.parametrize(
@@ -38,7 +45,7 @@ def test_a_bad_row_is_an_error_because_answers_must_line_up(tmp_path, text, sent
 
 def test_answers_that_a_spreadsheet_would_run_are_made_harmless(tmp_path):
     path = tmp_path / "answers.csv"
-    write_answers(path, [("1", "가?"), ("2", "나?")], ['=HYPERLINK("x")', "쉼표, 와\n줄"])
+    write_answers(path, [FileQuestion("1", "가?"), FileQuestion("2", "나?")], ['=HYPERLINK("x")', "쉼표, 와\n줄"])
     with open(path, encoding="utf-8-sig", newline="") as file:
         rows = list(csv.reader(file))
     assert rows == [["id", "질문", "답변"], ["1", "가?", '\'=HYPERLINK("x")'], ["2", "나?", "쉼표, 와\n줄"]]
@@ -50,10 +57,32 @@ def test_answers_that_a_spreadsheet_would_run_are_made_harmless(tmp_path):
 def test_numbers_and_questions_under_other_names(tmp_path, header, flags):
     path = tmp_path / "questions.csv"
     path.write_text(f"{header}\n1,왜?\n3,네?\n", encoding="utf-8")
-    assert read_questions(path, **flags) == [("1", "왜?"), ("3", "네?")]
+    assert read_questions(path, **flags) == [("1", "왜?", ""), ("3", "네?", "")]
     with pytest.raises(UserError, match=r"has no column '물'"):
         read_questions(path, question_column="물")
-    assert read_questions(path, id_column=header.split(",")[1], **flags)[0] == ("왜?", "왜?")
+    assert read_questions(path, id_column=header.split(",")[1], **flags)[0] == ("왜?", "왜?", "")
+
+
+@pytest.mark.parametrize("flags", [{}, {"question_column": "고객 질문"}])
+def test_a_title_above_the_header_and_columns_that_are_not_read_are_said(tmp_path, capsys, flags):
+    path = tmp_path / "faq.csv"
+    path.write_text("동물병원 자주 묻는 질문,,\n\n번호,고객 질문,비고\n7,왜?,전화\n", encoding="utf-8")
+    assert read_questions(path, **flags) == [("7", "왜?", "")]
+    said = capsys.readouterr().out
+    assert f"{path}: the header is in line 3, below 1 other row" in said
+    assert f"{path}: columns ignored: 비고" in said
+    path.write_text("고객 질문\n왜?\n", encoding="utf-8")
+    assert read_questions(path, **flags) == [("1", "왜?", "")]
+
+
+def test_a_context_column_is_what_its_question_is_asked_about(tmp_path, capsys):
+    path = tmp_path / "questions.csv"
+    path.write_text('instruction,input\n"요약하세요","첫 줄\n둘째 줄"\n왜?,\n', encoding="utf-8")
+    assert read_questions(path) == [("1", "요약하세요", "첫 줄\n둘째 줄"), ("2", "왜?", "")]
+    assert read_questions(path, tidy=normalize)[0].context == "첫 줄 둘째 줄"
+    assert "ignored" not in capsys.readouterr().out
+    path.write_text("input\n왜?\n", encoding="utf-8")
+    assert read_questions(path) == [("1", "왜?", "")]
 
 
 def test_answers_are_not_called_a_workbook(tmp_path):

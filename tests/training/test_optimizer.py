@@ -2,11 +2,13 @@
 
 import pytest
 import torch
+from architectures import small_config
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 from llm_qa.config.recipe import load_recipe, make_recipe
 from llm_qa.console import UserError
 from llm_qa.data.packing import PackedDataset, tokenize_records
+from llm_qa.models.loading import save_tokenizer
 from llm_qa.models.precision import resolve_precision
 from llm_qa.training.checkpoint.resume import invalid_reasons
 from llm_qa.training.optimizer import BETA2, check_optimizer, optimizer_defaults
@@ -76,10 +78,21 @@ def test_bf16_weights_take_the_path_of_fp32_weights(neox_folder, records, tmp_pa
     assert bf16_curve == pytest.approx(curve, rel=0.02)
 
 
-@pytest.mark.parametrize("base", ["neox_folder", "gpt2_folder"])
+@pytest.fixture(scope="module")
+def mixtral_folder(tmp_path_factory, tokenizer):
+    """A random Mixtral with its tokenizer: its experts are fused in memory and apart on disk."""
+    folder = tmp_path_factory.mktemp("mixtral")
+    torch.manual_seed(0)
+    config = small_config("mixtral", len(tokenizer), initializer_range=0.1)
+    AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
+    save_tokenizer(tokenizer, folder)
+    return folder
+
+
+@pytest.mark.parametrize("base", ["neox_folder", "gpt2_folder", "mixtral_folder"])
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
 def test_a_resumed_run_ends_with_the_same_bits(base, precision, request, records, tmp_path):
-    """The compensation is in the checkpoint, and so are all weights: GPT-NeoX's head has another name on disk."""
+    """The compensation is in the checkpoint, and so are all weights, under whatever name and shape on disk."""
     folder = request.getfixturevalue(base)
     changes = {"max_steps": 8, "save_steps": 4, "save_strategy": "steps", "learning_rate": 1e-4}
     whole, _ = prepare(folder, records, tmp_path, precision, **changes)

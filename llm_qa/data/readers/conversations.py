@@ -20,11 +20,12 @@ def conversation_in(value: dict[str, Any]) -> list[Any] | None:
     return next((value[key] for key in CONVERSATION_KEYS if isinstance(value.get(key), list)), None)
 
 
-def read_conversation(turns: list[Any]) -> tuple[str, str, str, str]:
+def read_conversation(turns: list[Any], beside: str = "") -> tuple[str, str, str, str]:
     """(question, answer, context, system) of a conversation whose last answer is what is learned.
 
-    The context is its start: the system message, then the turns before that question, a paragraph each. `system` is the
-    system message alone, which many conversations share. Raises ValueError for a conversation of another form.
+    The context is its start: the system message (one `beside` the turns comes first), then the turns before that
+    question, a paragraph each. `system` is the system message alone, which many conversations share. Raises ValueError
+    for a conversation of another form.
     """
     spoken = [_turn(turn) for turn in turns]
     while spoken and spoken[-1][0] != "assistant":
@@ -32,7 +33,7 @@ def read_conversation(turns: list[Any]) -> tuple[str, str, str, str]:
     if len(spoken) < 2 or spoken[-2][0] != "user":
         raise ValueError("a conversation without a question and the assistant's answer to it")
     *earlier, (_, question), (_, answer) = spoken
-    system = "\n\n".join(text for role, text in earlier if role == "system")
+    system = "\n\n".join(filter(None, [beside, *(text for role, text in earlier if role == "system")]))
     names = {"user": "질문: ", "assistant": "답변: "}
     history = [names[role] + text for role, text in earlier if role != "system"]
     return question, answer, "\n\n".join(filter(None, [system, *history])), system

@@ -15,6 +15,7 @@ from typing import Any
 from llm_qa.console import UserError, progress
 from llm_qa.data.encoding import decode_bytes, read_bytes
 from llm_qa.data.groups import merge_same_questions
+from llm_qa.data.readers.columns import listed
 from llm_qa.data.readers.csv import all_rows
 from llm_qa.data.readers.json import read_json_text
 from llm_qa.data.readers.rows import ColumnNames, Row, Table
@@ -151,8 +152,13 @@ def open_table(path: Path, columns: ColumnNames, sheet: str | None = None) -> tu
     """(table, name of the encoding) of a file by what it looks like; UserError when it is none of the known layouts."""
     data = read_bytes(path)
     if data.startswith(ZIP):
-        rows, notes = read_sheet(path, data, sheet)
-        table = read_table(path, "Excel", lambda: iter(rows), columns)
+        rows, notes, others = read_sheet(path, data, sheet)
+        try:
+            table = read_table(path, "Excel", lambda: iter(rows), columns)
+        except UserError as error:
+            if not others:
+                raise
+            raise UserError(f"{str(error).rstrip('.')}, or another sheet with --sheet ({listed(others)}).") from None
         return replace(table, notes=[*notes, *table.notes]), "-"
     text, encoding = decode_bytes(path, data)
     if text.lstrip("\ufeff \t\r\n").startswith(("{", "[")):

@@ -144,7 +144,7 @@ def object_row(line: int, value: Any, columns: ColumnNames, read: set[str]) -> R
     turns = None if columns.question or columns.answer else conversation_in(value)
     if turns is not None:
         read.update(CONVERSATION_KEYS)
-        question, answer, context, system = read_conversation(turns)
+        question, answer, context, system = read_conversation(turns, optional(None, SYSTEM_NAMES))
         return Row(line, questions=(question,), answers=(answer,), context=context, system=system, **rest)
     questions = keys_of(titles, columns.question, QUESTION_NAMES)
     answers = keys_of(titles, columns.answer, ANSWER_NAMES)

@@ -50,10 +50,10 @@ def read_table(path: Path, kind: str, grid: Callable[[], Grid], columns: ColumnN
     `grid` begins anew each time it is called: the whole table is looked through before its first row is given.
     Raises UserError where question and answer columns cannot be told.
     """
-    line, header, above = find_header(path, grid(), columns)
+    line, header, above = find_header(path, grid(), lambda header: is_header(header, columns))
     chosen = choose_columns(path, header, columns)
     found = survey(below(grid(), line), header, chosen)
-    notes = [f"the header is in line {line}, below {above} other row{'s'[: above > 1]}"] if above else []
+    notes = header_notes(line, above)
     for what, numbers, known in (
         ("question", chosen.question, QUESTION_NAMES),
         ("answer", chosen.answer, ANSWER_NAMES),
@@ -66,10 +66,10 @@ def read_table(path: Path, kind: str, grid: Callable[[], Grid], columns: ColumnN
     return Table(f"{wide} {kind}", _rows(below(grid(), line), header, chosen, found.merged), notes)
 
 
-def find_header(path: Path, grid: Grid, columns: ColumnNames) -> tuple[int, list[str], int]:
-    """(line, column names, rows with text above it) of the first row in which question and answer columns are found.
+def find_header(path: Path, grid: Grid, fits: Callable[[list[str]], bool]) -> tuple[int, list[str], int]:
+    """(line, column names, rows with text above it) of the first row whose column names are what is looked for.
 
-    Where no row has both, the header is taken to be the first row with two names, so that what is said of it helps.
+    Where no row `fits`, the header is taken to be the first row with two names, so that what is said of it helps.
     """
     filled = ((line, cells, problem) for line, cells, problem in grid if problem or any(map(str.strip, cells)))
     candidates = []
@@ -78,7 +78,7 @@ def find_header(path: Path, grid: Grid, columns: ColumnNames) -> tuple[int, list
         if problem and not candidates:
             raise UserError(f"{path} has no readable header: {problem}.")
         header = list(map(normalize, cells)) if not problem else []
-        if is_header(header, columns):
+        if fits(header):
             return line, header, len(candidates)
         candidates.append((line, header))
     if not candidates:
@@ -86,6 +86,11 @@ def find_header(path: Path, grid: Grid, columns: ColumnNames) -> tuple[int, list
     titles = [len(list(filter(None, header))) for _, header in candidates]
     place = next((i for i, count in enumerate(titles) if count > 1), 0)
     return *candidates[place], place
+
+
+def header_notes(line: int, above: int) -> list[str]:
+    """What to say of a header that is not the first row with text; nothing for one that is."""
+    return [f"the header is in line {line}, below {above} other row{'s'[: above > 1]}"] if above else []
 
 
 def is_header(header: list[str], columns: ColumnNames) -> bool:

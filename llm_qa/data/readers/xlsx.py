@@ -20,8 +20,12 @@ MOST_ROWS = 1_048_576  # Excel's own
 ZIP = b"PK\x03\x04"
 
 
-def read_sheet(path: Path, data: bytes, sheet: str | None) -> tuple[list[tuple[int, list[str], str]], list[str]]:
-    """((row number, cells, "") of every row, notes) of the named sheet, or the first; also by its number from 1.
+def read_sheet(
+    path: Path, data: bytes, sheet: str | None
+) -> tuple[list[tuple[int, list[str], str]], list[str], list[str]]:
+    """((row number, cells, "") of every row, notes, names of the other sheets) of the named sheet, or the first.
+
+    A sheet is named by its title or by its number from 1.
 
     Raises UserError for what is no workbook, for one that is too large, and for a sheet that it does not have.
     """
@@ -47,12 +51,12 @@ def read_sheet(path: Path, data: bytes, sheet: str | None) -> tuple[list[tuple[i
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")[:200]
         raise UserError(f"{path} is not a readable Excel workbook ({reason}): save it again, or as CSV.") from None
     notes = [f"sheet: {listed([names[chosen]])}"]
-    if len(names) > 1:
-        others = listed([name for name in names if name != names[chosen]])
-        notes = [f"{notes[0]} (not read, name one with --sheet: {others})"]
+    others = names[:chosen] + names[chosen + 1 :]
+    if others:
+        notes = [f"{notes[0]} (not read, name one with --sheet: {listed(others)})"]
     if filled:
         notes.append(f"merged cells: {filled:,} cell{'s'[: filled > 1]} filled in from above")
-    return [(number, row, "") for number, row in enumerate(rows, 1)], notes
+    return [(number, row, "") for number, row in enumerate(rows, 1)], notes, others
 
 
 def check_archive(path: Path, data: bytes) -> None:

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import llm_qa.data
+import llm_qa.inference
 import llm_qa.models
-from llm_qa.inference import fitting, generate
+from llm_qa.evaluation.predict import batches, predictions
 from llm_qa.models.precision import Precision
 
 LIBRARIES = ("torch", "transformers", "tokenizers", "peft", "bitsandbytes")
@@ -55,11 +56,11 @@ def _precision(precision: Precision) -> dict[str, str]:
 
 @lru_cache(maxsize=1)
 def code_stamp() -> str:
-    """Digest of the code between a question and its answer (prompt, tokens, model, decoding) and its libraries."""
-    packages = [Path(package.__file__).parent for package in (llm_qa.data, llm_qa.models)]
+    """Digest of the code between question and answer (prompt, tokens, model, decoding, batches) and its libraries."""
+    packages = [Path(package.__file__).parent for package in (llm_qa.data, llm_qa.models, llm_qa.inference)]
     sources = [path for folder in packages for path in sorted(folder.rglob("*.py"))]
     digest = hashlib.sha256()
-    for path in (*sources, Path(generate.__file__), Path(fitting.__file__)):
+    for path in (*sources, Path(predictions.__file__), Path(batches.__file__)):
         digest.update(path.read_bytes())
     for name in LIBRARIES:
         digest.update(f"{name} {importlib.metadata.version(name)}".encode())

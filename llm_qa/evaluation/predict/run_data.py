@@ -24,6 +24,19 @@ def data_of_run(run: Path) -> Path:
     return files.found_from(written, run)
 
 
+def line_breaks_of_run(run: Path) -> str:
+    """A key of LINE_BREAKS: what the preparation of the run's data did to contexts, which is then done to those asked.
+
+    Data of before there was a choice was joined. What is asked stays as it is where the data is gone.
+    """
+    written = _trained_on(run).get("data")
+    data_dir = files.found_from(written, run) if isinstance(written, str) else None
+    if data_dir is None or not files.is_prepared(data_dir):
+        return "keep"
+    options = files.read_json(data_dir / files.MANIFEST).get("options") or {}
+    return options.get("line_breaks", "join")
+
+
 def is_own_data(run: Path, data_dir: Path) -> bool:
     """True for the very data that the run was trained on."""
     return files.is_prepared(data_dir) and files.sha256_file(data_dir / files.MANIFEST) == _trained_on(run).get(

@@ -20,9 +20,9 @@ from llm_qa.models.fast.sharded import ShardedNeoX
 from llm_qa.models.linear_modules import linear_layers
 from llm_qa.models.precision import BF16_CAPABILITY, SHORT, Precision
 from llm_qa.planning.cards import flops_per_token, free_memory_bytes
+from llm_qa.planning.memory import trained_weight
 
 LAST_LAYER = 3  # inputs of a layer that the last one keeps beside what the others do: it is not compiled
-OPTIMIZER_BYTES = {8: 2, 32: 8}  # Adam's two moments of a trained weight, in 8 or 32 bits
 MOST_DIFFERENT, MOST_DIFFERENT_FP8 = 0.05, 0.2  # of a layer's gradients from the plain ones, relative
 OFFLOAD_BELOW = 3  # times the embedding: with less memory free, it goes before a layer is tried
 EXPANDABLE = "expandable_segments:True"  # the allocator then leaves fewer holes: 0.4 GiB less at 7 GiB
@@ -85,8 +85,7 @@ def choose_fast_path(
         return plain_path(reason, recipe, precision)
     if zero_stage == 3:  # no rank holds a whole weight that could be rounded once
         precision = dataclasses.replace(precision, fp8_products=precision.fp8)
-    kind, planned = (ShardedNeoX, plan_sharded) if zero_stage == 3 else (FastNeoX, make_plan)
-    fast = kind(
+    fast = (ShardedNeoX if zero_stage == 3 else FastNeoX)(
         causal,
         precision.compute,
         tokens,
@@ -96,7 +95,10 @@ def choose_fast_path(
     )
     say("fast path: comparing a layer with the plain one and compiling it, up to a minute the first time")
     try:
-        plan = planned(fast, model, recipe, precision)
+        if zero_stage == 3:
+            plan = plan_sharded(fast, recipe, precision)
+        else:
+            plan = make_plan(fast, model, recipe, precision, zero_stage)
     except Exception as error:
         if type(error).__name__ != "OutOfResources":  # Triton's; there is no Triton on a CPU to import it from
             raise
@@ -130,18 +132,18 @@ class Plan:
     products: str = ""
 
 
-def make_plan(fast: FastNeoX, model: torch.nn.Module, recipe: Recipe, precision: Precision) -> Plan:
+def make_plan(fast: FastNeoX, model: torch.nn.Module, recipe: Recipe, precision: Precision, zero_stage: int) -> Plan:
     """Compare, measure, choose; the model is left as it was, whatever comes of it.
 
     Raises Triton's OutOfResources where a kernel does not fit the GPU.
     """
     try:
-        return _make_plan(fast, model, recipe, precision)
+        return _make_plan(fast, model, recipe, precision, zero_stage)
     finally:
         fast.restore()
 
 
-def _make_plan(fast: FastNeoX, model: torch.nn.Module, recipe: Recipe, precision: Precision) -> Plan:
+def _make_plan(fast: FastNeoX, model: torch.nn.Module, recipe: Recipe, precision: Precision, zero_stage: int) -> Plan:
     graphed = fast.graphed
     if free_memory_bytes()[0] < OFFLOAD_BELOW * fast.model.get_input_embeddings().weight.nbytes:
         fast.offload_to_cpu()
@@ -155,7 +157,7 @@ def _make_plan(fast: FastNeoX, model: torch.nn.Module, recipe: Recipe, precision
     elif copy:  # where it will be taken, most likely, compile for it, not for both
         likely = recipe.recompute != "all" and copy <= free_memory_bytes()[0] / 2
         fast.prepare(1, fp8=fp8, dequantized=likely)
-    budget = measure_memory_budget(fast, model, recipe)
+    budget = measure_memory_budget(fast, model, recipe, zero_stage)
     least = layers * (budget.saved_bytes if recipe.recompute == "none" else budget.layer_input_bytes)
     graphed = graphed and not fast.offloaded
     beside_graphs = int((budget.available_bytes - budget.graph_bytes) * (1 - POOL_HOLES))
@@ -172,7 +174,7 @@ def _make_plan(fast: FastNeoX, model: torch.nn.Module, recipe: Recipe, precision
     return Plan(None, recomputed, why, graphed and not (tight or offloaded), tight, offloaded, fp8, copy, products)
 
 
-def plan_sharded(fast: ShardedNeoX, model: torch.nn.Module, recipe: Recipe, precision: Precision) -> Plan:
+def plan_sharded(fast: ShardedNeoX, recipe: Recipe, precision: Precision) -> Plan:
     """Compare; under ZeRO-3 all layers are recomputed, so there is nothing to choose."""
     if reason := reason_of_difference(fast, precision):
         return Plan(reason)
@@ -277,17 +279,22 @@ class MemoryBudget:
     graph_bytes: int
 
 
-def measure_memory_budget(fast: FastNeoX, model: torch.nn.Module, recipe: Recipe) -> MemoryBudget:
-    """One layer's measured need, and what is left beside the optimizer's states and the pass of a layer."""
+def measure_memory_budget(fast: FastNeoX, model: torch.nn.Module, recipe: Recipe, zero_stage: int = 0) -> MemoryBudget:
+    """One layer's measured need, and what is left beside gradients, the optimizer's states and the pass of a layer.
+
+    The weights are on the GPU already. ZeRO-2 divides gradients and states among the GPUs, which is not counted on.
+    """
     saved_bytes, passing, layer_input_bytes = fast.measure_layer()
-    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    bits = 8 if "8bit" in str(recipe.training.get("optim", "")) else 32
-    reserve = trained * (4 + OPTIMIZER_BYTES[bits]) + LAST_LAYER * layer_input_bytes
+    optim = str(recipe.training.get("optim", ""))
+    reserve = graphs = 0
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            kept = trained_weight(parameter.element_size(), optim, zero_stage)
+            reserve += parameter.numel() * (kept.gradient + kept.optimizer)
+            graphs += parameter.numel() * 2 * kept.gradient  # the backward graph's gradients and their copies
     free_bytes, total = free_memory_bytes()
-    graphs = trained * 8  # the backward graph's gradients and their copies
-    return MemoryBudget(
-        free_bytes - reserve - passing - int(KEPT_FREE * total), free_bytes, saved_bytes, layer_input_bytes, graphs
-    )
+    available_bytes = free_bytes - reserve - LAST_LAYER * layer_input_bytes - passing - int(KEPT_FREE * total)
+    return MemoryBudget(available_bytes, free_bytes, saved_bytes, layer_input_bytes, graphs)
 
 
 def layers_to_recompute(budget: MemoryBudget, recipe: Recipe, layers: int) -> tuple[int, str]:

@@ -86,6 +86,14 @@ def test_a_system_prompt_beside_the_question_starts_the_context_and_prepared_rec
     assert read(tmp_path, [record.to_json()]).records == [record]
 
 
+def test_a_system_prompt_beside_a_conversation_starts_its_context(tmp_path):
+    result = read(
+        tmp_path, [{"system": "너는 도우미다.", "conversations": SHARE_GPT[1:3]}, {"conversations": SHARE_GPT[1:3]}]
+    )
+    assert [(record.context, record.system) for record in result.records] == [("너는 도우미다.",) * 2, ("", "")]
+    assert result.files[0]["notes"] == []
+
+
 def test_an_id_of_zero_is_an_id(tmp_path):
     result = read(
         tmp_path, [{"id": 0, "question": "가?", "answer": "답"}, {"id": True, "question": "나?", "answer": "b"}]

@@ -74,6 +74,15 @@ def test_a_sheet_is_asked_for_by_name_or_number(tmp_path):
         read_files([table], sheet="2")
 
 
+def test_where_the_first_sheet_is_a_cover_the_sentence_names_the_others(tmp_path):
+    path = workbook(tmp_path, [["표지"]], more=[("둘째", [["질문", "답변"], ["가?", "나"]])])
+    with pytest.raises(UserError, match=r"with --question-column, or another sheet with --sheet \(둘째\)\.$"):
+        read_files([path])
+    assert len(read_files([path], sheet="둘째").records) == 1
+    with pytest.raises(UserError, match="--question-column.$"):
+        read_files([workbook(tmp_path, [["표지"]])])
+
+
 def test_values_are_texts_as_a_sheet_shows_them():
     values = [None, True, 3, 3.0, 2.5, "가", datetime.datetime(2025, 11, 1), datetime.date(2025, 11, 1)]
     assert list(map(cell_text, values)) == ["", "TRUE", "3", "3", "2.5", "가", "2025-11-01", "2025-11-01"]

@@ -2,7 +2,9 @@
 
 import json
 import os
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -59,11 +61,20 @@ def test_questions_settings_precision_and_base_count(folder):
     assert len({key(folder), *others}) == 5
 
 
-def test_the_code_between_question_and_answer_counts(folder, monkeypatch, tmp_path):
-    """The prompt template's file among it: a copy of the package with another prompt has another stamp."""
+@pytest.mark.parametrize(
+    "module", ["data.prompts", "inference.settings", "inference.static_decoder", "evaluation.predict.predictions"]
+)
+def test_the_code_between_question_and_answer_counts(monkeypatch, tmp_path, module):
+    """A copy of the code in which one of its files is another has another stamp."""
+    package, _, name = module.rpartition(".")
     before = answer_key.code_stamp()
-    monkeypatch.setattr("llm_qa.data.__file__", str(tmp_path / "__init__.py"))
-    (tmp_path / "prompts.py").write_text("# another prompt")
+    place = Path(shutil.copytree(Path("llm_qa", *package.split(".")), tmp_path / "copy"))
+    for stamped in (package, module):
+        changed = place / (f"{name}.py" if stamped == module else "__init__.py")
+        monkeypatch.setattr(f"llm_qa.{stamped}.__file__", str(changed))
+    answer_key.code_stamp.cache_clear()
+    assert answer_key.code_stamp() == before
+    (place / f"{name}.py").write_text("# another")
     answer_key.code_stamp.cache_clear()
     try:
         assert answer_key.code_stamp() != before

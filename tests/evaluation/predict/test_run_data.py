@@ -9,7 +9,14 @@ from llm_qa.config.recipe import Recipe
 from llm_qa.console import UserError
 from llm_qa.data.preparation import PreparationOptions, prepare
 from llm_qa.data.records import load_split
-from llm_qa.evaluation.predict.run_data import data_name, data_of_run, evaluated_in, groups_of_split, training_records
+from llm_qa.evaluation.predict.run_data import (
+    data_name,
+    data_of_run,
+    evaluated_in,
+    groups_of_split,
+    line_breaks_of_run,
+    training_records,
+)
 from llm_qa.models.loading import base_of_run
 
 
@@ -36,6 +43,18 @@ def test_a_relative_path_is_found_from_any_folder(project, tmp_path_factory, mon
     files.write_json(run / "environment.json", {})
     with pytest.raises(UserError, match="name prepared data with --data"):
         data_of_run(run)
+
+
+def test_line_breaks_of_what_is_asked_are_those_of_the_runs_data(project):
+    run = project / "runs" / "one"
+    assert line_breaks_of_run(run) == "keep"
+    prepare([project / "mine.csv"], "data/mine", PreparationOptions(line_breaks="join"), overwrite=True)
+    assert line_breaks_of_run(run) == "join"
+    manifest = project / "data" / "mine" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace("line_breaks", "of_another_version"))
+    assert line_breaks_of_run(run) == "join", "before there was a choice, lines were joined"
+    manifest.unlink()
+    assert line_breaks_of_run(run) == "keep"
 
 
 def test_a_relative_base_model_is_found_from_any_folder(project, tmp_path_factory, monkeypatch):

@@ -77,6 +77,26 @@ def test_as_few_layers_are_recomputed_as_the_memory_allows(monkeypatch, free_gib
     assert layers_to_recompute(budget, make_recipe({"recompute": "none"}), 40)[0] == 0
 
 
+@pytest.mark.parametrize(
+    ("base", "optim", "zero_stage", "bytes_a_weight"),
+    [
+        ("bf16", "adamw_torch", 0, 8),
+        ("fp32", "adamw_torch", 0, 12),
+        ("fp32", "adamw_8bit", 0, 6),
+        ("bf16", "adamw_torch", 2, 14),
+    ],
+)
+def test_what_training_keeps_of_a_weight_is_not_for_layers(monkeypatch, base, optim, zero_stage, bytes_a_weight):
+    """bf16 weights keep gradient, two moments and Kahan's compensation in two bytes each; ZeRO fp32 masters."""
+    recipe = make_recipe({"method": "full", "base_precision": base, "optim": optim})
+    model = tiny_model().to(resolve_precision(recipe, None).weights)
+    fast = FastNeoX(model, torch.float32, 128, 128, compiled=False)
+    monkeypatch.setattr(fast, "measure_layer", lambda: (0, 0, 0))
+    monkeypatch.setattr("llm_qa.models.fast.plan.free_memory_bytes", lambda: (2**30, 0))
+    budget = measure_memory_budget(fast, model, recipe, zero_stage)
+    assert 2**30 - budget.available_bytes == bytes_a_weight * model.num_parameters()
+
+
 def test_the_sizes_of_a_pass_reach_it(monkeypatch):
     recipe = make_recipe({"base_precision": "bf16", "compute_dtype": "bf16"})
     precision = resolve_precision(recipe, H200)
