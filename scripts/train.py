@@ -223,7 +223,7 @@ def main() -> int:
     trainer = build_trainer(model, tokenizer, arguments, train_set, validation_set, callbacks, signature, **saving)
     if checkpoint:
         say(f"going on from {checkpoint}")
-    if reshape:
+    if checkpoint and reshape:
         run_on_main(lambda: make_universal(checkpoint))
         arguments.deepspeed_plugin.hf_ds_config.config["checkpoint"] = {"load_universal": True}
     say(
