@@ -56,7 +56,7 @@ def _precision(precision: Precision) -> dict[str, str]:
 @lru_cache(maxsize=1)
 def code_stamp() -> str:
     """Digest of the code between a question and its answer (prompt, tokens, model, decoding) and its libraries."""
-    packages = [Path(package.__file__).parent for package in (llm_qa.data, llm_qa.models)]
+    packages = [Path(llm_qa.data.__file__).parent, Path(llm_qa.models.__file__).parent]
     sources = [path for folder in packages for path in sorted(folder.rglob("*.py"))]
     digest = hashlib.sha256()
     for path in (*sources, Path(generate.__file__), Path(fitting.__file__)):

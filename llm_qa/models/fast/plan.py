@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -85,7 +86,8 @@ def choose_fast_path(
         return plain_path(reason, recipe, precision)
     if zero_stage == 3:  # no rank holds a whole weight that could be rounded once
         precision = dataclasses.replace(precision, fp8_products=precision.fp8)
-    kind, planned = (ShardedNeoX, plan_sharded) if zero_stage == 3 else (FastNeoX, make_plan)
+    kind: type[FastNeoX] = ShardedNeoX if zero_stage == 3 else FastNeoX
+    planned: Callable[..., Plan] = plan_sharded if zero_stage == 3 else make_plan
     fast = kind(
         causal,
         precision.compute,

@@ -16,7 +16,7 @@ class LossSoFar(TrainerCallback, ExportableState):
     """
 
     def __init__(self):
-        self.trainer: Trainer | None = None
+        self.trainer: Trainer  # set by the trainer that makes this callback
         self.by_rank: list[float] = []
         self.last_logged = 0
 
