@@ -114,9 +114,10 @@ test-distributed: $(VENV)/installed ## every recipe on every strategy, on proces
 soak: $(VENV)/installed ## the long tests: hundreds of kills, thousands of bad inputs (three quarters of an hour on 2 cores)
 	$(BIN)/python -m pytest -s -m slow $(ARGS)
 
-lint: $(VENV)/installed ## ruff: rules and format
+lint: $(VENV)/installed ## ruff: rules and format; mypy: types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 format: $(VENV)/installed ## let ruff fix what it can
 	$(BIN)/ruff check --fix .

@@ -70,7 +70,7 @@ def migrate(content: Any, name: str, source: str | Path) -> Any:
         return content
     for version in range(format_of(content, source) + 1, FORMAT_VERSION + 1):
         for path, new in RENAMED_KEYS.get(version, {}).get(name, {}).items():
-            parent = content
+            parent: Any = content
             for key in path[:-1]:
                 parent = parent.get(key) if isinstance(parent, dict) else None
             if isinstance(parent, dict) and path[-1] in parent:

@@ -147,7 +147,7 @@ def main() -> int:
         for loss in LOSSES:
             say(f"== {cleaning}, loss on {loss} ==")
             runs[cleaning, loss] = Path("runs") / f"{options.name}-{cleaning}-{loss}"
-            variant = ["--data", folder, "--run", runs[cleaning, loss], "--loss-on", loss]
+            variant: list[str | Path] = ["--data", folder, "--run", runs[cleaning, loss], "--loss-on", loss]
             run("train.py", options.recipe, *variant, *base, *training)
             share_base_answers(runs)
             run("evaluate.py", "--run", runs[cleaning, loss], "--base", *same_limit(runs))

@@ -136,7 +136,7 @@ def main() -> int:
     )
     if checkpoint:
         say(f"going on from {checkpoint}")
-    if to_universal:
+    if checkpoint and to_universal:
         run_on_main(lambda: make_universal(checkpoint))
         arguments.deepspeed_plugin.hf_ds_config.config["checkpoint"] = {"load_universal": True}
         trainer.add_callback(SeparateSteps())

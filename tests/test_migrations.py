@@ -78,8 +78,9 @@ def test_an_old_run_answers_is_evaluated_and_reported(old_run, tmp_path):
     assert "--again is now called --overwrite" in done.stdout
     for label in (files.TUNED, files.BASE):
         now, then = (load_evaluation(run, "test", label) for run in (old_run, OLD))
-        assert [row["prediction"] for row in now[1]] == [row["prediction"] for row in then[1]]
-        assert now[0][migrations.FORMAT_KEY] == migrations.FORMAT_VERSION
+        assert [row["prediction"] for row in now.rows] == [row["prediction"] for row in then.rows]
+        scores = files.read_json(files.evaluation_dir(old_run, "test", label) / files.SCORES)
+        assert scores[migrations.FORMAT_KEY] == migrations.FORMAT_VERSION
     shown = run_script("scripts/report.py", old_run, "--out", tmp_path / "after")
     assert shown.returncode == 0, shown.stderr
 

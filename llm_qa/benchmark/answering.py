@@ -57,19 +57,19 @@ def measure_answering(
         )  # fmt: skip
         report = decoder.report
 
-        def answer(part: torch.Tensor) -> int:
+        def answer(part: torch.Tensor, new_tokens: int = new_tokens) -> int:
             return sum(map(len, decoder.generate(part.tolist(), new_tokens)))
 
         answer(prompts[:rows])  # all graphs
         finite = decoder.logits.isfinite().all().item()
     else:
         settings = ORIGINAL_SAMPLING if how == "original" else GenerationSettings()
-        arguments = settings.arguments() | {"max_new_tokens": new_tokens}
 
-        def answer(part: torch.Tensor, **fewer: int) -> int:
-            return sum(_generated(model, batch.to(device), **{**arguments, **fewer}) for batch in part.split(rows))
+        def answer(part: torch.Tensor, new_tokens: int = new_tokens) -> int:
+            arguments = settings.arguments() | {"max_new_tokens": new_tokens}
+            return sum(_generated(model, batch.to(device), **arguments) for batch in part.split(rows))
 
-        answer(prompts[:rows], max_new_tokens=min(2, new_tokens))
+        answer(prompts[:rows], min(2, new_tokens))
         with torch.inference_mode():
             finite = model(input_ids=prompts[:1].to(device), use_cache=False).logits.isfinite().all().item()
     if not finite:

@@ -143,7 +143,7 @@ def original_recipe(recipe: Recipe) -> Recipe:
     LoRA on nf4, or all weights in fp32; recomputation but for KoGPT2.
     """
     small = recipe.model.startswith("skt/kogpt2")
-    values = {
+    values: dict[str, Any] = {
         **ORIGINAL_RECIPE,
         "base_precision": "nf4" if recipe.method == "lora" else "fp32",
         "compute_dtype": "fp16" if torch.cuda.is_available() else "auto",
@@ -212,8 +212,8 @@ def trl(bench_config: BenchmarkConfig) -> dict[str, Any]:
     attention = "flex_attention" if torch.cuda.is_available() else "sdpa"
     setup.model.set_attn_implementation(attention)
     rows = [setup.pairs.tokens[a:b].tolist() for a, b in zip(setup.pairs.starts, setup.pairs.starts[1:], strict=False)]
-    same = ("output_dir", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "bf16", "fp16")
-    same += ("learning_rate", "optim", "logging_steps", "save_strategy", "report_to", "use_cpu", "seed")
+    same = ["output_dir", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "bf16", "fp16"]
+    same += ["learning_rate", "optim", "logging_steps", "save_strategy", "report_to", "use_cpu", "seed"]
     config = SFTConfig(
         **{name: getattr(arguments, name) for name in same},
         gradient_checkpointing=False,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import types
 import typing
 from collections.abc import Callable
+from enum import Enum
 from typing import Any, Literal
 
 from llm_qa.config.strict_yaml import read_yaml
@@ -69,7 +70,7 @@ def convert(value: Any, hint: Any) -> Any:
         if not isinstance(mapping, dict):
             raise ValueError("is not a mapping")
         return mapping
-    if isinstance(hint, type) and issubclass(hint, str):  # transformers' string enums
+    if isinstance(hint, type) and issubclass(hint, Enum) and issubclass(hint, str):  # transformers' string enums
         return convert(value, Literal[tuple(member.value for member in hint)])
     return value
 

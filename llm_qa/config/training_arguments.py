@@ -74,7 +74,8 @@ def _hint(annotation: ast.expr, enums: dict[str, Any]) -> Any:
         if generic == "Union":
             return _union(*inner)
         if generic in ("list", "List", "dict", "Dict"):
-            return {"list": list, "dict": dict}[generic.lower()][inner if len(inner) > 1 else inner[0]]
+            container: Any = {"list": list, "dict": dict}[generic.lower()]
+            return container[inner if len(inner) > 1 else inner[0]]
     return Any
 
 

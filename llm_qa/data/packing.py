@@ -21,7 +21,7 @@ import torch
 
 from llm_qa.console import UserError, progress
 from llm_qa.data.prompts import encode_documents
-from llm_qa.data.records import QARecord
+from llm_qa.data.records import QARecord, Split
 
 IGNORED = -100  # cross entropy's ignore_index
 TOKENIZE_AT_ONCE = 2048  # pairs
@@ -44,7 +44,7 @@ class TokenizedPairs:
     tokens: np.ndarray  # int32, (total tokens,)
     starts: np.ndarray  # int64, (documents + 1,)
     prompt_lengths: np.ndarray  # int32, (documents,)
-    record_ids: Sequence[str]  # of tokenize_records a StringDType array: 16 bytes a document
+    record_ids: Sequence[str] | np.ndarray  # of tokenize_records a StringDType array: 16 bytes a document
 
     def __len__(self) -> int:
         return len(self.prompt_lengths)
@@ -65,7 +65,7 @@ def scratch_folder() -> str:
 
 
 def tokenize_records(
-    tokenizer, records: Collection[QARecord], max_length: int, *, what: str = "tokenising"
+    tokenizer, records: Collection[QARecord] | Split, max_length: int, *, what: str = "tokenising"
 ) -> tuple[TokenizedPairs, list[TooLong]]:
     """Every question of every record with every answer, tokenised; pairs over `max_length` tokens are set aside.
 
@@ -107,8 +107,8 @@ def _tokenize_into(file, tokenizer, records, max_length: int, what: str) -> tupl
         lengths.append(np.array([len(document.input_ids) for _, document in kept], np.int32))
         prompt_lengths.append(np.array([document.prompt_length for _, document in kept], np.int32))
         record_ids.append(np.array([record_id for record_id, _ in kept], np.dtypes.StringDType()))
-        tokens = chain.from_iterable(document.input_ids for _, document in kept)
-        file.write(np.fromiter(tokens, np.int32, lengths[-1].sum()))
+        numbers = chain.from_iterable(document.input_ids for _, document in kept)
+        file.write(np.fromiter(numbers, np.int32, lengths[-1].sum()))
     if tried == len(too_long):
         raise UserError(
             f"None of the {tried} question-answer pairs fits max_length {max_length} tokens: raise --max-length "

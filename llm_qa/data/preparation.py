@@ -77,7 +77,8 @@ def prepared_folder(paths: list[str] | None, options: PreparationOptions | None 
     The folder's name tells apart files of other contents, other options and other rules of preparing. Raises UserError
     for several folders, for folders among files, and for options where nothing is to be prepared.
     """
-    folders = [path for path in paths or () if Path(path).is_dir()]
+    paths = paths or []
+    folders = [path for path in paths if Path(path).is_dir()]
     if folders and len(paths) > 1:
         raise UserError(
             f"--data takes one prepared folder, or raw files, and {folders[0]} is a folder among {len(paths)} paths: "

@@ -2,18 +2,40 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from llm_qa import files
 from llm_qa.console import UserError, say
-from llm_qa.evaluation.metrics.catalogue import MEASURES
+from llm_qa.evaluation.metrics.catalogue import MEASURES, is_number
 from llm_qa.evaluation.predict.contamination import contamination
 from llm_qa.evaluation.statistics.scoring import check_rows, score_predictions
 from llm_qa.migrations import read_json, stamped
 
-Evaluation = tuple[dict[str, Any], list[dict[str, Any]]]  # scores.json, predictions.jsonl
 Questions = frozenset[tuple[str, int]]  # (record id, question index) of everything that was asked
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A finished evaluation: the rows of predictions.jsonl, and what scores.json says of them.
+
+    What an earlier version did not write is empty or None.
+    """
+
+    rows: list[dict[str, Any]]  # as `check_rows` wants them
+    scores: dict[str, Any]  # what `score_predictions` returns
+    model: str = ""
+    data: str = ""  # the prepared folder
+    data_sha256: str = ""
+    generation: dict[str, Any] = field(default_factory=dict)  # settings of the answers
+    contamination: dict[str, Any] | None = None  # None: not compared with the training data
+    answers_per_second: float | None = None
+
+    @property
+    def questions(self) -> Questions:
+        """What was asked."""
+        return frozenset((row["id"], row["question_index"]) for row in self.rows)
 
 
 def evaluate_command(run: Path | str, split: str, *, data: str = "") -> str:
@@ -76,7 +98,7 @@ def write_evaluation(folder: Path, rows: list[dict], about: dict[str, Any], *, s
 
 
 def load_evaluation(run: Path, split: str, label: str, data: str = "") -> Evaluation | None:
-    """(scores.json, predictions); None where nothing was evaluated; UserError where it is incomplete.
+    """The evaluation of a label, checked; None where nothing was evaluated; UserError where it is incomplete.
 
     `data` is `run_data.data_name`. Scores of an older version, which took records for independent, are made again.
     """
@@ -90,9 +112,11 @@ def load_evaluation(run: Path, split: str, label: str, data: str = "") -> Evalua
     rows, document = files.read_jsonl(folder / files.PREDICTIONS), read_json(folder / files.SCORES)
     check_rows(rows, str(folder / files.PREDICTIONS))
     scores = document.get("scores") if isinstance(document, dict) else None
-    metrics = scores.get("metrics") if isinstance(scores, dict) else None
-    if not isinstance(metrics, dict):
+    if not isinstance(scores, dict) or not isinstance(scores.get("metrics"), dict):
         raise UserError(f"{folder / files.SCORES} lacks scores of its answers: {again}.")
+    generation, trained_on = document.get("generation") or {}, document.get("contamination") or None
+    if not isinstance(generation, dict) or not isinstance(trained_on, dict | None):
+        raise UserError(f"{folder / files.SCORES} holds a generation or contamination that is no mapping: {again}.")
     found = {"records": len({row["id"] for row in rows}), "questions": len(rows)}
     for what, count in found.items():
         if scores.get(what) != count:
@@ -100,10 +124,18 @@ def load_evaluation(run: Path, split: str, label: str, data: str = "") -> Evalua
                 f"{folder / files.SCORES} is of {scores.get(what)} {what}, but {files.PREDICTIONS} beside it holds "
                 f"{count}: {again}."
             )
-    if not MEASURES.keys() <= metrics.keys() or "record_groups" not in scores:
+    if not MEASURES.keys() <= scores["metrics"].keys() or "record_groups" not in scores:
         say(f"note: an earlier version scored {folder}: scored again, with today's measures and over groups of records")
-        document = {**document, "scores": score_predictions(rows, seed=scores.get("seed", 0))}
-    return document, rows
+        scores = score_predictions(rows, seed=scores.get("seed", 0))
+    speed = document.get("answers_per_second")
+    return Evaluation(
+        rows,
+        scores,
+        **{key: str(document.get(key) or "") for key in ("model", "data", "data_sha256")},
+        generation=generation,
+        contamination=trained_on,
+        answers_per_second=speed if is_number(speed) else None,
+    )
 
 
 def load_kobest(run: Path) -> dict[str, Any]:
@@ -121,33 +153,31 @@ def load_kobest(run: Path) -> dict[str, Any]:
     return found
 
 
-def asked(rows: list[dict[str, Any]]) -> Questions:
-    """What was asked."""
-    return frozenset((row["id"], row["question_index"]) for row in rows)
-
-
-def check_same_questions(one: Path | str, first: Questions, other: Path | str, second: Questions, remedy: str) -> None:
+def check_same_questions(
+    one: Path | str, first: Evaluation, other: Path | str, second: Evaluation, remedy: str
+) -> None:
     """UserError where two evaluations of the same data were not asked the same questions."""
-    if first != second:
+    if first.questions != second.questions:
+        different = len(first.questions ^ second.questions)
         raise UserError(
-            f"{one} and {other} were not asked the same questions ({len(first ^ second)} differ; was one evaluated "
+            f"{one} and {other} were not asked the same questions ({different} differ; was one evaluated "
             f"with --limit?): run `{remedy}` again for both, with one --limit or none."
         )
 
 
-def check_same_data(one: str, first: dict[str, Any], other: str, second: dict[str, Any], remedy: str) -> None:
+def check_same_data(one: str, first: Evaluation, other: str, second: Evaluation, remedy: str) -> None:
     """UserError where two evaluations are of different data."""
-    if first.get("data_sha256") != second.get("data_sha256"):
-        told = [f"{d.get('data', 'unknown data')} (sha256 {str(d.get('data_sha256'))[:12]})" for d in (first, second)]
+    if first.data_sha256 != second.data_sha256:
+        told = [f"{e.data or 'unknown data'} (sha256 {e.data_sha256[:12] or 'unknown'})" for e in (first, second)]
         raise UserError(
             f"{one} was evaluated on {told[0]} and {other} on {told[1]}, and scores of different data cannot stand "
             f"side by side: run `{remedy}`, with one --data for all."
         )
 
 
-def check_same_generation(run: Path, base: dict[str, Any], tuned: dict[str, Any], remedy: str) -> None:
+def check_same_generation(run: Path, base: Evaluation, tuned: Evaluation, remedy: str) -> None:
     """UserError where the base and the tuned model of a run answered with different settings."""
-    before, after = base.get("generation") or {}, tuned.get("generation") or {}
+    before, after = base.generation, tuned.generation
     different = [
         f"{key} {before.get(key)!r} and {after.get(key)!r}"
         for key in sorted({*before, *after} - {"batch_size"})  # how many are answered at once is no setting of answers

@@ -151,8 +151,9 @@ def score_model(
     for task in tasks:
         samples = sorted(found["samples"][f"kobest_{task}"], key=lambda sample: sample["doc_id"])
         chosen[task] = [
-            Choice(*map(int, sample["f1"]), bool(sample["acc_norm"]) if "acc_norm" in sample else None)
+            Choice(int(right), int(told), bool(sample["acc_norm"]) if "acc_norm" in sample else None)
             for sample in samples
+            for right, told in [sample["f1"]]
         ]
         accuracy = np.mean([choice.right == choice.told for choice in chosen[task]])
         assert abs(found["results"][f"kobest_{task}"]["acc,none"] - accuracy) < 1e-9, "the harness's own, of the same"
@@ -166,12 +167,12 @@ def compare_tasks(base: dict[str, list[Choice]], tuned: dict[str, list[Choice]])
         after = tuned[task]
         right = [choice.right for choice in before]
         assert right == [choice.right for choice in after], "the harness gave both models the same items"
-        told = [[choice.told for choice in choices] for choices in (before, after)]
-        compared[task] = {"f1": compare_choices(right, *told)}
-        compared[task]["accuracy"] = compare_choices(right, *told, accuracy_of_counts)
+        told_before, told_after = ([choice.told for choice in choices] for choices in (before, after))
+        compared[task] = {"f1": compare_choices(right, told_before, told_after)}
+        compared[task]["accuracy"] = compare_choices(right, told_before, told_after, accuracy_of_counts)
         if before[0].right_normalised is not None:
-            flags = [[choice.right_normalised for choice in choices] for choices in (before, after)]
-            compared[task]["accuracy_normalised"] = compare_choices([True] * len(right), *flags, accuracy_of_counts)
+            was, now = ([choice.right_normalised for choice in choices] for choices in (before, after))
+            compared[task]["accuracy_normalised"] = compare_choices([True] * len(right), was, now, accuracy_of_counts)
     return compared
 
 

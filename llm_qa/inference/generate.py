@@ -107,7 +107,7 @@ def generate_answers(
     """
     prompts = fitting_prompts(model, tokenizer, questions, settings)
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]), reverse=True)
-    answers: list[Answer | None] = [None] * len(prompts)
+    answers: dict[int, Answer] = {}
     torch.manual_seed(settings.seed)
     with progress(total=len(prompts), what="answering", unit="questions", quiet=quiet) as bar:
         if decoder:
@@ -119,7 +119,7 @@ def generate_answers(
             for i, row in zip(part, rows, strict=True):
                 answers[i] = _to_answer(tokenizer, row)
             bar.update(len(part))
-    return answers
+    return [answers[i] for i in range(len(prompts))]
 
 
 @torch.inference_mode()

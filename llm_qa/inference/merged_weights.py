@@ -34,7 +34,9 @@ def linear(x: Tensor, layer: Linear) -> Tensor:
         y = F.linear(x, layer.weight[0], layer.bias)
     else:
         y = forward(x, layer.weight, len(layer.bias)) + layer.bias
-    return y if layer.a is None else torch.addmm(y, x @ layer.a.T, layer.b.T)
+    if layer.a is None or layer.b is None:
+        return y
+    return torch.addmm(y, x @ layer.a.T, layer.b.T)
 
 
 def active_lora(module: torch.nn.Module) -> tuple[Tensor, Tensor] | None:

@@ -34,7 +34,7 @@ class GenerationSettings:
 
     def arguments(self) -> dict:
         """What `model.generate` is given; sampling's numbers only where it samples."""
-        values = {"max_new_tokens": self.max_new_tokens, "do_sample": self.do_sample}
+        values: dict[str, int | float] = {"max_new_tokens": self.max_new_tokens, "do_sample": self.do_sample}
         if self.repetition_penalty != 1.0:
             values["repetition_penalty"] = self.repetition_penalty
         if self.do_sample:

@@ -86,16 +86,14 @@ class StaticDecoder:
         def norm(module) -> tuple[Tensor, Tensor]:
             return module.weight.detach().to(self.dtype), module.bias.detach().to(self.dtype)
 
-        self.layers = [
-            Layer(
-                norm(layer.input_layernorm),
-                norm(layer.post_attention_layernorm),
-                *(read_linear(module, self.dtype, folded) for module in linear_modules(layer)),
-                # zeros: what is masked is multiplied by 0, which would not make a NaN harmless
-                *(torch.zeros(cache, dtype=self.dtype, device=self.device) for _ in range(2)),
-            )
-            for layer in neox.layers
-        ]
+        def tensors(layer) -> Layer:
+            norms = norm(layer.input_layernorm), norm(layer.post_attention_layernorm)
+            qkv, dense, up, down = (read_linear(module, self.dtype, folded) for module in linear_modules(layer))
+            # zeros: what is masked is multiplied by 0, which would not make a NaN harmless
+            keys, values = (torch.zeros(cache, dtype=self.dtype, device=self.device) for _ in range(2))
+            return Layer(*norms, qkv, dense, up, down, keys, values)
+
+        self.layers = [tensors(layer) for layer in neox.layers]
         self.final_norm = norm(neox.final_layer_norm)
         self.head = self.model.get_output_embeddings().weight.detach().to(self.dtype)
 

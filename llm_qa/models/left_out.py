@@ -35,7 +35,8 @@ def left_out_report(model: torch.nn.Module, recipe: Recipe, precision: Precision
 
 
 def _line(model: torch.nn.Module, what: str, reached: Callable[[str, torch.nn.Module], bool]) -> list[str]:
-    total, left = 0, Counter()
+    total = 0
+    left: Counter[str] = Counter()
     for name, module, weights, is_matrix in _own_weights(model):
         total += weights
         if is_matrix and not reached(name, module):

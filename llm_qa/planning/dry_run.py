@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import torch
 from transformers import AutoModelForCausalLM
@@ -13,7 +13,7 @@ from llm_qa.config.recipe import EMBEDDED_MODEL, Recipe
 from llm_qa.console import UserError, format_table, say
 from llm_qa.data.packing import PackedDataset, tokenize_records
 from llm_qa.data.preparation import PreparationOptions, prepared_folder
-from llm_qa.data.records import QARecord, open_split
+from llm_qa.data.records import QARecord, Split, open_split
 from llm_qa.models import embedded
 from llm_qa.models.linear_modules import linear_layers
 from llm_qa.models.loading import load_tokenizer
@@ -49,7 +49,7 @@ def check_context(recipe: Recipe) -> None:
     each document.
     """
     if recipe.model == EMBEDDED_MODEL:
-        context = embedded.CONTEXT
+        context: int | None = embedded.CONTEXT
     else:
         context = getattr(model_config(recipe.model).get_text_config(), "max_position_embeddings", None)
     if context and recipe.max_length > context:  # None: a model without a limit of its own
@@ -111,7 +111,7 @@ def widest_pass(recipe: Recipe, strategy: Strategy) -> Recipe:
     return dataclasses.replace(recipe, micro_batch_size=size)
 
 
-def count_packs(recipe: Recipe, records: Iterable[QARecord]) -> tuple[int, int, str]:
+def count_packs(recipe: Recipe, records: Collection[QARecord] | Split) -> tuple[int, int, str]:
     """(packs, real tokens, how they were counted) of one epoch."""
     try:
         if recipe.model == EMBEDDED_MODEL:

@@ -62,7 +62,7 @@ class LogFile:
             self.bytes_written = sum(len(_as_bytes(line)) for line in self.lines)
             self.failing = False
 
-    def _fails(self, why: str) -> None:
+    def _fails(self, why: str | None) -> None:
         if not self.failing:
             say(f"{self.path} cannot be written ({why}): its lines are kept in memory until it can")
         self.failing = True

@@ -184,9 +184,9 @@ class PackTrainer(CheckpointingTrainer):
                 num_label_tokens > 0, loss.double() * num_label_tokens, 0.0
             )  # an empty pack's mean is 0 / 0
             tokens += num_label_tokens
-        loss_sum, tokens = sum_over_ranks([loss_sum.item(), float(tokens.item())], self.args.device)
+        total_loss, total_tokens = sum_over_ranks([loss_sum.item(), float(tokens.item())], self.args.device)
         model.train()
-        metrics = {f"{metric_key_prefix}_loss": loss_sum / tokens}
+        metrics = {f"{metric_key_prefix}_loss": total_loss / total_tokens}
         return EvalLoopOutput(None, None, metrics, num_samples=len(dataloader.dataset))
 
 

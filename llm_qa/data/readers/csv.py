@@ -35,7 +35,8 @@ def all_rows(text: str) -> Iterator[tuple[int, list[str], str]]:
     """
     delimiter = find_delimiter(text)
     csv.field_size_limit(LARGEST_CELL_CHARACTERS)
-    source, given_back = io.StringIO(text, newline=""), deque()
+    source = io.StringIO(text, newline="")
+    given_back: deque[str] = deque()
     line, alone = 1, 0
 
     def feed(taken: list[str], most: int) -> Iterator[str]:

@@ -7,7 +7,7 @@ column), JSON records in several shapes, KorQuAD / SQuAD JSON. An own reader on 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -74,7 +74,7 @@ class ReadResult:
 
 
 def read_files(
-    paths: list[str | Path],
+    paths: Sequence[str | Path],
     columns: ColumnNames | None = None,
     *,
     max_characters: int = 4096,

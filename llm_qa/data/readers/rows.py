@@ -24,7 +24,8 @@ class ColumnNames:
 
     def names(self) -> set[str]:
         """All names that the user gave."""
-        return {*self.question, *self.answer, self.category, self.id, self.context} - {None}
+        names = (*self.question, *self.answer, self.category, self.id, self.context)
+        return {name for name in names if name is not None}
 
 
 @dataclass(frozen=True)

@@ -72,7 +72,7 @@ def find_header(path: Path, grid: Grid, fits: Callable[[list[str]], bool]) -> tu
     Where no row `fits`, the header is taken to be the first row with two names, so that what is said of it helps.
     """
     filled = ((line, cells, problem) for line, cells, problem in grid if problem or any(map(str.strip, cells)))
-    candidates = []
+    candidates: list[tuple[int, list[str]]] = []
     for line, cells, problem in islice(filled, HEADER_WITHIN):
         problem = problem or header_problem(cells)
         if problem and not candidates:
@@ -149,7 +149,9 @@ def survey(grid: Grid, header: list[str], chosen: Columns) -> Survey:
 
     Merged category cells are told by this: the first row has a label, other rows have none, and no label stands twice.
     """
-    found, labels, first, unnamed = Survey(), Counter(), "", set()
+    found, first = Survey(), ""
+    labels: Counter[str] = Counter()
+    unnamed: set[int] = set()
     suspects = [i for i in chosen.ignored if not header[i]]
     for _, cells, problem in grid:
         if not problem and not any(map(str.strip, cells)):

@@ -115,7 +115,7 @@ def merged_areas(page: Any) -> list[tuple[int, int, int, int]]:
     """
     from openpyxl.utils import range_boundaries
 
-    areas = []
+    areas: list[Any] = []  # range_boundaries has None for ends that a whole row or column lacks; an area has all four
     with page._get_source() as source:
         for _, element in ElementTree.iterparse(source):
             if element.tag.endswith("}mergeCell"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TypeGuard
 
 from llm_qa.evaluation.metrics.measures import chrf_signature
 from llm_qa.evaluation.metrics.morphemes import tokenizer_signature
@@ -44,7 +45,7 @@ class Measure:
         return f"{sign}{abs(scaled):.{self.digits}f}" + (" pp" if self.percent else "")
 
 
-def is_number(value: object) -> bool:
+def is_number(value: object) -> TypeGuard[float]:
     """True for a finite int or float."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 

@@ -84,8 +84,10 @@ def answer_file(
     key = answers_key(asked, source.weights, source.tokenizer, source.precision, how)
     try:
         model, tokenizer = source.load()
-        kept = {"batch_size": batch_size, "part": part, "key": key, "decoder": decoder}
-        answers = answer_questions(model, tokenizer, asked, settings, **kept).values
+        work = answer_questions(
+            model, tokenizer, asked, settings, batch_size=batch_size, part=part, key=key, decoder=decoder
+        )
+        answers = work.values
     except KeyboardInterrupt:
         raise StoppedEarly(
             f"stopped: every batch of answers so far is kept in {part}.0.part, and the same command goes on"

@@ -61,8 +61,8 @@ def in_batches(
     with bar, _PartFile(part, key) as out:
         for number in mine:
             started = time.perf_counter()
-            values = work(number, [items[i] for i in batches[number]])
-            out.append({"batch": number, "values": values, "seconds": time.perf_counter() - started})
+            results = work(number, [items[i] for i in batches[number]])
+            out.append({"batch": number, "values": results, "seconds": time.perf_counter() - started})
             bar.update(min(len(batches[number]) * world_size(), bar.total - bar.n))  # the others keep pace
     wait_for_all()
     done = _read_parts(part, key)

@@ -99,8 +99,9 @@ def predict(
     `folder` under `key` until `delete_all_partial_results`. `decoder` is one of DECODERS.
     """
     answers_part, references_part = _parts(folder)
-    how = {"batch_size": batch_size, "part": answers_part, "key": key, "decoder": decoder}
-    answers = answer_questions(model, tokenizer, questions, settings, **how)
+    answers = answer_questions(
+        model, tokenizer, questions, settings, batch_size=batch_size, part=answers_part, key=key, decoder=decoder
+    )
     triples = [(row["question"], text, row.get("context", "")) for row in rows for text in row["references"]]
 
     def score(number: int, batch: list[tuple[str, str, str]]) -> list[Any]:

@@ -17,7 +17,6 @@ from llm_qa import files
 from llm_qa.console import UserError
 from llm_qa.evaluation.evaluations import (
     Evaluation,
-    asked,
     check_same_data,
     check_same_generation,
     check_same_questions,
@@ -41,12 +40,20 @@ class RunFolder:
 
     name: str
     path: Path
-    evaluations: dict[str, Evaluation | None]  # by label
+    tuned: Evaluation
+    base: Evaluation | None
+    nearest: Evaluation | None
     recipe: dict[str, Any]
     environment: dict[str, Any]
     training: dict[str, Any]
     log: list[dict[str, Any]]
     kobest: dict[str, Any]
+
+    @property
+    def evaluations(self) -> dict[str, Evaluation]:
+        """Those that there are, by label."""
+        labelled = {files.TUNED: self.tuned, files.BASE: self.base, files.NEAREST: self.nearest}
+        return {label: evaluation for label, evaluation in labelled.items() if evaluation}
 
     @property
     def hours(self) -> float | None:
@@ -57,11 +64,9 @@ class RunFolder:
 
 @dataclass(frozen=True)
 class RunReport:
-    """Everything of one run that the report shows. `tuned` and `base` are whole scores.json objects."""
+    """Everything of one run that the report shows."""
 
     folder: RunFolder
-    tuned: dict[str, Any]
-    base: dict[str, Any] | None
     comparison: dict[str, Any] | None
     kobest: dict[str, Any] | None  # macro F1 of its tasks with corrected tests
     verdict: Verdict
@@ -71,6 +76,16 @@ class RunReport:
     def name(self) -> str:
         """What the run is called on the page."""
         return self.folder.name
+
+    @property
+    def tuned(self) -> Evaluation:
+        """The trained model's answers and scores."""
+        return self.folder.tuned
+
+    @property
+    def base(self) -> Evaluation | None:
+        """The base model's, where it was evaluated."""
+        return self.folder.base
 
     @property
     def path(self) -> str:
@@ -114,28 +129,26 @@ def load_report(
     names = [str(path) if short.count(name) > 1 else name for path, name in zip(paths, short, strict=True)]
     folders = [_load_run(path, name, split, data) for path, name in zip(paths, names, strict=True)]
     first = folders[0]
-    about = first.evaluations[files.TUNED][0]
     for folder in folders[1:]:
-        remedy = evaluate_command(folder.path, split, data=str(about.get("data", "")))
-        (one, rows), (other, others) = (f.evaluations[files.TUNED] for f in (first, folder))
-        check_same_data(str(first.path), one, str(folder.path), other, remedy)
-        check_same_questions(first.path, asked(rows), folder.path, asked(others), remedy)
+        remedy = evaluate_command(folder.path, split, data=first.tuned.data)
+        check_same_data(str(first.path), first.tuned, str(folder.path), folder.tuned, remedy)
+        check_same_questions(first.path, first.tuned, folder.path, folder.tuned, remedy)
 
     entries = rank_entries(names, [f.evaluations for f in folders], [f.hours for f in folders])
     kobest = {i: tested_tasks(folder.kobest) for i, folder in enumerate(folders) if folder.kobest}
-    with_base = [i for i, folder in enumerate(folders) if folder.evaluations[files.BASE]]
-    trials = trials_needed(most_tests(entries, len(with_base), len(kobest)))
-    how = {"seed": seed, "resamples": resamples, "trials": trials}
-    against_base = {}
-    for i in with_base:
-        (_, base_rows), (_, rows) = folders[i].evaluations[files.BASE], folders[i].evaluations[files.TUNED]
-        against_base[i] = compare_predictions(base_rows, rows, name=str(folders[i].path), **how)
+    bases = {i: folder.base for i, folder in enumerate(folders) if folder.base}
+    trials = trials_needed(most_tests(entries, len(bases), len(kobest)))
+    how: dict[str, Any] = {"seed": seed, "resamples": resamples, "trials": trials}
+    against_base = {
+        i: compare_predictions(base.rows, folders[i].tuned.rows, name=str(folders[i].path), **how)
+        for i, base in bases.items()
+    }
     ranking = compare_entries(entries, against_base, kobest, **how)
     runs = [
         _run_report(folder, ranking.against_base.get(i), ranking.kobest.get(i), samples=samples, seed=seed)
         for i, folder in enumerate(folders)
     ]
-    of_data, sha256 = str(about.get("data", UNKNOWN)), str(about.get("data_sha256", ""))
+    of_data, sha256 = first.tuned.data or UNKNOWN, first.tuned.data_sha256
     return Report(split, of_data, sha256, seed, runs, ranking.entries, ranking.pairwise_comparisons, ranking.tests)
 
 
@@ -153,19 +166,19 @@ def _load_run(path: Path, name: str, split: str, data: Path | None) -> RunFolder
             f"{path} has no evaluation of the {split} split{on}{elsewhere}: run `{remedy}` first, or choose another "
             "--split."
         )
-    evaluations = {files.TUNED: tuned}
-    for label, what in ((files.BASE, "The base of"), (files.NEAREST, "The nearest training answers of")):
-        evaluations[label] = load_evaluation(path, split, label, place)
-        if evaluations[label]:
-            check_same_data(f"{what} {path}", evaluations[label][0], "the tuned model", tuned[0], remedy)
-            whose = f"{what} {path}", "its tuned model"
-            check_same_questions(whose[0], asked(evaluations[label][1]), whose[1], asked(tuned[1]), remedy)
-    if evaluations[files.BASE]:
-        check_same_generation(path, evaluations[files.BASE][0], tuned[0], remedy)
+    base, nearest = (load_evaluation(path, split, label, place) for label in (files.BASE, files.NEAREST))
+    for what, evaluation in (("The base of", base), ("The nearest training answers of", nearest)):
+        if evaluation:
+            check_same_data(f"{what} {path}", evaluation, "the tuned model", tuned, remedy)
+            check_same_questions(f"{what} {path}", evaluation, "its tuned model", tuned, remedy)
+    if base:
+        check_same_generation(path, base, tuned, remedy)
     return RunFolder(
         name=name,
         path=path,
-        evaluations=evaluations,
+        tuned=tuned,
+        base=base,
+        nearest=nearest,
         recipe=_optional_recipe(path / files.RECIPE),
         environment=_optional_json(path / files.ENVIRONMENT),
         training=_optional_json(path / files.TRAINING),
@@ -177,22 +190,19 @@ def _load_run(path: Path, name: str, split: str, data: Path | None) -> RunFolder
 def _run_report(
     folder: RunFolder, comparison: dict[str, Any] | None, kobest: dict[str, Any] | None, *, samples: int, seed: int
 ) -> RunReport:
-    tuned, rows = folder.evaluations[files.TUNED]
-    limit = (tuned.get("generation") or {}).get("max_new_tokens")
-    base, base_rows = folder.evaluations[files.BASE] or (None, None)
+    limit = folder.tuned.generation.get("max_new_tokens")
+    base_rows = folder.base.rows if folder.base else None
     return RunReport(
         folder=folder,
-        tuned=tuned,
-        base=base,
         comparison=comparison,
         kobest=kobest,
         verdict=verdict(
             comparison,
-            tuned["scores"],
+            folder.tuned.scores,
             finished=folder.training.get("finished") is not False,
-            longest=limit if is_number(limit) else None,
+            longest=limit if isinstance(limit, int) else None,
         ),
-        samples=choose_samples(base_rows, rows, count=samples, seed=seed),
+        samples=choose_samples(base_rows, folder.tuned.rows, count=samples, seed=seed),
     )
 
 

@@ -40,11 +40,11 @@ def headline(report: Report) -> str:
 
 def trained_on(report: Report) -> list[str]:
     """['5 of 9 test questions stand in the training data.'], run by run where there are several; [] where none does."""
-    counts = {run.name: (run.tuned.get("contamination") or {}).get("trained_on_questions") for run in report.runs}
+    counts = {run.name: (run.tuned.contamination or {}).get("trained_on_questions") for run in report.runs}
     found = {name: count for name, count in counts.items() if count}
     if not found:
         return []
-    asked = f"{report.runs[0].tuned['scores']['questions']:,} {report.split} questions"
+    asked = f"{report.runs[0].tuned.scores['questions']:,} {report.split} questions"
     if len(report.runs) == 1:
         return [f"{next(iter(found.values())):,} of {asked} stand in the training data."]
     whose = _listed([f"{name} ({count:,})" for name, count in found.items()])
@@ -117,7 +117,12 @@ def pairwise_rows(report: Report) -> list[dict[str, Any]]:
     rows = []
     for pairwise in report.pairwise_comparisons:
         groups = f"{pairwise.comparison['record_groups']:,}"
-        row = {"first": names[pairwise.first], "second": names[pairwise.second], "groups": groups, "cells": []}
+        row: dict[str, Any] = {
+            "first": names[pairwise.first],
+            "second": names[pairwise.second],
+            "groups": groups,
+            "cells": [],
+        }
         for key in PAIR_MEASURES:
             measure, values = MEASURES[key], pairwise.comparison["metrics"][key]
             interval = span(values, measure.format_difference, pairwise.comparison["record_groups"])
@@ -128,11 +133,11 @@ def pairwise_rows(report: Report) -> list[dict[str, Any]]:
     return rows
 
 
-def closeness_rows(report: Report) -> list[dict[str, str]]:
+def closeness_rows(report: Report) -> list[dict[str, Any]]:
     """One row a run: how much of the test is close to its training texts; F1 and its gain with and without that."""
     rows = []
     for run in report.runs:
-        found, scores = run.tuned.get("contamination"), run.tuned["scores"]
+        found, scores = run.tuned.contamination, run.tuned.scores
         row = {"name": run.name, "checked": bool(found)}
         if found:
             f1 = MEASURES[CHARACTER_F1]
@@ -165,16 +170,14 @@ def kobest_tables(report: Report) -> list[dict[str, Any]]:
     """A table for each run with KoBEST results: a row a task and measure, and what is published of the base."""
     tables = []
     for run in report.runs:
-        if not (found := run.folder.kobest):
+        if (compared := run.kobest) is None:
             continue
-        rows = []
+        found, rows = run.folder.kobest, []
         for task in (task for task in TASKS if task in found["tasks"]):
             for measure in KOBEST_MEASURES:
                 if values := found["tasks"][task].get(measure.key):
-                    tested = run.kobest["metrics"][task] if measure is MACRO_F1 else {}
-                    rows.append(
-                        {"task": task, "measure": measure, **_choice_texts(measure, values, tested, run.kobest)}
-                    )
+                    tested = compared["metrics"][task] if measure is MACRO_F1 else {}
+                    rows.append({"task": task, "measure": measure, **_choice_texts(measure, values, tested, compared)})
                     published = published_scores(found["model"], task, found["num_fewshot"])
                     rows[-1]["published"] = measure.format(published if measure is MACRO_F1 else None)
         tables.append({"name": run.name, "shots": found["num_fewshot"], "lm_eval": found["lm_eval"], "rows": rows})

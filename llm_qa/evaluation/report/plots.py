@@ -10,6 +10,7 @@ from llm_qa.evaluation.metrics.catalogue import CHARACTER_F1, HEADLINE, MEASURES
 from llm_qa.evaluation.report.plotting import (
     LIGHT,
     RUN_COLOURS,
+    Dash,
     Plot,
     base_tuned_legend,
     draw_dots,
@@ -23,6 +24,9 @@ from llm_qa.evaluation.report.plotting import (
     styled,
 )
 from llm_qa.evaluation.statistics.ranking import Entry
+
+DASHES: tuple[Dash, ...] = ("-", "--", ":")
+DASH_OF_LABEL: dict[str, Dash] = {files.TUNED: "-", files.BASE: "--", files.NEAREST: ":"}
 
 
 @styled
@@ -122,7 +126,7 @@ def _label_rises(panel, points: list[tuple[float, dict[str, Any]]], labels: list
         ends = [values[key] for key in ("low", "high", "value") if is_number(values[key])]
         (across, bottom), (_, top) = place(x, min(ends)), place(x, max(ends))
         taken.append((across - _LETTER_POINTS, across + _LETTER_POINTS, bottom, top))
-    rises = []
+    rises: list[float] = []
     for (x, values), label in zip(points, labels, strict=True):
         across, height = place(x, values["value"])
         left, right = across + 1.5 * _LETTER_POINTS, across + (1.5 + display_width(label)) * _LETTER_POINTS
@@ -147,7 +151,7 @@ def distribution_plot(entries: list[Entry]) -> Plot:
         for i, score in enumerate(scores):
             share = 1 - i / len(scores)
             steps += [(score, share), (score, 1 - (i + 1) / len(scores))]
-        dash = {files.TUNED: "-", files.BASE: "--", files.NEAREST: ":"}[entry.label]
+        dash = DASH_OF_LABEL[entry.label]
         panel.plot(*_columns([*steps, (1.0, 0.0)]), color=colour_of(entry), linestyle=dash, linewidth=1.5)
         handles.append(line(colour_of(entry), dash))
     highest = max((score for entry in entries for score in entry.question_f1()), default=1.0)
@@ -172,7 +176,7 @@ def loss_plot(names: list[str], logs: list[list[dict[str, Any]]]) -> Plot | None
     handles = []
     for i, (training, validation) in enumerate(curves):
         colour = LIGHT[RUN_COLOURS[i % len(RUN_COLOURS)]]
-        dash = ["-", "--", ":"][i // len(RUN_COLOURS) % 3]
+        dash = DASHES[i // len(RUN_COLOURS) % 3]
         panel.plot(*_columns(training), color=colour, linewidth=0.9, alpha=0.55, linestyle=dash)
         panel.plot(*_columns(validation), color=colour, linewidth=1.8, linestyle=dash, marker="o", markersize=3.5)
         handles.append(line(colour, dash))

@@ -13,6 +13,7 @@ import re
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, Literal
 
 from llm_qa.console import display_width
 from llm_qa.evaluation.metrics.catalogue import is_number
@@ -40,7 +41,8 @@ FONTS = (
     "'Noto Sans CJK KR', NanumGothic, sans-serif"
 )
 _WIDTH_INCHES = 8.6
-_STYLE = {
+Dash = Literal["-", "--", ":"]  # how a line is drawn
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text
     "text.parse_math": False,  # a category may hold dollar signs
     "font.family": ["DejaVu Sans"],
@@ -118,8 +120,8 @@ def inline_svg(plot: Plot, prefix: str) -> str:
         return re.sub(r"#[0-9a-f]{6}\b", lambda colour: variables.get(colour[0], colour[0]), tag)
 
     svg = _in_tags(svg, adapt)
-    opening = re.match(r"<svg[^>]*>", svg).group()
-    view = re.search(r'viewBox="[^"]*"', opening).group()
+    opening = svg[: svg.index(">") + 1]
+    view = re.findall(r'viewBox="[^"]*"', opening)[0]
     return (
         f'<svg class="plot" role="img" aria-labelledby="{prefix}-title" {view} '
         f'xmlns:xlink="http://www.w3.org/1999/xlink"><title id="{prefix}-title">{_escape(plot.title)}</title>'
@@ -183,7 +185,7 @@ def base_tuned_legend(figure, with_base: bool) -> None:
     figure.legend(handles, labels, loc="upper left", ncols=2, bbox_to_anchor=(0, 1), borderaxespad=0.1)
 
 
-def line(colour: str, dash: str, **more):
+def line(colour: str, dash: Dash, **more):
     """A line for a legend."""
     from matplotlib.lines import Line2D
 

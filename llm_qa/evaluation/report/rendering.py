@@ -37,7 +37,7 @@ GROUP_STEMS = {CATEGORY: "categories", QUESTION_TYPE: "question-types", ANSWER_L
 def draw_plots(report: Report) -> dict[str, Plot]:
     """Stem -> plot; a run without categories has no such plot, runs without logs no loss plot."""
     names = [run.name for run in report.runs]
-    pairs = [(run.base["scores"] if run.base else None, run.tuned["scores"]) for run in report.runs]
+    pairs = [(run.base.scores if run.base else None, run.tuned.scores) for run in report.runs]
     drawn = [
         plots.cost_plot(report.entries),
         plots.scores_plot(names, pairs),
@@ -83,7 +83,7 @@ def render(report: Report, drawn: dict[str, Plot]) -> tuple[str, str]:
         "kobest_note": KOBEST_NOTE,
         "kobest_source": PUBLISHED_SOURCE,
         "closeness_from": f"{CLOSE_SIMILARITY:.0%}",
-        "definitions": report.runs[0].tuned["scores"].get("definitions", {}),
+        "definitions": report.runs[0].tuned.scores.get("definitions", {}),
         "cost_header": COST_HEADER,
         "cost_rows": cost_rows(report),
         "original_rows": original_rows(),
@@ -107,7 +107,7 @@ def render(report: Report, drawn: dict[str, Plot]) -> tuple[str, str]:
 
 
 def _score_rows(run: RunReport, report: Report) -> list[dict[str, Any]]:
-    return score_rows(run.base and run.base["scores"], run.tuned["scores"], run.comparison, measured(report))
+    return score_rows(run.base.scores if run.base else None, run.tuned.scores, run.comparison, measured(report))
 
 
 def write_report(report: Report, out: str | Path) -> Path:
@@ -128,7 +128,7 @@ def final_screen(report: Report) -> str:
     """What was trained on, then the short base-vs-tuned tables for the terminal, run by run, each with its verdict."""
     blocks = trained_on(report)
     for run in report.runs:
-        scores = run.tuned["scores"]
+        scores = run.tuned.scores
         rows = [
             [
                 f"{row['measure'].title} {row['measure'].arrow}".rstrip(),

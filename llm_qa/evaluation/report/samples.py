@@ -37,10 +37,10 @@ def choose_samples(base_rows: list[dict] | None, rows: list[dict], *, count: int
     base = {(row["id"], row["question_index"]): row for row in base_rows or []}
     ordered = sorted(rows, key=lambda row: (row["id"], row["question_index"]))
     samples = [_sample(base.get((row["id"], row["question_index"])), row) for row in ordered]
-    changed = [s for s in samples if s.base_f1 is not None and s.base_f1 != s.tuned_f1]
-    changed.sort(key=lambda s: s.tuned_f1 - s.base_f1)
-    worsened = [s for s in changed[:count] if s.tuned_f1 < s.base_f1]
-    improved = [s for s in changed[::-1][:count] if s.tuned_f1 > s.base_f1]
+    gains = [(s.tuned_f1 - s.base_f1, s) for s in samples if s.base_f1 is not None]
+    changed = sorted(((gain, s) for gain, s in gains if gain), key=lambda pair: pair[0])
+    worsened = [s for gain, s in changed[:count] if gain < 0]
+    improved = [s for gain, s in changed[::-1][:count] if gain > 0]
     others = _without(samples, improved + worsened)
     worst = sorted(others, key=lambda s: s.tuned_f1)[:count]
     others = _without(others, worst)

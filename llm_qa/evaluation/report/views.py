@@ -27,6 +27,8 @@ def span(values: dict[str, Any] | None, format_one: Callable[[float], str], grou
 
 def reading_text(values: dict[str, Any], comparison: dict[str, Any] | None) -> str:
     """What the test says, and how many groups it would need where they are too few; '' for what is not tested."""
+    if comparison is None:
+        return ""
     outcome = values.get("outcome") or ""
     return few_words(comparison["groups_needed"]) if outcome == FEW else outcome
 
@@ -63,8 +65,8 @@ def score_rows(base: dict | None, tuned: dict, comparison: dict | None, keys: Se
 def group_rows(run: RunReport, grouping: str) -> list[dict[str, Any]]:
     """One row a group: its name, counts, and the score texts of character F1 and bits per character."""
     rows = []
-    for name, part in run.tuned["scores"]["groups"].get(grouping, {}).items():
-        before = (run.base["scores"]["groups"].get(grouping, {}) if run.base else {}).get(name)
+    for name, part in run.tuned.scores["groups"].get(grouping, {}).items():
+        before = (run.base.scores["groups"].get(grouping, {}) if run.base else {}).get(name)
         change = (run.comparison["groups"].get(grouping, {}) if run.comparison else {}).get(name)
         f1, bits = score_rows(before, part, change, (CHARACTER_F1, BITS_PER_CHARACTER))
         rows.append({"name": name or "(none)", "groups": part["record_groups"], "questions": part["questions"]})
@@ -95,7 +97,7 @@ def cost_rows(report: Report) -> list[list[str]]:
         rows.append(
             [
                 run.name,
-                str(run.tuned.get("model") or recipe.get("model") or UNKNOWN),
+                str(run.tuned.model or recipe.get("model") or UNKNOWN),
                 _trained(recipe, training),
                 str(device or UNKNOWN),
                 _seconds(training.get("seconds_per_epoch")),
@@ -104,7 +106,7 @@ def cost_rows(report: Report) -> list[list[str]]:
                 + _energy(training.get("energy_joules")),
                 _number(training.get("tokens_per_second"), "{:,.0f}"),
                 _memory(training.get("peak_memory_bytes")),
-                _number(run.tuned.get("answers_per_second"), "{:,.1f}"),
+                _number(run.tuned.answers_per_second, "{:,.1f}"),
             ]
         )
     return rows
@@ -167,14 +169,14 @@ def _memory(peaks: Any) -> str:
 
 def settings(run: RunReport, report: Report) -> dict[str, dict[str, str]]:
     """Section -> setting -> text: all that is needed to get these numbers again."""
-    scores = run.tuned["scores"]
+    scores = run.tuned.scores
     data = {"folder": report.data, "sha256": report.data_sha256, "split": report.split}
     trained_on = run.folder.environment.get("data_sha256")
     statistics = {key: scores[key] for key in ("seed", "resamples", "confidence", "resampled") if key in scores}
     training = {key: value for key, value in run.folder.training.items() if key != "finished"}
     sections = {
         "Recipe": run.folder.recipe,
-        "Generation": run.tuned.get("generation") or {},
+        "Generation": run.tuned.generation,
         "Data": data | ({"sha256 trained on": trained_on} if trained_on else {}),
         "Intervals": statistics | {"seed of the comparison and the samples": report.seed},
         "Training": training,

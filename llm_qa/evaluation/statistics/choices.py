@@ -57,13 +57,18 @@ def compare_choices(
     cells = np.bincount((gold * classes + before) * classes + after, minlength=classes**3)
     values = _both(cells, classes, score)
     records = len(gold)
-    found = {"records": records, "better": "higher", "base": float(values[0]), "tuned": float(values[1])}
+    found: dict[str, Any] = {
+        "records": records,
+        "better": "higher",
+        "base": float(values[0]),
+        "tuned": float(values[1]),
+    }
     found["difference"] = found["tuned"] - found["base"]
     generator = np.random.default_rng(seed)
     draws = _both(generator.multinomial(records, cells / records, size=resamples), classes, score)
     spans = (("base_", draws[0]), ("tuned_", draws[1]), ("", draws[1] - draws[0]))
-    for name, values in spans:
-        found[f"{name}low"], found[f"{name}high"] = interval(values) if records > 1 else (None, None)
+    for name, drawn in spans:
+        found[f"{name}low"], found[f"{name}high"] = interval(drawn) if records > 1 else (None, None)
     cube = cells.reshape(classes, classes, classes)
     swapped = generator.binomial(cube, 0.5, size=(trials, *cube.shape))
     exchanged = cube - swapped + swapped.swapaxes(-1, -2)

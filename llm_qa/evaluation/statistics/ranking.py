@@ -59,16 +59,17 @@ class Entry:
     @property
     def scores(self) -> dict[str, Any]:
         """The scores of scores.json."""
-        return self.evaluation[0]["scores"]
+        return self.evaluation.scores
 
     def question_f1(self) -> list[float]:
         """Character F1 of every answer, lowest first."""
-        rows = self.evaluation[1]
-        return sorted(text_scores(row["prediction"], tuple(row["references"]))[CHARACTER_F1] for row in rows)
+        return sorted(
+            text_scores(row["prediction"], tuple(row["references"]))[CHARACTER_F1] for row in self.evaluation.rows
+        )
 
 
 def rank_entries(
-    names: Sequence[str], evaluations: Sequence[dict[str, Evaluation | None]], hours: Sequence[float | None]
+    names: Sequence[str], evaluations: Sequence[dict[str, Evaluation]], hours: Sequence[float | None]
 ) -> list[Entry]:
     """Every model once, best character F1 first; bases that answer alike are one, and so are copied answers.
 
@@ -77,8 +78,6 @@ def rank_entries(
     entries: list[Entry] = []
     for run, labelled in enumerate(evaluations):
         for label, evaluation in labelled.items():
-            if evaluation is None:
-                continue
             alike = [i for i, e in enumerate(entries) if label == e.label != files.TUNED and _alike(e, evaluation)]
             if alike:
                 entries[alike[0]] = replace(entries[alike[0]], runs=(*entries[alike[0]].runs, run))
@@ -103,7 +102,7 @@ def _shown_name(entry: Entry, names: Sequence[str], several_nearest: bool) -> st
 
 def _alike(entry: Entry, evaluation: Evaluation) -> bool:
     given = ("id", "question_index", "prediction", "reference_bits")
-    one, other = ([[row[key] for key in given] for row in rows] for _, rows in (entry.evaluation, evaluation))
+    one, other = ([[row[key] for key in given] for row in e.rows] for e in (entry.evaluation, evaluation))
     return one == other
 
 
@@ -131,8 +130,8 @@ def compare_entries(
     pairs = list(combinations(rivals, 2))
     compared = [
         compare_predictions(
-            other.evaluation[1],
-            one.evaluation[1],
+            other.evaluation.rows,
+            one.evaluation.rows,
             seed=seed,
             resamples=resamples,
             trials=trials,

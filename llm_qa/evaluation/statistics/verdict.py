@@ -34,8 +34,8 @@ def verdict(
         text = f"Its base was not evaluated, so nothing can be said about improvement: {'; '.join(parts)} ({counts})."
         return Verdict("", " ".join([text, *caveats]))
     metrics = comparison["metrics"]
-    outcomes = [metrics[key]["outcome"] for key in (CHARACTER_F1, BITS_PER_CHARACTER)]
-    kind, opening = _overall(*outcomes, comparison["groups_needed"])
+    f1_outcome, bits_outcome = (metrics[key]["outcome"] for key in (CHARACTER_F1, BITS_PER_CHARACTER))
+    kind, opening = _overall(f1_outcome, bits_outcome, comparison["groups_needed"])
     f1, bits = (_change(key, metrics[key]) for key in (CHARACTER_F1, BITS_PER_CHARACTER))
     if kind in (BETTER, WORSE):
         against = WORSE if kind == BETTER else BETTER

@@ -152,7 +152,7 @@ def layer_forward(
         return x + attended + linear(perceived, w.dense_4h_to_h, last_product)
 
     qkv, dense, up, down = w.query_key_value, w.dense, w.dense_h_to_4h, w.dense_4h_to_h
-    packed, d = lora_product(norm(x, w.attention_norm), qkv.weight, qkv.a, seeds[0], len(qkv.b), threshold, False)
+    packed, d = lora_product(norm(x, w.attention_norm), qkv.weight, qkv.a, seeds[0], len(qkv.bias), threshold, False)
     attended, _, _ = attention(packed, d, qkv.b, qkv.bias, *rotary, *bounds, shape.heads, scale)
     x, attended = take_rows(x, rows), take_rows(attended, rows)
     attended, d_attended = lora_product(attended, dense.weight, dense.a, seeds[1], x.shape[1], threshold, True)

@@ -88,7 +88,7 @@ class FastNeoX:
         """Cross entropy of (rows, length) packs, a fp32 scalar: mean over label tokens, or sum over `items`."""
         padding = (0, max(0, self.tokens - input_ids.numel()))
         targets = F.pad(F.pad(labels[:, 1:], (0, 1), value=IGNORED).reshape(-1), padding, value=IGNORED)
-        inputs = (
+        inputs: tuple[Tensor, ...] = (
             F.pad(input_ids.reshape(-1), padding),
             F.pad(position_ids.reshape(-1), padding),
             self.seed(input_ids.device),
@@ -138,6 +138,7 @@ class FastNeoX:
         position_ids: Tensor,
         seed: Tensor,
         rows: Tensor | None = None,
+        *,
         parameter_aliases: dict | None = None,
     ) -> Tensor:
         """What the head reads, of `tokens` tokens and a seed (1,) for the dropout of all layers: (tokens, d).

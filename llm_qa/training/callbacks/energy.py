@@ -64,8 +64,9 @@ class EnergyUsed(TrainerCallback, ExportableState):
     def joules(self) -> float | None:
         """Used so far; None where that is not known of all of the run."""
         now = self.read()
-        known = now is not None and self.started is not None and self.before is not None
-        return round(self.before + now - self.started, 1) if known else None
+        if now is None or self.started is None or self.before is None:
+            return None
+        return round(self.before + now - self.started, 1)
 
     def on_train_begin(self, args, state, control, **kwargs):
         """Start to count; go on from the checkpoint's count."""

@@ -6,6 +6,8 @@ import time
 from pathlib import Path
 
 import torch
+from torch.utils.hooks import RemovableHandle
+from tqdm import tqdm
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import IntervalStrategy
@@ -27,7 +29,7 @@ class RealTokens(TrainerCallback):
 
     def __init__(self):
         self.pending: torch.Tensor | None = None
-        self.hook = None
+        self.hook: RemovableHandle  # from on_train_begin on
 
     def _count(self, module, args, kwargs) -> None:
         if module.training:
@@ -64,7 +66,7 @@ class StepLog(TrainerCallback, ExportableState):
         self.started = self.last_time = time.perf_counter()
         self.last_tokens = 0
         self.start_up_seconds: float | None = None
-        self.bar = None
+        self.bar: tqdm  # from on_train_begin on
 
     def state(self) -> dict:
         """What Trainer saves with each checkpoint."""

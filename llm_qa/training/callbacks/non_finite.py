@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
+from torch.utils.hooks import RemovableHandle
 from transformers import TrainerCallback
 
 from llm_qa.console import Failed
@@ -29,14 +31,14 @@ class StopOnNonFinite(TrainerCallback):
     def __init__(self, train_set: PackedDataset | None = None):
         self.train_set = train_set
         self.passes: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
-        self.hook = None
+        self.hook: RemovableHandle  # from on_train_begin on
         self.trained: list[torch.nn.Parameter] = []
         self.asked: tuple | None = None
 
     def on_train_begin(self, args, state, control, model=None, optimizer=None, **kwargs):
         """Listen to what enters the model and the loss that leaves it."""
         self.hook = model.register_forward_hook(self._remember, with_kwargs=True)
-        engine = getattr(optimizer, "optimizer", None)
+        engine: Any = getattr(optimizer, "optimizer", None)
         if hasattr(engine, "check_grad_overflow"):
             engine.check_grad_overflow = True
 
@@ -52,7 +54,7 @@ class StopOnNonFinite(TrainerCallback):
         """Look at every gradient, or ask the engine that has them."""
         if args.fp16:
             return
-        engine = getattr(optimizer, "optimizer", None)
+        engine: Any = getattr(optimizer, "optimizer", None)
         if hasattr(engine, "_global_grad_norm"):  # DeepSpeed's ZeRO optimizers, the same answer on every rank
             bad = bool(engine.overflow) or not math.isfinite(float(engine._global_grad_norm or 0.0))
         else:

@@ -23,7 +23,7 @@ class SaveError(Exception):
     """A checkpoint could not be written, or is not what was written; the older ones are untouched."""
 
 
-def disk_problem(error: Exception) -> str:
+def disk_problem(error: BaseException) -> str:
     """What a disk refused, in words; '' for an error of another kind. Libraries have errors of their own for it."""
     if isinstance(error, OSError):
         return error.strerror or str(error)

@@ -134,7 +134,7 @@ class CheckpointingTrainer(Trainer):
             return
         self._settle()
         began = time.monotonic()
-        problem = self._attempt(lambda: is_main_process() and self._prepare())
+        problem = self._attempt(lambda: self._prepare() if is_main_process() else None)
         if not problem:
             self.staging = self.checkpoints / STAGING
             try:
@@ -158,7 +158,8 @@ class CheckpointingTrainer(Trainer):
         losses = validation_losses(self.state) if self.saving.keep_best else {}
         if not scheduled or best_first(losses, losses)[:1] == [self.state.global_step]:
             return False
-        return bool(wait([self.commit], self.patience_seconds).not_done)
+        # The main process, which alone asks, has a commit wherever there is an unsettled step.
+        return bool(wait([self.commit], self.patience_seconds).not_done)  # type: ignore[list-item]
 
     def _attempt(self, work: Callable) -> str:
         """Do `work` on this rank and hear what went wrong on any; '' when nothing did."""
@@ -194,7 +195,7 @@ class CheckpointingTrainer(Trainer):
         self.state.best_global_step = None  # of a schedule on plateaus: Trainer would name the staged folder for it
         super()._save_checkpoint(model, trial)
         if is_main_process():
-            staged = self.staging / f"checkpoint-{self.state.global_step}"
+            staged = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
             (staged / "training_args.bin").unlink(missing_ok=True)  # a pickle that nobody reads
 
     def _publish(self, step: int, losses: dict[int, float], began: float) -> tuple[int, float]:
@@ -226,7 +227,8 @@ class CheckpointingTrainer(Trainer):
         if problem:
             self._not_saved(step, problem, and_now)
         else:
-            self.last_bytes, seconds = run_on_main(lambda: done.result())
+            # The main process, which alone asks, has heard of the commit without a problem.
+            self.last_bytes, seconds = run_on_main(lambda: done.result())  # type: ignore[union-attr]
             self.save_seconds = max(self.save_seconds, seconds)
 
     def _hear(self) -> None:

@@ -285,10 +285,13 @@ def test_missing_runs_and_evaluations_are_refused(run, tmp_path):
 
 def test_scores_of_other_predictions_are_refused(run):
     folder = files.evaluation_dir(run, "test")
+    document = files.read_json(folder / files.SCORES)
     files.write_jsonl(folder / files.PREDICTIONS, make_rows(tuned=True)[:-2])
     assert "scripts/evaluate.py" in refused([run], "is of 12 records, but predictions.jsonl beside it holds 11")
     files.write_json(folder / files.SCORES, {"run": "x"})
     refused([run], "lacks scores")
+    files.write_json(folder / files.SCORES, {**document, "generation": 64})
+    refused([run], "generation or contamination that is no mapping")
     files.write_text(folder / files.SCORES, "{")
     refused([run], "not a readable JSON")
 
@@ -454,10 +457,10 @@ def test_an_older_evaluation_without_a_measure_is_scored_with_those_of_today(run
     document = files.read_json(path)
     del document["scores"]["metrics"]["rougeL"]
     files.write_json(path, document)
-    tuned, _ = load_report([run]).runs[0].folder.evaluations[files.TUNED]
+    tuned = load_report([run]).runs[0].tuned
     assert f"an earlier version scored {path.parent}: scored again, with today's measures" in capsys.readouterr().out
-    assert MEASURES.keys() <= tuned["scores"]["metrics"].keys()
-    assert tuned["scores"]["metrics"]["rougeL"]["value"] > 0
+    assert MEASURES.keys() <= tuned.scores["metrics"].keys()
+    assert tuned.scores["metrics"]["rougeL"]["value"] > 0
 
 
 def test_an_evaluation_that_took_records_for_independent_is_scored_again_over_groups(run, tmp_path, capsys):

@@ -3,6 +3,7 @@
 import pytest
 
 from evaluation.fixtures import make_rows
+from llm_qa.evaluation.evaluations import Evaluation
 from llm_qa.evaluation.metrics.catalogue import MEASURES
 from llm_qa.evaluation.statistics.comparison import compare_predictions
 from llm_qa.evaluation.statistics.ranking import compare_entries, most_tests, rank_entries
@@ -10,7 +11,7 @@ from llm_qa.evaluation.statistics.scoring import score_predictions
 
 
 def evaluation(rows):
-    return {"scores": score_predictions(rows, resamples=100)}, rows
+    return Evaluation(rows, score_predictions(rows, resamples=100))
 
 
 @pytest.fixture
@@ -26,7 +27,7 @@ def ranked():
     ]
     entries = rank_entries(["good", "idle"], labels, [2.0, None])
     against = {
-        i: compare_predictions(of["base"][1], of["tuned"][1], resamples=100, groups=False)
+        i: compare_predictions(of["base"].rows, of["tuned"].rows, resamples=100, groups=False)
         for i, of in enumerate(labels)
     }
     return compare_entries(entries, against, {}, seed=0, resamples=100)

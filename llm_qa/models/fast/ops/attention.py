@@ -76,7 +76,8 @@ def _(grad, packed, attended, sums, starts, ends, heads):
 
 def _parts(packed: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
     """Queries, keys and values (heads, tokens, width)."""
-    return packed.view(len(packed), heads, -1).transpose(0, 1).chunk(3, dim=-1)
+    queries, keys, values = packed.view(len(packed), heads, -1).transpose(0, 1).chunk(3, dim=-1)
+    return queries, keys, values
 
 
 def _scores(query: Tensor, key: Tensor, starts: Tensor) -> Tensor:

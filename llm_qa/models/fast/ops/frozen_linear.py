@@ -42,13 +42,13 @@ def frozen_weight(layer: torch.nn.Module, dtype: torch.dtype) -> list[torch.Tens
 def dequantize(weight: list[torch.Tensor], shape: tuple[int, int], dtype: torch.dtype) -> torch.Tensor:
     """bitsandbytes' nf4 tensors -> (n, k) of `dtype`, equal to bitsandbytes' own to the last bit."""
     packed, absmax, code = weight[:3]
+    absmax2, code2, offset = second_scales(weight)
     if packed.is_cuda:
         from llm_qa.models.fast.ops import lora_kernels
 
         out = torch.empty(shape, dtype=dtype, device=packed.device)
-        return lora_kernels.dequantize_nf4(packed, absmax, code, *second_scales(weight), out)
+        return lora_kernels.dequantize_nf4(packed, absmax, code, absmax2, code2, offset, out)
     if weight[3:]:
-        absmax2, code2, offset = weight[3:]
         second = absmax2.repeat_interleave(NESTED_BLOCK)[: absmax.numel()]
         absmax = code2[absmax.int()] * second + offset
     values = torch.stack([code[(packed >> 4).int()], code[(packed & 15).int()]], dim=1).view(-1)
@@ -84,7 +84,10 @@ def nf4_to_fp8(weight: list[torch.Tensor], shape: tuple[int, int], transposed: b
         from llm_qa.models.fast.ops import lora_kernels
 
         out = torch.empty(shape[::-1] if transposed else shape, dtype=torch.float8_e4m3fn, device=scale.device)
-        return [lora_kernels.nf4_to_fp8(*weight[:3], *second_scales(weight), scale, out, transposed), scale]
+        packed, absmax, code = weight[:3]
+        absmax2, code2, offset = second_scales(weight)
+        lora_kernels.nf4_to_fp8(packed, absmax, code, absmax2, code2, offset, scale, out, transposed)
+        return [out, scale]
     whole = dequantize(weight, shape, torch.float32)
     return [((whole.T if transposed else whole) / scale).contiguous().to(torch.float8_e4m3fn), scale]
 

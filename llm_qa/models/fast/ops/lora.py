@@ -38,7 +38,8 @@ def keep_mask(tokens: int, width: int, seed: torch.Tensor, threshold: int) -> to
 
 
 def _dropped(x: torch.Tensor, seed: torch.Tensor, threshold: int) -> torch.Tensor:
-    return x * keep_mask(*x.shape, seed, threshold) if threshold else x
+    tokens, width = x.shape
+    return x * keep_mask(tokens, width, seed, threshold) if threshold else x
 
 
 def shrink(x: torch.Tensor, a: torch.Tensor, seed: torch.Tensor, threshold: int, scale: float) -> torch.Tensor:

@@ -314,8 +314,8 @@ def residual_backward(
     rank = d_first.shape[1]
     both_d, both_b = torch.cat([d_first, d_second], dim=1), torch.cat([b_first, b_second], dim=1)
     dd, db = _update_gradients(dy, both_d, both_b, scale)
-    parts = dd[:, :rank], db[:, :rank], dd[:, rank:], db[:, rank:]
-    return tuple(part.contiguous() for part in parts)
+    first = dd[:, :rank].contiguous(), db[:, :rank].contiguous()
+    return *first, dd[:, rank:].contiguous(), db[:, rank:].contiguous()
 
 
 @residual_backward.register_fake
