@@ -42,7 +42,7 @@ def load_universal(arguments: TrainingArguments) -> None:
 def skip_bad_updates(optimizer: Any) -> None:
     """Let DeepSpeed's ZeRO optimizer skip an update of gradients that are not finite; others are left alone.
 
-    ZeRO-2 does so under fp16 only, unless told.
+    Of bf16 gradients ZeRO-2 does so only when it is told.
     """
     if hasattr(optimizer, "check_grad_overflow"):
         optimizer.check_grad_overflow = True
