@@ -67,11 +67,11 @@ def main() -> int:
     from llm_qa.training.callbacks.run_callbacks import build_callbacks
     from llm_qa.training.checkpoint.resume import check_layout, make_universal, resume_point
     from llm_qa.training.checkpoint.trainer_hooks import SavingOptions
+    from llm_qa.training.internals import load_universal
     from llm_qa.training.out_of_memory import memory_for_training
     from llm_qa.training.run_folder import is_finished, open_run
     from llm_qa.training.strategy import end_together, quiet_other_ranks, read_strategy, start_engine
     from llm_qa.training.trainer import build_trainer, schedule_validation, training_arguments
-    from llm_qa.training.universal_steps import SeparateSteps
 
     # --- checks: refuse what cannot run here before anything is read --------------------------------------------
     strategy, preparation, anew = read_strategy(), preparation_options(options), options.resume == "never"
@@ -128,6 +128,7 @@ def main() -> int:
         data.train,
         trainable.linear_parameters,
         seconds_to_save=lambda: trainer.seconds_to_save(),  # of the trainer below, which needs the callbacks first
+        from_universal=to_universal,
     )
     stop_on_error, keep_best = options.on_save_error == "stop", recipe.keep == "best"
     saving = SavingOptions.of_run(options.run, signature, stop_on_error=stop_on_error, keep_best=keep_best)
@@ -138,8 +139,7 @@ def main() -> int:
         say(f"going on from {checkpoint}")
     if checkpoint and to_universal:
         run_on_main(lambda: make_universal(checkpoint))
-        arguments.deepspeed_plugin.hf_ds_config.config["checkpoint"] = {"load_universal": True}
-        trainer.add_callback(SeparateSteps())
+        load_universal(arguments)
     say(
         f"training: {recipe.global_batch_size} x {data.train.capacity} tokens an update; {strategy}, "
         f"{arguments.per_device_train_batch_size} a pass, {arguments.gradient_accumulation_steps} passes a process, "

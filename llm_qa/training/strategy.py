@@ -18,6 +18,7 @@ import torch
 from llm_qa.config.recipe import Recipe
 from llm_qa.console import UserError, is_main_process, say
 from llm_qa.models.precision import Precision
+from llm_qa.training.internals import gathered_weights
 
 OFFLOAD_OPTIMIZERS = ("adamw_torch", "adamw_torch_fused")  # the only ones that accelerate maps to the same mathematics
 TRUE = ("1", "true", "yes")
@@ -212,6 +213,6 @@ def final_weights(trainer) -> dict[str, torch.Tensor]:
     if not (trainer.is_deepspeed_enabled and trainer.accelerator.state.deepspeed_plugin.zero_stage == 3):
         state = model.state_dict()
     else:
-        state = trainer.deepspeed._zero3_consolidated_16bit_state_dict(exclude_frozen_parameters=adapter) or {}
+        state = gathered_weights(trainer, exclude_frozen=adapter)
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     return {name: tensor for name, tensor in state.items() if not adapter or name in trained}

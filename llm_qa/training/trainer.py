@@ -23,6 +23,7 @@ from llm_qa.models.fast.plan import FastPath
 from llm_qa.models.precision import Precision
 from llm_qa.training.callbacks.best import check_early_stopping
 from llm_qa.training.checkpoint.trainer_hooks import CheckpointingTrainer, SavingOptions
+from llm_qa.training.internals import deepspeed_config, use_one_gpu
 from llm_qa.training.optimizer import check_optimizer, choose_optimizer, optimizer_defaults, optimizer_report
 from llm_qa.training.strategy import Strategy, accumulation_steps, micro_batch_size
 from llm_qa.training.zero3 import gather_by_layer
@@ -88,7 +89,7 @@ def training_arguments(
         raise UserError(f"The recipe's training arguments do not fit together: {told}") from error
     if arguments.n_gpu > 1:  # Trainer would take all of them, with other batches and an engine nobody asked for
         say(f"one process trains on one of the {arguments.n_gpu} GPUs here (make train-ddp uses all)")
-        arguments._n_gpu = 1
+        use_one_gpu(arguments)
     check_reporters(arguments)
     return arguments
 
@@ -208,7 +209,7 @@ def build_trainer(
         arguments.eval_strategy = IntervalStrategy.NO
     plugin = getattr(arguments, "deepspeed_plugin", None)
     if plugin is not None and plugin.zero_stage == 3:
-        gather_by_layer(model, plugin.hf_ds_config.config)
+        gather_by_layer(model, deepspeed_config(arguments))
     trainer = PackTrainer(
         model=model,
         args=arguments,

@@ -6,6 +6,7 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import ExportableState
 
 from llm_qa.distributed import gather_over_ranks
+from llm_qa.training.internals import loss_since_log, restore_loss_since_log
 
 
 class LossSoFar(TrainerCallback, ExportableState):
@@ -26,8 +27,8 @@ class LossSoFar(TrainerCallback, ExportableState):
 
     def remember(self) -> None:
         """Take the numbers from the trainer; every rank must call it."""
-        self.by_rank = gather_over_ranks(self.trainer._tr_loss.item(), self.trainer.args.device)
-        self.last_logged = self.trainer._globalstep_last_logged
+        loss, self.last_logged = loss_since_log(self.trainer)
+        self.by_rank = gather_over_ranks(loss, self.trainer.args.device)
 
     def on_train_begin(self, args, state, control, **kwargs):
         """Give the numbers back; on another number of processes each gets their mean, which keeps the logged loss."""
@@ -36,5 +37,5 @@ class LossSoFar(TrainerCallback, ExportableState):
             return
         by_rank = saved["attributes"]["by_rank"]
         same = len(by_rank) == args.world_size
-        self.trainer._tr_loss += by_rank[args.process_index] if same else sum(by_rank) / len(by_rank)
-        self.trainer._globalstep_last_logged = saved["attributes"]["last_logged"]
+        loss = by_rank[args.process_index] if same else sum(by_rank) / len(by_rank)
+        restore_loss_since_log(self.trainer, loss, saved["attributes"]["last_logged"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch.utils.hooks import RemovableHandle
@@ -12,6 +11,7 @@ from transformers import TrainerCallback
 from llm_qa.console import Failed
 from llm_qa.data.packing import PackedDataset, count_real_tokens
 from llm_qa.distributed import all_gather
+from llm_qa.training.internals import had_bad_gradients, is_zero_optimizer, skip_bad_updates
 
 MOST_RECORDS = 20  # named in a sentence
 
@@ -38,9 +38,7 @@ class StopOnNonFinite(TrainerCallback):
     def on_train_begin(self, args, state, control, model=None, optimizer=None, **kwargs):
         """Listen to what enters the model and the loss that leaves it."""
         self.hook = model.register_forward_hook(self._remember, with_kwargs=True)
-        engine: Any = getattr(optimizer, "optimizer", None)
-        if hasattr(engine, "check_grad_overflow"):
-            engine.check_grad_overflow = True
+        skip_bad_updates(getattr(optimizer, "optimizer", None))
 
     def _remember(self, module, args, kwargs, output) -> None:
         if module.training and "position_ids" in kwargs:
@@ -54,9 +52,9 @@ class StopOnNonFinite(TrainerCallback):
         """Look at every gradient, or ask the engine that has them."""
         if args.fp16:
             return
-        engine: Any = getattr(optimizer, "optimizer", None)
-        if hasattr(engine, "_global_grad_norm"):  # DeepSpeed's ZeRO optimizers, the same answer on every rank
-            bad = bool(engine.overflow) or not math.isfinite(float(engine._global_grad_norm or 0.0))
+        engine = getattr(optimizer, "optimizer", None)
+        if is_zero_optimizer(engine):
+            bad = had_bad_gradients(engine)
         else:
             self.trained = self.trained or [p for p in model.parameters() if p.requires_grad]
             gradients = [p.grad for p in self.trained if p.grad is not None and p.grad.numel()]

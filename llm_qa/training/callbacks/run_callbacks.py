@@ -16,6 +16,7 @@ from llm_qa.training.callbacks.energy import EnergyUsed
 from llm_qa.training.callbacks.logging import RealTokens, StepLog
 from llm_qa.training.callbacks.non_finite import StopOnNonFinite
 from llm_qa.training.callbacks.stopping import StopInTime
+from llm_qa.training.universal_steps import SeparateSteps
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class RunCallbacks:
     energy: EnergyUsed
     non_finite: StopOnNonFinite
     best: BestCheckpoint
+    separate_steps: SeparateSteps | None  # of a run that goes on from a universal checkpoint
 
     def in_order(self) -> list[TrainerCallback]:
         """The order in which Trainer calls them at every event.
@@ -36,7 +38,8 @@ class RunCallbacks:
         what they have on the GPU to the CPU only at a step that is logged, validated or saved, and would miss it.
         RealTokens comes before StepLog, which logs the tokens that it counts. The others are independent.
         """
-        return [self.stop, self.tokens, self.log, self.energy, self.non_finite, self.best]
+        after_reading = [self.separate_steps] if self.separate_steps else []
+        return [self.stop, self.tokens, self.log, self.energy, self.non_finite, self.best, *after_reading]
 
 
 def build_callbacks(
@@ -44,12 +47,15 @@ def build_callbacks(
     run_dir: Path,
     train_set: PackedDataset,
     linear_parameters: int,
+    *,
     seconds_to_save: Callable[[], float],
+    from_universal: bool = False,
 ) -> RunCallbacks:
     """The callbacks of a recipe's run.
 
     `linear_parameters` of the base are what FLOPs are counted by; `seconds_to_save` tells how long a save that begins
-    now would take, which the wall-clock budget keeps back. It is called during training only.
+    now would take, which the wall-clock budget keeps back. It is called during training only. `from_universal` is true
+    where training goes on from a universal checkpoint of DeepSpeed's.
     """
     flops_per_token = cards.flops_per_token(linear_parameters, recipe.method == "full")
     return RunCallbacks(
@@ -59,4 +65,5 @@ def build_callbacks(
         energy=EnergyUsed(),
         non_finite=StopOnNonFinite(train_set),
         best=BestCheckpoint(recipe),
+        separate_steps=SeparateSteps() if from_universal else None,
     )
