@@ -19,7 +19,7 @@ from pathlib import Path
 
 from llm_qa import files
 from llm_qa.config.recipe import EMBEDDED_MODEL, load_recipe, recipe_flags
-from llm_qa.console import EXIT_USER_ERROR, UserError, format_table, run_script, say
+from llm_qa.console import EXIT_USER_ERROR, ArgumentParser, UserError, format_table, run_script, say
 from llm_qa.data.records import load_split
 from llm_qa.evaluation.metrics.catalogue import BITS_PER_CHARACTER, CHARACTER_F1, MEASURES, UNKNOWN
 from llm_qa.evaluation.report.views import format_p, reading_text
@@ -37,10 +37,9 @@ Runs = dict[tuple[str, str], Path]  # (cleaning, loss) -> run folder, the first 
 
 def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
     """The script's own flags, and those for train.py. INPUT ends at the first flag: a later word is a flag's value."""
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         usage="ablation.py [INPUT ...] --name NAME [flags, of train.py too]",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("--name", required=True, help="of data/<name>-*, runs/<name>-* and reports/<name>")

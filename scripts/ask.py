@@ -12,7 +12,7 @@ import argparse
 from pathlib import Path
 
 from llm_qa import files
-from llm_qa.console import UserError, run_script, say
+from llm_qa.console import ArgumentParser, UserError, positive_int, run_script, say
 from llm_qa.data.text import normalize_lines
 from llm_qa.evaluation.predict.batches import delete_partial_results
 from llm_qa.inference.question_files import check_csv_name, read_question, read_questions, write_answers
@@ -21,7 +21,7 @@ from llm_qa.inference.settings import DECODERS, MAX_NEW_TOKENS_HELP, GenerationS
 
 def parse_arguments() -> argparse.Namespace:
     """The flags; contradictions end here."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__)
     parser.add_argument("question", nargs="?", help="the question; left out, a prompt opens")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--run", type=Path, help="a run folder made by train.py")
@@ -32,8 +32,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--question-column", help="the question column of --file, where it has another name")
     parser.add_argument("--id-column", help="the id column of --file (default: id or 번호, else the row's number)")
     parser.add_argument("--out", type=Path, help="CSV to write the answers of --file to")
-    parser.add_argument("--batch-size", type=int, default=16, help="questions of --file answered at once")
-    parser.add_argument("--max-new-tokens", type=int, help=MAX_NEW_TOKENS_HELP)
+    parser.add_argument("--batch-size", type=positive_int, default=16, help="questions of --file answered at once")
+    parser.add_argument("--max-new-tokens", type=positive_int, help=MAX_NEW_TOKENS_HELP)
     parser.add_argument(
         "--sampling", default="greedy", choices=("greedy", "original"), help="original: as the original notebooks did"
     )
@@ -53,9 +53,6 @@ def parse_arguments() -> argparse.Namespace:
         check_csv_name(options.out, "--out")
     if options.out and options.out.resolve() == options.file.resolve():
         raise UserError(f"--out {options.out} would overwrite the questions: name another file.")
-    for flag in ("batch_size", "max_new_tokens"):
-        if (value := getattr(options, flag)) is not None and value < 1:
-            raise UserError(f"--{flag.replace('_', '-')} is {value} and must be at least 1.")
     if options.run:
         files.check_run(options.run)
     return options

@@ -27,7 +27,16 @@ from typing import TYPE_CHECKING
 from llm_qa import files
 from llm_qa.benchmark.choices import ANSWERING_BY_NAME, BASELINES_BY_NAME
 from llm_qa.config.recipe import Recipe, load_recipe, recipe_flags
-from llm_qa.console import EXIT_FAILED, UserError, format_table, is_main_process, run_script, say
+from llm_qa.console import (
+    EXIT_FAILED,
+    ArgumentParser,
+    UserError,
+    format_table,
+    is_main_process,
+    positive_int,
+    run_script,
+    say,
+)
 from llm_qa.migrations import renamed_flags
 
 if TYPE_CHECKING:
@@ -41,19 +50,17 @@ ORIGINAL_QUESTIONS = 1  # one at a time, and slow
 
 def parse_arguments() -> tuple[argparse.Namespace, list[Recipe]]:
     """The script's own flags and the recipes."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("recipes", type=Path, nargs="*", metavar="RECIPE.yaml", help="files of scripts/recipes/")
     parser.add_argument(
         "--baselines", nargs="+", choices=BASELINES_BY_NAME, default=list(BASELINES_BY_NAME), help="who is measured"
     )
-    parser.add_argument("--steps", type=int, default=8, help="updates that are measured")
-    parser.add_argument("--warmup", type=int, default=3, help="updates before them")
+    parser.add_argument("--steps", type=positive_int, default=8, help="updates that are measured")
+    parser.add_argument("--warmup", type=positive_int, default=3, help="updates before them")
     parser.add_argument("--out", type=Path, default=Path("reports/bench.jsonl"), help="one JSON line a measurement")
     parser.add_argument("--generate", action="store_true", help="measure answering in place of training")
-    parser.add_argument("--questions", type=int, default=256, help="asked at once with --generate")
-    parser.add_argument("--new-tokens", type=int, default=128, help="of each answer with --generate")
+    parser.add_argument("--questions", type=positive_int, default=256, help="asked at once with --generate")
+    parser.add_argument("--new-tokens", type=positive_int, default=128, help="of each answer with --generate")
     parser.add_argument("--trace", action="store_true", help="profile one more update of ours by category of kernel")
     parser.add_argument("--gpu-memory-limit", type=gibibytes, metavar="16GiB", help="play a smaller card")
     parser.add_argument("--row", type=Path, help=argparse.SUPPRESS)  # a child writes what it measured there
@@ -61,9 +68,6 @@ def parse_arguments() -> tuple[argparse.Namespace, list[Recipe]]:
         "--child", choices=(*BASELINES_BY_NAME, *ANSWERING_BY_NAME, MATMUL_PEAK), help=argparse.SUPPRESS
     )
     options, rest = parser.parse_known_args(renamed_flags(sys.argv[1:]))
-    for name in ("steps", "warmup", "questions", "new_tokens"):
-        if getattr(options, name) < 1:
-            raise UserError(f"--{name.replace('_', '-')} {getattr(options, name)} must be at least 1.")
     overrides = recipe_flags(rest)
     overrides |= {
         "max_steps": options.warmup + options.steps + options.trace,

@@ -15,7 +15,15 @@ import sys
 from pathlib import Path
 
 from llm_qa import files
-from llm_qa.console import StoppedEarly, UserError, format_seconds, run_script, say
+from llm_qa.console import (
+    ArgumentParser,
+    StoppedEarly,
+    format_seconds,
+    positive_int,
+    run_script,
+    say,
+    whole_number,
+)
 from llm_qa.data.records import load_split
 from llm_qa.distributed import end_processes, first_to_say, rank, start_processes, wait_for_all, world_size
 from llm_qa.evaluation.evaluations import WHOSE, answered_before, say_what_is_replaced, write_evaluation
@@ -28,21 +36,21 @@ from llm_qa.migrations import renamed_flags
 
 def parse_arguments() -> argparse.Namespace:
     """The flags."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__)
     parser.add_argument("--run", type=Path, required=True, help="a run folder made by train.py")
     parser.add_argument("--base", action="store_true", help="evaluate the untuned base as well, for comparison")
     parser.add_argument("--data", type=Path, help="prepared data (default: what the run was trained on)")
     parser.add_argument("--split", default="test", choices=files.SPLITS)
-    parser.add_argument("--batch-size", type=int, default=16, help="questions answered at once")
-    parser.add_argument("--max-new-tokens", type=int, help=MAX_NEW_TOKENS_HELP)
+    parser.add_argument("--batch-size", type=positive_int, default=16, help="questions answered at once")
+    parser.add_argument("--max-new-tokens", type=positive_int, help=MAX_NEW_TOKENS_HELP)
     parser.add_argument(
         "--sampling", default="greedy", choices=("greedy", "original"), help="original: as the original notebooks did"
     )
     parser.add_argument(
         "--decoder", default="plain", choices=DECODERS, help="static: GPT-NeoX, greedy; a fixed cache, CUDA graphs"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of sampling and of the bootstrap")
-    parser.add_argument("--limit", type=int, help="only the first N records of the split")
+    parser.add_argument("--seed", type=whole_number, default=0, help="of sampling and of the bootstrap")
+    parser.add_argument("--limit", type=positive_int, help="only the first N records of the split")
     parser.add_argument(
         "--embedder",
         metavar="MODEL",
@@ -50,9 +58,6 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--overwrite", action="store_true", help="answer anew, although the evaluation is finished")
     options = parser.parse_args(renamed_flags(sys.argv[1:]))
-    for flag, least in (("batch_size", 1), ("max_new_tokens", 1), ("limit", 1), ("seed", 0)):
-        if (value := getattr(options, flag)) is not None and value < least:
-            raise UserError(f"--{flag.replace('_', '-')} is {value} and must be at least {least}.")
     if options.run:
         files.check_run(options.run)
     return options

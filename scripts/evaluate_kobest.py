@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 
 from llm_qa import files
-from llm_qa.console import UserError, format_table, run_script, say
+from llm_qa.console import ArgumentParser, format_table, positive_int, run_script, say, whole_number
 from llm_qa.data.readers.kobest import TASKS, find_split, write_json_lines
 from llm_qa.evaluation.kobest import (
     MACRO_F1,
@@ -37,17 +37,14 @@ from llm_qa.migrations import stamped
 
 def parse_arguments() -> argparse.Namespace:
     """The flags."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__)
     parser.add_argument("--run", type=Path, required=True, help="a run folder made by train.py")
     parser.add_argument("--kobest-dir", type=Path, required=True, help="folder of <task>/test.jsonl or <Task>/test.tsv")
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=TASKS, help="default: all five")
-    parser.add_argument("--shots", type=int, default=0, help="worked examples in the prompt (default 0)")
-    parser.add_argument("--batch-size", type=int, default=16, help="choices scored at once")
-    parser.add_argument("--limit", type=int, help="only the first N records of each task")
+    parser.add_argument("--shots", type=whole_number, default=0, help="worked examples in the prompt (default 0)")
+    parser.add_argument("--batch-size", type=positive_int, default=16, help="choices scored at once")
+    parser.add_argument("--limit", type=positive_int, help="only the first N records of each task")
     options = parser.parse_args()
-    for flag, least in (("shots", 0), ("batch_size", 1), ("limit", 1)):
-        if (value := getattr(options, flag)) is not None and value < least:
-            raise UserError(f"--{flag.replace('_', '-')} is {value} and must be at least {least}.")
     if options.run:
         files.check_run(options.run)
     return options

@@ -14,18 +14,18 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from llm_qa.console import run_script
+from llm_qa.console import ArgumentParser, run_script, whole_number
 from llm_qa.data.preparation import bundled_file, prepare
 from llm_qa.data.preparation_flags import add_preparation_flags, preparation_options
 
 
 def parse_arguments() -> argparse.Namespace:
     """The flags."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__)
     parser.add_argument("inputs", nargs="*", type=Path, metavar="INPUT", help="files (default: the bundled data)")
     parser.add_argument("--out", type=Path, required=True, help="folder to write, for example data/mine")
     add_preparation_flags(parser)
-    parser.add_argument("--seed", type=int, default=42, help="of the split")
+    parser.add_argument("--seed", type=whole_number, default=42, help="of the split")
     parser.add_argument("--overwrite", action="store_true", help="replace other prepared data in --out")
     return parser.parse_args()
 

@@ -12,7 +12,7 @@ import argparse
 from pathlib import Path
 
 from llm_qa import files
-from llm_qa.console import UserError, run_script, say
+from llm_qa.console import ArgumentParser, UserError, positive_int, run_script, say
 from llm_qa.evaluation.metrics.embedding import (
     COMPETITION_DIMENSIONS,
     COMPETITION_EMBEDDER,
@@ -27,7 +27,7 @@ from llm_qa.inference.settings import MAX_NEW_TOKENS_HELP, named_settings
 
 def parse_arguments() -> argparse.Namespace:
     """The flags; contradictions end here."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__)
     parser.add_argument("--run", type=Path, required=True, help="a run folder made by train.py")
     parser.add_argument("--file", type=Path, required=True, help="CSV of questions (id, 질문)")
     parser.add_argument("--question-column", help="its question column, where it has another name")
@@ -40,15 +40,12 @@ def parse_arguments() -> argparse.Namespace:
         metavar="MODEL",
         help=f"a sentence-transformers hub id or folder (default: {COMPETITION_EMBEDDER})",
     )
-    parser.add_argument("--batch-size", type=int, default=16, help="questions answered at once")
-    parser.add_argument("--max-new-tokens", type=int, help=MAX_NEW_TOKENS_HELP)
+    parser.add_argument("--batch-size", type=positive_int, default=16, help="questions answered at once")
+    parser.add_argument("--max-new-tokens", type=positive_int, help=MAX_NEW_TOKENS_HELP)
     parser.add_argument(
         "--sampling", default="greedy", choices=("greedy", "original"), help="original: as the original notebooks did"
     )
     options = parser.parse_args()
-    for flag in ("batch_size", "max_new_tokens"):
-        if (value := getattr(options, flag)) is not None and value < 1:
-            raise UserError(f"--{flag.replace('_', '-')} is {value} and must be at least 1.")
     for flag in ("out", "answers"):
         path = getattr(options, flag)
         if path:

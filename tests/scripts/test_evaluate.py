@@ -333,9 +333,9 @@ def test_training_data_that_is_gone_is_said_and_not_guessed(run):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--batch-size", "0"], "--batch-size is 0 and must be at least 1"),
-        (["--limit", "-1"], "--limit is -1"),
-        (["--seed", "-1"], "--seed is -1 and must be at least 0"),
+        (["--batch-size", "0"], "--batch-size: 0 is not a whole number of at least 1"),
+        (["--limit", "-1"], "--limit: -1 is not a whole number of at least 1"),
+        (["--seed", "-1"], "--seed: -1 is not a whole number of at least 0"),
         (["--split", "validation"], "has no records: prepare the data with --validation above 0"),
         (["--data", "nowhere"], "nowhere is not prepared data"),
         (["--max-new-tokens", "512"], "leaves no room for a question in the model's context of 512"),

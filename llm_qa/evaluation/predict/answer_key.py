@@ -12,6 +12,7 @@ from typing import Any
 
 import llm_qa.data
 import llm_qa.models
+from llm_qa import files
 from llm_qa.inference import fitting, generate
 from llm_qa.models.precision import Precision
 
@@ -46,7 +47,7 @@ def _contents(place: Path | str, patterns: tuple[str, ...]) -> list[Any]:
     if not Path(place).is_dir():
         return [str(place)]
     found = sorted({path for pattern in patterns for path in Path(place).glob(pattern)})
-    return [[path.name, hashlib.sha256(path.read_bytes()).hexdigest()] for path in found]
+    return [[path.name, files.sha256_file(path)] for path in found]
 
 
 def _precision(precision: Precision) -> dict[str, str]:

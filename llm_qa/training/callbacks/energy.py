@@ -1,12 +1,11 @@
-"""Energy of a training by NVML's own counter, which Volta and newer GPUs keep; through ctypes, so without a package.
+"""Energy of a training by the GPUs' own counters (Volta and newer), read by nvidia-ml-py where it is installed.
 
-What cannot be counted whole is None, never a part: no such GPU or driver, MIG, GPUs of other machines, an earlier part
-of the run without a count.
+What cannot be counted whole is None, never a part: no such package, GPU or driver, MIG, GPUs of other machines, an
+earlier part of the run without a count.
 """
 
 from __future__ import annotations
 
-import ctypes
 import os
 from collections.abc import Callable
 
@@ -14,39 +13,30 @@ import torch
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
-LIBRARY = "libnvidia-ml.so.1"
+try:
+    import pynvml  # of nvidia-ml-py
+except ImportError:
+    pynvml = None
 
 
 def energy_joules() -> float | None:
-    """What the GPUs of this launch have used since their driver was loaded, in joules; None where not all tell.
+    """What the GPUs of this launch have used since their driver was loaded, in joules; None where one cannot tell.
 
     A launch of n processes uses the first n visible GPUs, as `accelerate launch` gives them out.
     """
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    if not torch.cuda.is_available() or int(os.environ.get("WORLD_SIZE", "1")) != processes:
+    if pynvml is None or not torch.cuda.is_available() or int(os.environ.get("WORLD_SIZE", "1")) != processes:
         return None
     uuids = [str(torch.cuda.get_device_properties(i).uuid) for i in range(processes)]
     try:
-        counted = _millijoules(ctypes.CDLL(LIBRARY), uuids)
-    except (OSError, AttributeError):  # no library, or one without the function
+        pynvml.nvmlInit()
+        return sum(_millijoules(uuid if uuid.startswith("GPU-") else f"GPU-{uuid}") for uuid in uuids) / 1000
+    except pynvml.NVMLError:  # no driver, no such GPU, or one without a counter
         return None
-    return None if counted is None else counted / 1000
 
 
-def _millijoules(nvml, uuids: list[str]) -> int | None:
-    """Sum of nvmlDeviceGetTotalEnergyConsumption; every function of NVML returns 0 for success."""
-    if nvml.nvmlInit_v2():
-        return None
-    total = 0
-    for uuid in uuids:
-        device, counted = ctypes.c_void_p(), ctypes.c_ulonglong()
-        name = uuid if uuid.startswith("GPU-") else f"GPU-{uuid}"
-        if nvml.nvmlDeviceGetHandleByUUID(name.encode(), ctypes.byref(device)):
-            return None
-        if nvml.nvmlDeviceGetTotalEnergyConsumption(device, ctypes.byref(counted)):
-            return None
-        total += counted.value
-    return total
+def _millijoules(uuid: str) -> int:
+    return pynvml.nvmlDeviceGetTotalEnergyConsumption(pynvml.nvmlDeviceGetHandleByUUID(uuid))
 
 
 class EnergyUsed(TrainerCallback, ExportableState):

@@ -19,7 +19,6 @@ from llm_qa.migrations import migrate, stamped
 # DeepSpeed's universal copy of a checkpoint, which is made anew from verified files whenever it is needed.
 ADDED_LATER = ("latest_universal",)
 UNIVERSAL = "_universal"
-BLOCK_BYTES = 1 << 20
 FEWEST_THREADS = 2
 
 
@@ -36,14 +35,11 @@ def listed_files(folder: Path) -> list[Path]:
 
 
 def sha256_from_disk(path: Path) -> str:
-    """Hex sha256 of a file's bytes as the disk has them: what the system still keeps in memory is given up first."""
-    digest = hashlib.sha256()
+    """Hex sha256 of a file's bytes as the disk has them: the system's cached copy is dropped first."""
     with open(path, "rb") as file:
         if hasattr(os, "posix_fadvise"):
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        while block := file.read(BLOCK_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def flush(path: Path) -> None:
