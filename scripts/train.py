@@ -227,9 +227,9 @@ def main() -> int:
         run_on_main(lambda: make_universal(checkpoint))
         arguments.deepspeed_plugin.hf_ds_config.config["checkpoint"] = {"load_universal": True}
     say(
-        f"training: {recipe.global_batch_size} x {train_set.capacity} tokens an update; {strategy}, "
-        f"{arguments.per_device_train_batch_size} a pass, {arguments.gradient_accumulation_steps} passes a process, "
-        f"{cards.device_name()}"
+        f"training: {recipe.global_batch_size} sequences of {train_set.capacity} tokens per update "
+        f"({arguments.per_device_train_batch_size} per forward pass, {arguments.gradient_accumulation_steps} gradient "
+        f"accumulation steps) on {strategy}, {cards.device_name()}"
     )
     stop.seconds_to_save = trainer.seconds_to_save
     stop.catch_signals()

@@ -1,4 +1,4 @@
-"""Conversations, as chat data keeps them: a list of turns -> the last question, its answer, and what came before.
+"""Conversations in chat formats: a list of turns -> the last question, its answer, and the turns before as context.
 
 Two forms: OpenAI's {"role": "user", "content": ".."} and ShareGPT's {"from": "human", "value": ".."}.
 """
@@ -21,14 +21,14 @@ def conversation_in(value: dict[str, Any]) -> list[Any] | None:
 
 
 def read_conversation(turns: list[Any]) -> tuple[str, str, str, str]:
-    """(question, answer, context, system) of a conversation whose last answer is what is learned.
+    """(question, answer, context, system) of a conversation, of which the last answer is trained.
 
-    The context is its start: the system message, then the turns before that question, a paragraph each. `system` is the
+    The context is the system message and then the turns before that question, one paragraph each. `system` is the
     system message alone, which many conversations share. Raises ValueError for a conversation of another form.
     """
     spoken = [_turn(turn) for turn in turns]
     while spoken and spoken[-1][0] != "assistant":
-        spoken.pop()  # a last question that nobody answered
+        spoken.pop()  # a last question without an answer
     if len(spoken) < 2 or spoken[-2][0] != "user":
         raise ValueError("a conversation without a question and the assistant's answer to it")
     *earlier, (_, question), (_, answer) = spoken

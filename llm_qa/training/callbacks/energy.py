@@ -1,7 +1,7 @@
 """Energy of a training by the GPUs' own counters (Volta and newer), read by nvidia-ml-py where it is installed.
 
-What cannot be counted whole is None, never a part: no such package, GPU or driver, MIG, GPUs of other machines, an
-earlier part of the run without a count.
+The energy is None where a part of it is unknown: without the package, such a GPU or its driver, with MIG, with GPUs of
+other machines, or where an earlier part of the run was not counted.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ except ImportError:
 
 
 def energy_joules() -> float | None:
-    """What the GPUs of this launch have used since their driver was loaded, in joules; None where one cannot tell.
+    """Joules that this launch's GPUs have used since their driver was loaded; None where one has no counter.
 
-    A launch of n processes uses the first n visible GPUs, as `accelerate launch` gives them out.
+    A launch of n processes uses the first n visible GPUs, as `accelerate launch` assigns them.
     """
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if pynvml is None or not torch.cuda.is_available() or int(os.environ.get("WORLD_SIZE", "1")) != processes:
@@ -40,7 +40,7 @@ def _millijoules(uuid: str) -> int:
 
 
 class EnergyUsed(TrainerCallback, ExportableState):
-    """Joules of a training, earlier parts of the run included; `read` is `energy_joules` but for tests."""
+    """Joules of a training, earlier parts of the run included; `read` is replaced in tests."""
 
     def __init__(self, read: Callable[[], float | None] = energy_joules):
         self.read = read
@@ -48,17 +48,17 @@ class EnergyUsed(TrainerCallback, ExportableState):
         self.started = read()
 
     def state(self) -> dict:
-        """What Trainer saves with each checkpoint."""
+        """The state that Trainer saves with each checkpoint."""
         return {"args": {}, "attributes": {"joules_before": self.joules()}}
 
     def joules(self) -> float | None:
-        """Used so far; None where that is not known of all of the run."""
+        """Joules used so far; None where a part of the run was not counted."""
         now = self.read()
         known = now is not None and self.started is not None and self.before is not None
         return round(self.before + now - self.started, 1) if known else None
 
     def on_train_begin(self, args, state, control, **kwargs):
-        """Start to count; go on from the checkpoint's count."""
+        """Start counting from the checkpoint's count."""
         saved = state.stateful_callbacks.get("EnergyUsed") if state.global_step else None
         self.before = saved["attributes"]["joules_before"] if saved else None if state.global_step else 0.0
         self.started = self.read()

@@ -251,7 +251,12 @@ def test_planning_alone_changes_nothing(monkeypatch):
             "bf16 dequantised once into 0.0 GiB of fp8, products in fp8 and",
         ),
         ({"base_precision": "16bit"}, 5, None, "bf16, products in bf16 (an fp8 copy of the bf16 weights takes 0.0 GiB"),
-        ({"base_precision": "16bit", "recompute": "none"}, 100, None, "bf16, products in bf16 (a copy of bf16 weights"),
+        (
+            {"base_precision": "16bit", "recompute": "none"},
+            100,
+            None,
+            "bf16, products in bf16 (an fp8 copy of the bf16",
+        ),
         ({"base_precision": "fp8"}, 100, None, "fp8, products in fp8 and bf16"),
         ({"compute_dtype": "bf16", "recompute": "all"}, 100, None, "nf4, products in bf16"),
     ],
@@ -279,7 +284,7 @@ def test_where_fp8_differs_too_much_products_stay_in_bf16_unless_it_was_asked_fo
 
 def test_fp8_on_the_plain_path_is_refused_where_it_was_asked_for(monkeypatch):
     _, choose = planned(monkeypatch, {"compute_dtype": "fp8"}, differences=(0.5,))
-    with pytest.raises(UserError, match="takes the plain one .*differs by 50%.* set --compute-dtype to bf16"):
+    with pytest.raises(UserError, match="takes the plain one .*differ by 50%.* set --compute-dtype to bf16"):
         choose()
     _, choose = planned(monkeypatch, {}, differences=(0.5,))
     assert choose().report.endswith("nf4, products in bf16")
