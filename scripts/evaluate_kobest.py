@@ -53,7 +53,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> int:
     """Phases: data, tuned model, base model."""
     options = parse_arguments()
-    # Imported here and not above: help and mistakes answer without the seconds that these take.
+    # Imported here, because they take seconds that --help and errors in flags should not wait for.
     from llm_qa.models.loading import load_run, run_recipe
 
     recipe, tasks = run_recipe(options.run), tuple(dict.fromkeys(options.tasks))
@@ -61,7 +61,7 @@ def main() -> int:
     load_harness()
     how = {"num_fewshot": options.shots, "batch_size": options.batch_size, "limit": options.limit}
 
-    scratch = tempfile.TemporaryDirectory(prefix="kobest-")  # the harness reads JSON lines alone
+    scratch = tempfile.TemporaryDirectory(prefix="kobest-")  # the harness reads only JSON lines
     data = Path(scratch.name)
     write_json_lines(options.kobest_dir, tasks, needed_splits(options.shots), data)
 
@@ -69,9 +69,9 @@ def main() -> int:
     say(f"tuned model on {', '.join(tasks)}")
     tuned = score_model(model, tokenizer, data, tasks, **how)
     if recipe.method == "full":
-        model = None  # two whole models need not fit at once
+        model = None  # frees the first model before the second is loaded
         model, tokenizer = load_run(options.run, base=True)
-    say("base model on the same")
+    say("base model on the same tasks")
     with model.disable_adapter() if recipe.method == "lora" else contextlib.nullcontext():
         base = score_model(model, tokenizer, data, tasks, **how)
     scratch.cleanup()
@@ -94,7 +94,7 @@ def main() -> int:
 
 
 def table(scores: dict) -> str:
-    """Macro F1 of every task; the tests are corrected for each other, in a report for all of its page."""
+    """Macro F1 of every task. Tests are corrected for these tasks here, and in a report for all of its tests."""
     comparison = apply_holm([tested_tasks(scores)], [tuple(scores["tasks"])])[0]
     header = ["macro F1", "records", "base", "tuned", "difference", "95% interval", "tuned is", "base, published"]
     rows = []

@@ -1,4 +1,4 @@
-"""Write the report of one or more evaluated runs: one HTML page, its Markdown twin and the plots.
+"""Write the report of one or more evaluated runs: one HTML page, the same as Markdown, and the plots.
 
     python scripts/report.py runs/tiny --out reports/tiny
     python scripts/report.py runs/kogpt2 runs/1.3b runs/12.8b --out reports/all --split test
@@ -19,7 +19,7 @@ from llm_qa.files import SPLITS
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The command line."""
+    """The flags."""
     parser = ArgumentParser(description=__doc__)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders, like runs/tiny")
     parser.add_argument("--out", required=True, metavar="FOLDER", help="where the report goes, like reports/tiny")
@@ -35,13 +35,13 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         help="sample answers of each kind for each run (default: 20; 0 leaves them out)",
     )
     parser.add_argument(
-        "--seed", type=whole_number, default=0, help="of the bootstrap, the tests and the random samples"
+        "--seed", type=whole_number, default=0, help="seed of the bootstrap, the tests and the random samples"
     )
     return parser.parse_args(arguments)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Read, compare, write, show."""
+    """Load, compare and write the report; print its scores."""
     options = parse_arguments(arguments)
     report = load_report(
         options.runs, split=options.split, data=options.data, seed=options.seed, samples=options.samples

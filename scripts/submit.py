@@ -3,9 +3,9 @@
     python scripts/submit.py --run runs/12.8b --file test.csv --out submission.csv
     python scripts/submit.py --run runs/12.8b --file test.csv --out submission.csv --embedder models/distiluse
 
-Columns id, vec_0 .. vec_511, one row a question, in the order of test.csv. Needs the optional sentence-transformers
-(pip install -e '.[submission]'). --answers also keeps the answers themselves. Stopped (Ctrl-C), the answers so far are
-kept and the same command goes on.
+Columns id, vec_0 .. vec_511, one row per question, in the order of test.csv. Needs the optional sentence-transformers
+(pip install -e '.[submission]'). --answers also keeps the answers themselves. After Ctrl-C, the answers so far are kept
+and the same command continues.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from llm_qa.inference.settings import MAX_NEW_TOKENS_HELP, named_settings
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The flags; contradictions end here."""
+    """The flags; UserError where they contradict each other."""
     parser = ArgumentParser(description=__doc__)
     parser.add_argument("--run", type=Path, required=True, help="a run folder made by train.py")
     parser.add_argument("--file", type=Path, required=True, help="CSV of questions (id, 질문)")
@@ -63,7 +63,7 @@ def main() -> int:
     questions = read_questions(options.file, question_column=options.question_column, id_column=options.id_column)
     embedder = load_embedder(options.embedder)
     settings = named_settings(options.sampling, options.max_new_tokens, run=options.run)
-    # Imported here and not above: help and mistakes answer without the seconds that these take.
+    # Imported here, because they take seconds that --help and errors in flags should not wait for.
     from llm_qa.evaluation.predict.asking import answer_file, find_source
 
     source, asked = find_source(settings, run=options.run), [(question, "") for _, question in questions]

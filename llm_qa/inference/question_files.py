@@ -16,7 +16,7 @@ from llm_qa.data.text import invalid_reason, normalize
 
 ID_NAMES = ("id", "번호", "순번", "no", "no.")
 LONGEST_QUESTION_CHARACTERS = 100_000  # far beyond every model's context
-# What a spreadsheet takes for the start of a formula, in full width too (OWASP, CSV injection).
+# Characters that a spreadsheet takes for the start of a formula, full-width forms included (OWASP, CSV injection).
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
 
 
@@ -27,7 +27,7 @@ def read_question(
     may_be_empty: bool = False,
     tidy: Callable[[str], str] = normalize,
 ) -> str:
-    """A question (or its context, by `tidy` normalize_lines) as the model is asked it; UserError says what is wrong."""
+    """A question (or with `tidy` normalize_lines a context) as it goes into the prompt; UserError if invalid."""
     if len(text) > LONGEST_QUESTION_CHARACTERS:
         raise UserError(f"{where} has {len(text):,} characters, at most {LONGEST_QUESTION_CHARACTERS:,} can be asked.")
     if reason := invalid_reason(text):
@@ -43,7 +43,7 @@ def read_questions(
 ) -> list[tuple[str, str]]:
     """(id, question) of each row of a CSV with a question column; a missing id is the row's number.
 
-    Answers must line up with questions, so a bad row is a UserError with its line, not a row left out.
+    Every question needs an answer, so a bad row is a UserError with its line and not skipped.
     """
     path = Path(path)
     rows = split_rows(decode(path)[0])
@@ -66,13 +66,13 @@ def read_questions(
 
 
 def check_csv_name(path: Path, flag: str) -> None:
-    """UserError for the name of another kind of file: a spreadsheet would refuse CSV text that is called .xlsx."""
+    """UserError for a name that does not end in .csv: a spreadsheet would refuse CSV text in a file called .xlsx."""
     if path.suffix.lower() != ".csv":
         raise UserError(f"{flag} {path} is written as CSV: give it a name that ends in .csv, which Excel opens too.")
 
 
 def write_answers(path: str | Path, questions: list[tuple[str, str]], answers: list[str]) -> None:
-    """Write id, 질문, 답변 as CSV in UTF-8 with BOM (Excel shows Hangul only with it).
+    """Write id, 질문, 답변 as CSV in UTF-8 with BOM (without it Excel does not show Hangul).
 
     A cell that a spreadsheet would take for a formula gets an apostrophe in front.
     """
@@ -85,5 +85,5 @@ def write_answers(path: str | Path, questions: list[tuple[str, str]], answers: l
 
 
 def harmless(cell: str) -> str:
-    """The cell, with an apostrophe before what would start a formula."""
+    """The cell, with an apostrophe in front where it would start a formula."""
     return f"'{cell}" if cell.startswith(FORMULA_STARTS) else cell

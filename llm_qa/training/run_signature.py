@@ -50,7 +50,7 @@ def check_same(before: dict[str, Any], now: dict[str, Any], allowed: list[str], 
     fixed = [word for word in found.get("recipe", ()) if word.split()[0] not in READ_ANEW]
     if fixed:
         raise UserError(
-            f"{where} keeps the settings that it began with, also under --allow-change: {'; '.join(fixed)}. Name "
+            f"{where} goes on with what it began with, which --allow-change cannot change: {'; '.join(fixed)}. Name "
             "another folder with --run, or set the old run aside with --resume never."
         )
     for words in found.values():

@@ -28,8 +28,7 @@ def listed(names: list[str]) -> str:
 def find_columns(header: Sequence[str], known: tuple[str, ...]) -> list[int]:
     """Numbers of the columns `name` or `name_1, name_2 ...` of the first known name that exists; [] for none.
 
-    Failing that, the number of the one column whose last word is a known name ("고객 질문", "원장님 답변"), if it is the
-    only one.
+    Failing that, the number of the only column that ends with a known name ("고객 질문", "원장님 답변").
     """
     return list(_find_columns(tuple(header), known))
 

@@ -54,7 +54,7 @@ def reason_against(model: torch.nn.Module, recipe: Recipe, capability: tuple[int
     if config.hidden_dropout or config.attention_dropout:
         return "the model's own dropout is on"
     if not (config.use_parallel_residual and config.hidden_act == "gelu" and config.attention_bias):
-        return "this GPT-NeoX is built otherwise than polyglot-ko"
+        return "this GPT-NeoX has a different structure from polyglot-ko"
     linears = linear_layers(model)
     if recipe.method == "lora" and not all(hasattr(layer, "lora_A") for layer in adapted_layers(linears)):
         return "--lora-targets leaves linear layers without LoRA"
@@ -229,11 +229,7 @@ def report(fast: FastNeoX, plan: Plan, precision: Precision) -> str:
     line = (
         f"fast path: attention inside documents, {fast.tokens:,} packed tokens, compiled layers, {plan.recomputed} of "
         f"{len(fast.model.gpt_neox.layers)} layers recomputed ({plan.why}), {precision.base}"
-        + (
-            f" dequantised once into {plan.dequantized_bytes / 2**30:.1f} GiB of {kind}"
-            if plan.dequantized_bytes
-            else ""
-        )
+        + (f" converted once to {plan.dequantized_bytes / 2**30:.1f} GiB of {kind}" if plan.dequantized_bytes else "")
         + f", products in {plan.products}"
         + (", no CUDA graphs because memory is short" if plan.short_of_memory else "")
         + (f", {what_is_offloaded(fast)} offloaded to CPU memory" if plan.offloaded else "")

@@ -37,8 +37,8 @@ def test_polyglot_s_kind_of_model_takes_it():
         ({}, {}, None, "no GPU"),
         ({}, {}, T4, "compute capability 7.5"),
         ({"hidden_dropout": 0.1}, {}, H200, "dropout"),
-        ({"use_parallel_residual": False}, {}, H200, "built otherwise"),
-        ({"hidden_act": "gelu_new"}, {}, H200, "built otherwise"),
+        ({"use_parallel_residual": False}, {}, H200, "different structure"),
+        ({"hidden_act": "gelu_new"}, {}, H200, "different structure"),
     ],
 )
 def test_what_cannot_take_it_is_told_why(model, values, capability, reason):
@@ -101,7 +101,7 @@ def test_nf4_is_unpacked_once_where_the_copy_fits_beside_what_layers_keep(monkey
     monkeypatch.setattr("llm_qa.models.fast.plan.free_memory_bytes", lambda: (free_mib * 2**20, free_mib * 2**20))
     path = choose_fast_path(model, recipe, precision, 128, 128, 0, H200)
     assert path.active
-    assert ("dequantised once into" in path.report) == dequantized
+    assert ("converted once to" in path.report) == dequantized
     fast = model.get_base_model().forward.func.__self__
     assert len(fast.prepared) == 4 * model.config.num_hidden_layers * dequantized
 
@@ -240,7 +240,7 @@ def test_planning_alone_changes_nothing(monkeypatch):
             {},
             100,
             "dequantized",
-            "nf4 dequantised once into 0.0 GiB of fp8, products in fp8 and bf16 (gradients within",
+            "nf4 converted once to 0.0 GiB of fp8, products in fp8 and bf16 (gradients within",
         ),
         ({}, 5, "per use", "nf4, products in fp8 and bf16 (gradients within"),
         ({"recompute": "all"}, 100, "per use", "nf4, products in fp8 and bf16 (gradients within"),
@@ -248,7 +248,7 @@ def test_planning_alone_changes_nothing(monkeypatch):
             {"base_precision": "16bit"},
             100,
             "dequantized",
-            "bf16 dequantised once into 0.0 GiB of fp8, products in fp8 and",
+            "bf16 converted once to 0.0 GiB of fp8, products in fp8 and",
         ),
         ({"base_precision": "16bit"}, 5, None, "bf16, products in bf16 (an fp8 copy of the bf16 weights takes 0.0 GiB"),
         (
