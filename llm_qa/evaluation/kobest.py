@@ -122,7 +122,7 @@ class Choice:
     per character (None where the task has no such score)."""
 
     right: int
-    told: int
+    chosen_class: int
     right_normalised: bool | None
 
 
@@ -154,7 +154,7 @@ def score_model(
             Choice(*map(int, sample["f1"]), bool(sample["acc_norm"]) if "acc_norm" in sample else None)
             for sample in samples
         ]
-        accuracy = np.mean([choice.right == choice.told for choice in chosen[task]])
+        accuracy = np.mean([choice.right == choice.chosen_class for choice in chosen[task]])
         assert abs(found["results"][f"kobest_{task}"]["acc,none"] - accuracy) < 1e-9, "the harness's own accuracy"
     return chosen
 
@@ -166,9 +166,9 @@ def compare_tasks(base: dict[str, list[Choice]], tuned: dict[str, list[Choice]])
         after = tuned[task]
         right = [choice.right for choice in before]
         assert right == [choice.right for choice in after], "the harness gave both models the same items"
-        told = [[choice.told for choice in choices] for choices in (before, after)]
-        compared[task] = {"f1": compare_choices(right, *told)}
-        compared[task]["accuracy"] = compare_choices(right, *told, accuracy_of_counts)
+        chosen_classes = [[choice.chosen_class for choice in choices] for choices in (before, after)]
+        compared[task] = {"f1": compare_choices(right, *chosen_classes)}
+        compared[task]["accuracy"] = compare_choices(right, *chosen_classes, accuracy_of_counts)
         if before[0].right_normalised is not None:
             flags = [[choice.right_normalised for choice in choices] for choices in (before, after)]
             compared[task]["accuracy_normalised"] = compare_choices([True] * len(right), *flags, accuracy_of_counts)
@@ -180,7 +180,9 @@ def choice_rows(base: dict[str, list[Choice]], tuned: dict[str, list[Choice]]) -
     rows = []
     for task, before in base.items():
         for item, (one, other) in enumerate(zip(before, tuned[task], strict=True)):
-            rows.append({"task": task, "item": item, "right": one.right, "base": one.told, "tuned": other.told})
+            rows.append(
+                {"task": task, "item": item, "right": one.right, "base": one.chosen_class, "tuned": other.chosen_class}
+            )
             if one.right_normalised is not None:
                 flags = {"base": one.right_normalised, "tuned": other.right_normalised}
                 rows[-1] |= {f"{label}_right_normalised": flag for label, flag in flags.items()}

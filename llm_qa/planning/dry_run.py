@@ -86,7 +86,7 @@ def check_fit(recipe: Recipe, strategy: Strategy) -> None:
 
 
 def widest_pass(recipe: Recipe, strategy: Strategy) -> Recipe:
-    """Under ZeRO-3 on GPUs: the recipe with the largest micro-batch that fits, which is printed; its updates are the same."""
+    """Under ZeRO-3 on GPUs: the recipe with the largest micro-batch that fits, printed; updates are the same."""
     gpu = gpu_total_bytes()
     if strategy.zero_stage != 3 or gpu is None or recipe.model == EMBEDDED_MODEL:
         return recipe
