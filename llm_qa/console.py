@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import os
 import sys
@@ -24,6 +25,33 @@ class Failed(RuntimeError):
 
 class StoppedEarly(Exception):
     """The work ended before its end with everything saved; the same command goes on."""
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse's parser, with the script's docstring shown as it is written and mistakes in flags as a UserError."""
+
+    def __init__(self, **settings):
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **settings)
+
+    def error(self, message: str):
+        """One sentence in place of argparse's usage lines and exit."""
+        raise UserError(f"{message.removeprefix('argument ')} (--help lists the flags).")
+
+
+def whole_number(text: str, at_least: int = 0) -> int:
+    """A flag's value as an int; what is no whole number of at least `at_least` is a mistake in the flag."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = None
+    if value is None or value < at_least:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least {at_least}")
+    return value
+
+
+def positive_int(text: str) -> int:
+    """A flag's value as an int of at least 1."""
+    return whole_number(text, at_least=1)
 
 
 def is_main_process() -> bool:

@@ -1,4 +1,4 @@
-"""Does preprocessing help? Train one recipe on differently cleaned data, score all on the same raw test, report.
+"""Compare ways of preprocessing: train one recipe on differently cleaned data, score all on the same raw test split.
 
     python scripts/ablation.py --name bundled --stopwords stopwords.txt
     python scripts/ablation.py chatbot_qa.csv --name chatbot --stopwords stopwords.txt --max-steps 200
@@ -6,7 +6,7 @@
 Every cleaning (none, the original notebooks', theirs with their stopwords, particles dropped by morphemes) is trained
 with the loss on answers and with the loss on everything, each compared with the first: raw texts, loss on answers. The
 base model and the split are the same for all; the test split stays raw. Flags that are not listed here go to train.py.
-Every step is kept: the same command goes on where it stopped. Writes reports/<name>/ and ablation.txt in it.
+Every finished step is kept, and the same command continues. Writes reports/<name>/ and ablation.txt in it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 
 from llm_qa import files
 from llm_qa.config.recipe import EMBEDDED_MODEL, load_recipe, recipe_flags
-from llm_qa.console import EXIT_USER_ERROR, UserError, format_table, run_script, say
+from llm_qa.console import EXIT_USER_ERROR, ArgumentParser, UserError, format_table, run_script, say
 from llm_qa.data.records import load_split
 from llm_qa.evaluation.metrics.catalogue import BITS_PER_CHARACTER, CHARACTER_F1, MEASURES, UNKNOWN
 from llm_qa.evaluation.report.views import format_p, reading_text
@@ -36,11 +36,10 @@ Runs = dict[tuple[str, str], Path]  # (cleaning, loss) -> run folder, the first 
 
 
 def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
-    """The script's own flags, and those for train.py. INPUT ends at the first flag: a later word is a flag's value."""
-    parser = argparse.ArgumentParser(
+    """The script's own flags, and those for train.py. Words before the first flag are INPUT; later ones are values."""
+    parser = ArgumentParser(
         usage="ablation.py [INPUT ...] --name NAME [flags, of train.py too]",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("--name", required=True, help="of data/<name>-*, runs/<name>-* and reports/<name>")
@@ -67,7 +66,7 @@ def cleanings(stopwords: str | None) -> dict[str, list[str]]:
 
 
 def run(script: str, *arguments: str | Path) -> None:
-    """Run another script; its user error is ours, and any other failure ends here."""
+    """Run another script; its exit code 2 raises UserError, other failures RuntimeError."""
     done = subprocess.run([sys.executable, str(SCRIPTS / script), *map(str, arguments)])
     if done.returncode:
         kind = UserError if done.returncode == EXIT_USER_ERROR else RuntimeError
@@ -75,7 +74,7 @@ def run(script: str, *arguments: str | Path) -> None:
 
 
 def same_base(recipe: str, flags: list[str], raw: Path, name: str) -> list[str]:
-    """Flags that give every variant one base: the embedded model, of raw texts, as a real base's are."""
+    """Flags that give every variant the same base: the embedded model built from raw texts."""
     if load_recipe(recipe, recipe_flags(flags)).model != EMBEDDED_MODEL:
         return []
     base = Path("runs") / f"{name}-base"
@@ -102,7 +101,7 @@ def score_table(runs: Runs) -> str:
 
 
 def difference_table(runs: Runs) -> str:
-    """Every variant minus the first on the same records: difference, 95% interval, corrected p, what it says."""
+    """Every variant minus the first on the same records: difference, 95% interval, corrected p and outcome."""
     first, *others = (files.read_jsonl(files.evaluation_dir(run, "test") / files.PREDICTIONS) for run in runs.values())
     compared = [compare_predictions(first, rows, groups=False) for rows in others]
     rows = []
@@ -123,7 +122,7 @@ def difference_table(runs: Runs) -> str:
     titles = [title for key in COMPARED for title in (MEASURES[key].title, "95% interval", "p (Holm)", "is")]
     return (
         f"{format_table(['minus raw, loss on answer', '', *titles], rows)}\n"
-        f"{count_words(compared[0])}. Intervals and tests are over groups: another seed of training may differ by more."
+        f"{count_words(compared[0])}. Intervals and tests are over groups: another training seed may differ by more."
     )
 
 
@@ -132,7 +131,7 @@ def main() -> int:
     options, training = parse_arguments()
     if options.stopwords and not Path(options.stopwords).is_file():
         raise UserError(f"--stopwords {options.stopwords} does not exist.")
-    load_recipe(options.recipe, recipe_flags(training))  # a bad flag ends here
+    load_recipe(options.recipe, recipe_flags(training))  # raises UserError for a bad flag
     if not options.stopwords:
         say("note: without --stopwords FILE the original notebooks' stopwords are left out")
     columns = [f"--{name}={value}" for name in PREPARATION for value in getattr(options, name.replace("-", "_"))]
@@ -160,7 +159,7 @@ def main() -> int:
 
 
 def same_limit(runs: Runs) -> list[str]:
-    """Flags that let every variant answer at the length of the first, whose training answers decide it."""
+    """Flags that give every variant the token limit of the first, which its training answers determine."""
     scores = files.evaluation_dir(next(iter(runs.values())), "test") / files.SCORES
     if not scores.is_file():
         return []
@@ -168,7 +167,7 @@ def same_limit(runs: Runs) -> list[str]:
 
 
 def share_base_answers(runs: Runs) -> None:
-    """Give the newest run the first one's answers of the base; evaluate.py takes them only if all of it is the same."""
+    """Copy the first run's answers of the base to the newest; evaluate.py uses them only if nothing differs."""
     first, newest = (files.evaluation_dir(list(runs.values())[i], "test", files.BASE) for i in (0, -1))
     if first.is_dir() and not newest.is_dir():
         shutil.copytree(first, newest)

@@ -5,14 +5,14 @@ python scripts/ask.py --run runs/tiny --file test.csv --out answers.csv
 python scripts/ask.py --run runs/tiny
 python scripts/ask.py --model EleutherAI/polyglot-ko-1.3b "..."     a plain model, no run
 
-Stopped (Ctrl-C) in a --file, the answers so far are kept and the same command goes on.
+After Ctrl-C with --file, the answers so far are kept and the same command continues.
 """
 
 import argparse
 from pathlib import Path
 
 from llm_qa import files
-from llm_qa.console import UserError, run_script, say
+from llm_qa.console import ArgumentParser, UserError, positive_int, run_script, say
 from llm_qa.data.text import LINE_BREAKS
 from llm_qa.evaluation.predict.batches import delete_partial_results
 from llm_qa.evaluation.predict.run_data import line_breaks_of_run
@@ -21,9 +21,9 @@ from llm_qa.inference.settings import DECODERS, MAX_NEW_TOKENS_HELP, GenerationS
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The flags; contradictions end here."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("question", nargs="?", help="the question; left out, a prompt opens")
+    """The flags; UserError where they contradict each other."""
+    parser = ArgumentParser(description=__doc__)
+    parser.add_argument("question", nargs="?", help="the question (without it, questions are read from a prompt)")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--run", type=Path, help="a run folder made by train.py")
     source.add_argument("--model", help="a plain model: a hub id or a folder")
@@ -35,19 +35,21 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--question-column", help="the question column of --file, where it has another name")
     parser.add_argument("--id-column", help="the id column of --file (default: id or 번호, else the row's number)")
     parser.add_argument("--out", type=Path, help="CSV to write the answers of --file to")
-    parser.add_argument("--batch-size", type=int, default=16, help="questions of --file answered at once")
-    parser.add_argument("--max-new-tokens", type=int, help=MAX_NEW_TOKENS_HELP)
+    parser.add_argument("--batch-size", type=positive_int, default=16, help="questions of --file answered at once")
+    parser.add_argument("--max-new-tokens", type=positive_int, help=MAX_NEW_TOKENS_HELP)
     parser.add_argument(
         "--sampling", default="greedy", choices=("greedy", "original"), help="original: as the original notebooks did"
     )
     parser.add_argument(
-        "--decoder", default="plain", choices=DECODERS, help="of --file; static: GPT-NeoX, greedy, fixed cache"
+        "--decoder", default="plain", choices=DECODERS, help="for --file; static: GPT-NeoX, greedy, fixed cache"
     )
     options = parser.parse_args()
     if bool(options.file) != bool(options.out):
         raise UserError("--file and --out go together: a CSV of questions in, a CSV of answers out.")
     if options.decoder != "plain" and not options.file:
-        raise UserError(f"--decoder {options.decoder} answers the questions of a --file: name one, or leave it out.")
+        raise UserError(
+            f"--decoder {options.decoder} is only for the questions of a --file: name one, or leave it out."
+        )
     if options.file and options.question:
         raise UserError("Give a question or --file, not both.")
     if columns := [name for name in ("question_column", "id_column") if getattr(options, name) and not options.file]:
@@ -56,9 +58,6 @@ def parse_arguments() -> argparse.Namespace:
         check_csv_name(options.out, "--out")
     if options.out and options.out.resolve() == options.file.resolve():
         raise UserError(f"--out {options.out} would overwrite the questions: name another file.")
-    for flag in ("batch_size", "max_new_tokens"):
-        if (value := getattr(options, flag)) is not None and value < 1:
-            raise UserError(f"--{flag.replace('_', '-')} is {value} and must be at least 1.")
     if options.run:
         files.check_run(options.run)
     return options
@@ -123,7 +122,7 @@ def main() -> int:
     question = read_question(options.question) if options.question is not None else None
     settings = named_settings(options.sampling, options.max_new_tokens, run=options.run)
     whose = {"run": options.run, "model": options.model, "base_precision": options.base_precision}
-    # Imported here and not above: help and mistakes answer without the seconds that these take.
+    # Imported here, because they take seconds that --help and errors in flags should not wait for.
     from llm_qa.evaluation.predict.asking import answer_file, find_source
     from llm_qa.inference.fitting import fit_questions
     from llm_qa.models.loading import load_tokenizer
@@ -139,7 +138,7 @@ def main() -> int:
         delete_partial_results(part)
         say(f"{len(answers):,} answers written to {options.out}")
         return 0
-    if question:  # one that does not fit is refused before the weights are read
+    if question:  # a question that is too long is refused before the weights are read
         asked = [(question, context)]
         question, context = fit_questions(load_tokenizer(source.tokenizer), source.config, asked, settings)[0]
     model, tokenizer = source.load()

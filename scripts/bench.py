@@ -1,15 +1,15 @@
-"""Measure how fast recipes train, and in how much memory, beside what others do with the same documents.
+"""Measure the speed and memory of training recipes, beside other implementations on the same documents.
 
     python scripts/bench.py scripts/recipes/qlora_12.8b.yaml scripts/recipes/full_1.3b.yaml --steps 16
     accelerate launch --config_file accelerate_configs/zero3.yaml --num_processes 1 scripts/bench.py RECIPE.yaml
 
 Random weights at the model's true shapes, no download; documents of the original notebooks' lengths; only real tokens
-count, padding never. Every recipe key is also a flag. Each baseline runs in a process of its own: `ours` as train.py
+count, not padding. Every recipe key is also a flag. Each baseline runs in a process of its own: `ours` as train.py
 trains, `bf16` the same with --compute-dtype bf16, `fp8-base` with --base-precision fp8, `plain` with --fast off, `loop`
 an explicit loop in Trainer's place, `original` the original notebooks' recipe, `trl` TRL's SFTTrainer where it is
 installed. Under accelerate launch only `ours` is measured, on that strategy.
 --generate measures answering instead: the original's loop, transformers' batches, the static decoder.
-Prints one table and adds a JSON line a measurement to --out.
+Prints one table and adds one JSON line per measurement to --out.
 """
 
 from __future__ import annotations
@@ -27,7 +27,16 @@ from typing import TYPE_CHECKING
 from llm_qa import files
 from llm_qa.benchmark.choices import ANSWERING_BY_NAME, BASELINES_BY_NAME
 from llm_qa.config.recipe import Recipe, load_recipe, recipe_flags
-from llm_qa.console import EXIT_FAILED, UserError, format_table, is_main_process, run_script, say
+from llm_qa.console import (
+    EXIT_FAILED,
+    ArgumentParser,
+    UserError,
+    format_table,
+    is_main_process,
+    positive_int,
+    run_script,
+    say,
+)
 from llm_qa.migrations import renamed_flags
 
 if TYPE_CHECKING:
@@ -36,34 +45,29 @@ if TYPE_CHECKING:
 
 DEFAULT_RECIPE = Path(__file__).parent / "recipes" / "tiny.yaml"
 MATMUL_PEAK = "matmul_peak"  # the child process that measures what the device can reach
-ORIGINAL_QUESTIONS = 1  # one at a time, and slow
+ORIGINAL_QUESTIONS = 1  # answered one at a time, which is slow
 
 
 def parse_arguments() -> tuple[argparse.Namespace, list[Recipe]]:
     """The script's own flags and the recipes."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("recipes", type=Path, nargs="*", metavar="RECIPE.yaml", help="files of scripts/recipes/")
     parser.add_argument(
-        "--baselines", nargs="+", choices=BASELINES_BY_NAME, default=list(BASELINES_BY_NAME), help="who is measured"
+        "--baselines", nargs="+", choices=BASELINES_BY_NAME, default=list(BASELINES_BY_NAME), help="what is measured"
     )
-    parser.add_argument("--steps", type=int, default=8, help="updates that are measured")
-    parser.add_argument("--warmup", type=int, default=3, help="updates before them")
-    parser.add_argument("--out", type=Path, default=Path("reports/bench.jsonl"), help="one JSON line a measurement")
+    parser.add_argument("--steps", type=positive_int, default=8, help="updates that are measured")
+    parser.add_argument("--warmup", type=positive_int, default=3, help="updates before the measured ones")
+    parser.add_argument("--out", type=Path, default=Path("reports/bench.jsonl"), help="one JSON line per measurement")
     parser.add_argument("--generate", action="store_true", help="measure answering in place of training")
-    parser.add_argument("--questions", type=int, default=256, help="asked at once with --generate")
-    parser.add_argument("--new-tokens", type=int, default=128, help="of each answer with --generate")
-    parser.add_argument("--trace", action="store_true", help="profile one more update of ours by category of kernel")
-    parser.add_argument("--gpu-memory-limit", type=gibibytes, metavar="16GiB", help="play a smaller card")
-    parser.add_argument("--row", type=Path, help=argparse.SUPPRESS)  # a child writes what it measured there
+    parser.add_argument("--questions", type=positive_int, default=256, help="number of questions with --generate")
+    parser.add_argument("--new-tokens", type=positive_int, default=128, help="tokens of each answer with --generate")
+    parser.add_argument("--trace", action="store_true", help="profile one more update of `ours` by category of kernel")
+    parser.add_argument("--gpu-memory-limit", type=gibibytes, metavar="16GiB", help="act as a GPU with so much memory")
+    parser.add_argument("--row", type=Path, help=argparse.SUPPRESS)  # where a child process writes its measurement
     parser.add_argument(
         "--child", choices=(*BASELINES_BY_NAME, *ANSWERING_BY_NAME, MATMUL_PEAK), help=argparse.SUPPRESS
     )
     options, rest = parser.parse_known_args(renamed_flags(sys.argv[1:]))
-    for name in ("steps", "warmup", "questions", "new_tokens"):
-        if getattr(options, name) < 1:
-            raise UserError(f"--{name.replace('_', '-')} {getattr(options, name)} must be at least 1.")
     overrides = recipe_flags(rest)
     overrides |= {
         "max_steps": options.warmup + options.steps + options.trace,
@@ -111,7 +115,7 @@ def measure(baseline: str, recipe: Recipe, options: argparse.Namespace) -> dict:
 
 
 def answer(bench_config: BenchmarkConfig, how: str, options: argparse.Namespace) -> dict:
-    """How fast the recipe's model answers in one of the ways of ANSWERING."""
+    """The speed of the recipe's model with one of the methods of ANSWERING."""
     from llm_qa.benchmark.answering import measure_answering
     from llm_qa.benchmark.config import set_up
 
@@ -123,7 +127,7 @@ def answer(bench_config: BenchmarkConfig, how: str, options: argparse.Namespace)
 
 
 def in_a_child(baseline: str, recipe: Path, options: argparse.Namespace, folder: str) -> dict | None:
-    """The row that a process of its own measured; None, with the reason on the screen, when it could not."""
+    """The row measured in a child process; None where that failed, with its reason on the screen."""
     row = Path(folder) / f"{baseline}.json"
     flags = [word for word in sys.argv[1:] if Path(word) not in options.recipes]
     child = [sys.executable, __file__, str(recipe), *flags, "--child", baseline, "--row", str(row)]
@@ -131,7 +135,7 @@ def in_a_child(baseline: str, recipe: Path, options: argparse.Namespace, folder:
 
 
 def table(rows: list[dict]) -> str:
-    """The measurements as text; HFU is the share of the matmul peak, recomputed products counted."""
+    """The measurements as text; HFU is the share of the matmul peak, recomputation included."""
     header = ["recipe", "baseline", "strategy", "tok/s", "HFU", "GiB", "reserved", "s/epoch", "first update after"]
     lines = [
         [
@@ -154,7 +158,7 @@ def table(rows: list[dict]) -> str:
 
 def answering_table(rows: list[dict]) -> str:
     """The measurements of --generate as text."""
-    header = ["recipe", "answers by", "questions at once", "tok/s", "ms a token step", "GiB", "ready after"]
+    header = ["recipe", "answers by", "questions at once", "tok/s", "ms per token step", "GiB", "ready after"]
     lines = [
         [
             row["recipe"],
@@ -178,7 +182,7 @@ def keep(out: Path, rows: list[dict]) -> None:
 def main() -> int:
     """Measure each recipe with each baseline, keep the rows, print the table."""
     options, recipes = parse_arguments()
-    # Imported here and not above: help and mistakes answer without the seconds that these take.
+    # Imported here, because they take seconds that --help and errors in flags should not wait for.
     from llm_qa.benchmark.answering import ANSWERING
     from llm_qa.benchmark.matmul_peak import matrix_rate
     from llm_qa.training.callbacks.stopping import under_a_launcher

@@ -1,12 +1,12 @@
-"""Answer a split's questions with a run's model and score the answers; --base does the untuned model too.
+"""Answer a split's questions with a run's model and score the answers; --base also evaluates the untuned model.
 
     python scripts/evaluate.py --run runs/tiny --base --split test
     accelerate launch --config_file accelerate_configs/ddp.yaml scripts/evaluate.py --run runs/tiny
 
 Writes runs/<name>/eval/<split>/ (and <split>-base/): predictions.jsonl and scores.json, and in <split>-nearest/ the
-same for answers copied from the nearest training question; data that the run was not trained on has a folder of its
-own in eval/. A killed evaluation, Ctrl-C among them, goes on where it was with the same command; a finished one is kept
-(--overwrite answers anew). Several processes share the questions and write the same.
+same for answers copied from the nearest training question; data that the run was not trained on has a folder of its own
+in eval/. After a kill or Ctrl-C, the same command continues the evaluation; a finished one is kept unless --overwrite
+is given. Several processes divide the questions among them and write the same files.
 """
 
 import argparse
@@ -15,7 +15,15 @@ import sys
 from pathlib import Path
 
 from llm_qa import files
-from llm_qa.console import StoppedEarly, UserError, format_seconds, run_script, say
+from llm_qa.console import (
+    ArgumentParser,
+    StoppedEarly,
+    format_seconds,
+    positive_int,
+    run_script,
+    say,
+    whole_number,
+)
 from llm_qa.data.records import load_split
 from llm_qa.distributed import end_processes, first_to_say, rank, start_processes, wait_for_all, world_size
 from llm_qa.evaluation.evaluations import WHOSE, answered_before, say_what_is_replaced, write_evaluation
@@ -28,31 +36,30 @@ from llm_qa.migrations import renamed_flags
 
 def parse_arguments() -> argparse.Namespace:
     """The flags."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__)
     parser.add_argument("--run", type=Path, required=True, help="a run folder made by train.py")
     parser.add_argument("--base", action="store_true", help="evaluate the untuned base as well, for comparison")
     parser.add_argument("--data", type=Path, help="prepared data (default: what the run was trained on)")
     parser.add_argument("--split", default="test", choices=files.SPLITS)
-    parser.add_argument("--batch-size", type=int, default=16, help="questions answered at once")
-    parser.add_argument("--max-new-tokens", type=int, help=MAX_NEW_TOKENS_HELP)
+    parser.add_argument("--batch-size", type=positive_int, default=16, help="questions answered at once")
+    parser.add_argument("--max-new-tokens", type=positive_int, help=MAX_NEW_TOKENS_HELP)
     parser.add_argument(
         "--sampling", default="greedy", choices=("greedy", "original"), help="original: as the original notebooks did"
     )
     parser.add_argument(
         "--decoder", default="plain", choices=DECODERS, help="static: GPT-NeoX, greedy; a fixed cache, CUDA graphs"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of sampling and of the bootstrap")
-    parser.add_argument("--limit", type=int, help="only the first N records of the split")
+    parser.add_argument("--seed", type=whole_number, default=0, help="of sampling and of the bootstrap")
+    parser.add_argument("--limit", type=positive_int, help="only the first N records of the split")
     parser.add_argument(
         "--embedder",
         metavar="MODEL",
         help=f"also score by sentence embeddings: a local sentence-transformers folder, or {COMPETITION_EMBEDDER}",
     )
-    parser.add_argument("--overwrite", action="store_true", help="answer anew, although the evaluation is finished")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="generate new answers, although the evaluation is finished"
+    )
     options = parser.parse_args(renamed_flags(sys.argv[1:]))
-    for flag, least in (("batch_size", 1), ("max_new_tokens", 1), ("limit", 1), ("seed", 0)):
-        if (value := getattr(options, flag)) is not None and value < least:
-            raise UserError(f"--{flag.replace('_', '-')} is {value} and must be at least {least}.")
     if options.run:
         files.check_run(options.run)
     return options
@@ -71,7 +78,7 @@ def main() -> int:
 
 
 def evaluate(options: argparse.Namespace) -> None:
-    """What the script does, from flags to files."""
+    """Answer, score and write, for the tuned model and with --base for the base."""
     from llm_qa.evaluation.predict.answer_key import answers_key
     from llm_qa.evaluation.predict.asking import find_source
     from llm_qa.evaluation.predict.predictions import delete_all_partial_results, predict, question_rows
@@ -102,11 +109,11 @@ def evaluate(options: argparse.Namespace) -> None:
         return files.evaluation_dir(options.run, options.split, label, place)
 
     if place:
-        say(f"{data_dir} is not what {options.run} was trained on: its evaluation goes to {folder_of(files.TUNED)}")
+        say(f"{data_dir} is not the data of {options.run}: its evaluation goes to {folder_of(files.TUNED)}")
     if writes and (training := training_records(options.run, data_dir)):
         rows = with_closest(rows, training)
         if trained_on := contamination(rows)["trained_on_questions"]:
-            say(f"warning: {trained_on:,} of {len(rows):,} {options.split} questions stand in the training data")
+            say(f"warning: {trained_on:,} of {len(rows):,} {options.split} questions are in the training data")
         copied = with_cosines(nearest_rows(rows, training), embedder)
         whose = {**about, "label": files.NEAREST, "model": "nearest training answer"}
         write_evaluation(folder_of(files.NEAREST), copied, whose, seed=options.seed)
@@ -122,13 +129,13 @@ def evaluate(options: argparse.Namespace) -> None:
         kept = None if options.overwrite else answered_before(folder, key, rows)
         if writes and not kept and not options.overwrite:
             say_what_is_replaced(folder, {"model": recipe.model, "generation": generation})
-        wait_for_all()  # the first process writes anew what all have to read before
+        wait_for_all()  # the first process replaces files that all have to read before
         if kept:
-            say(f"{label}: answered before (--overwrite answers anew), scored again")
+            say(f"{label}: the answers of an earlier evaluation are scored again (--overwrite generates new ones)")
             answers, whose = kept
         else:
             if model is None or whole:
-                model = None  # two whole models need not fit at once
+                model = None  # frees the first model before the second is loaded
                 model, tokenizer = load_run(options.run, base=label == files.BASE)
             say(f"{label} model, {len(records):,} records of {data_dir}/{options.split}")
             uncovered = label == files.BASE and not whole

@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 
 from llm_qa import files
-from llm_qa.console import UserError, format_table, run_script, say
+from llm_qa.console import ArgumentParser, format_table, positive_int, run_script, say, whole_number
 from llm_qa.data.readers.kobest import TASKS, find_split, write_json_lines
 from llm_qa.evaluation.kobest import (
     MACRO_F1,
@@ -37,17 +37,14 @@ from llm_qa.migrations import stamped
 
 def parse_arguments() -> argparse.Namespace:
     """The flags."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__)
     parser.add_argument("--run", type=Path, required=True, help="a run folder made by train.py")
     parser.add_argument("--kobest-dir", type=Path, required=True, help="folder of <task>/test.jsonl or <Task>/test.tsv")
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=TASKS, help="default: all five")
-    parser.add_argument("--shots", type=int, default=0, help="worked examples in the prompt (default 0)")
-    parser.add_argument("--batch-size", type=int, default=16, help="choices scored at once")
-    parser.add_argument("--limit", type=int, help="only the first N records of each task")
+    parser.add_argument("--shots", type=whole_number, default=0, help="worked examples in the prompt (default 0)")
+    parser.add_argument("--batch-size", type=positive_int, default=16, help="choices scored at once")
+    parser.add_argument("--limit", type=positive_int, help="only the first N records of each task")
     options = parser.parse_args()
-    for flag, least in (("shots", 0), ("batch_size", 1), ("limit", 1)):
-        if (value := getattr(options, flag)) is not None and value < least:
-            raise UserError(f"--{flag.replace('_', '-')} is {value} and must be at least {least}.")
     if options.run:
         files.check_run(options.run)
     return options
@@ -56,7 +53,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> int:
     """Phases: data, tuned model, base model."""
     options = parse_arguments()
-    # Imported here and not above: help and mistakes answer without the seconds that these take.
+    # Imported here, because they take seconds that --help and errors in flags should not wait for.
     from llm_qa.models.loading import load_run, run_recipe
 
     recipe, tasks = run_recipe(options.run), tuple(dict.fromkeys(options.tasks))
@@ -64,7 +61,7 @@ def main() -> int:
     load_harness()
     how = {"num_fewshot": options.shots, "batch_size": options.batch_size, "limit": options.limit}
 
-    scratch = tempfile.TemporaryDirectory(prefix="kobest-")  # the harness reads JSON lines alone
+    scratch = tempfile.TemporaryDirectory(prefix="kobest-")  # the harness reads only JSON lines
     data = Path(scratch.name)
     write_json_lines(options.kobest_dir, tasks, needed_splits(options.shots), data)
 
@@ -72,9 +69,9 @@ def main() -> int:
     say(f"tuned model on {', '.join(tasks)}")
     tuned = score_model(model, tokenizer, data, tasks, **how)
     if recipe.method == "full":
-        model = None  # two whole models need not fit at once
+        model = None  # frees the first model before the second is loaded
         model, tokenizer = load_run(options.run, base=True)
-    say("base model on the same")
+    say("base model on the same tasks")
     with model.disable_adapter() if recipe.method == "lora" else contextlib.nullcontext():
         base = score_model(model, tokenizer, data, tasks, **how)
     scratch.cleanup()
@@ -97,7 +94,7 @@ def main() -> int:
 
 
 def table(scores: dict) -> str:
-    """Macro F1 of every task; the tests are corrected for each other, in a report for all of its page."""
+    """Macro F1 of every task. Tests are corrected for these tasks here, and in a report for all of its tests."""
     comparison = apply_holm([tested_tasks(scores)], [tuple(scores["tasks"])])[0]
     header = ["macro F1", "records", "base", "tuned", "difference", "95% interval", "tuned is", "base, published"]
     rows = []

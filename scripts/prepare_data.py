@@ -1,4 +1,4 @@
-"""Turn raw question-answer files into prepared data: read strictly, split by record, account for every row.
+"""Turn raw question-answer files into prepared data: read strictly, split by groups, with an account of every row.
 
     python scripts/prepare_data.py train.csv --out data/mine
     python scripts/prepare_data.py chatbot.csv more.jsonl --out data/chat --question-column Q --answer-column A
@@ -6,7 +6,7 @@
 
 Without INPUT it takes the bundled data. Reads CSV and Excel workbooks, wide as the original's (질문_1.., 답변_1..) or
 with one question and one answer column, JSON records (also Alpaca's, chat messages, prompt and completion) and KorQuAD
-JSON. Cleaning and stopwords touch train and validation only: the test split stays raw, so that models trained on
+JSON. Cleaning and stopwords change only train and validation: the test split stays raw, so that models trained on
 differently cleaned data are scored on the same questions and references.
 """
 
@@ -14,24 +14,24 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from llm_qa.console import run_script
+from llm_qa.console import ArgumentParser, run_script, whole_number
 from llm_qa.data.preparation import bundled_file, prepare
 from llm_qa.data.preparation_flags import add_preparation_flags, preparation_options
 
 
 def parse_arguments() -> argparse.Namespace:
     """The flags."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__)
     parser.add_argument("inputs", nargs="*", type=Path, metavar="INPUT", help="files (default: the bundled data)")
     parser.add_argument("--out", type=Path, required=True, help="folder to write, for example data/mine")
     add_preparation_flags(parser)
-    parser.add_argument("--seed", type=int, default=42, help="of the split")
+    parser.add_argument("--seed", type=whole_number, default=42, help="seed of the split")
     parser.add_argument("--overwrite", action="store_true", help="replace other prepared data in --out")
     return parser.parse_args()
 
 
 def main() -> int:
-    """Prepare and print the account."""
+    """Prepare the data and print the summary."""
     flags = parse_arguments()
     options = replace(preparation_options(flags), seed=flags.seed)
     prepare(flags.inputs or [bundled_file("train.csv")], flags.out, options, overwrite=flags.overwrite)

@@ -1,4 +1,4 @@
-"""Write the report of one or more evaluated runs: one HTML page, its Markdown twin and the plots.
+"""Write the report of one or more evaluated runs: one HTML page, the same as Markdown, and the plots.
 
     python scripts/report.py runs/tiny --out reports/tiny
     python scripts/report.py runs/kogpt2 runs/1.3b runs/12.8b --out reports/all --split test
@@ -12,15 +12,15 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from llm_qa.console import run_script, say
+from llm_qa.console import ArgumentParser, run_script, say, whole_number
 from llm_qa.evaluation.report.loading import load_report
 from llm_qa.evaluation.report.rendering import final_screen, write_report
 from llm_qa.files import SPLITS
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """The flags."""
+    parser = ArgumentParser(description=__doc__)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders, like runs/tiny")
     parser.add_argument("--out", required=True, metavar="FOLDER", help="where the report goes, like reports/tiny")
     parser.add_argument(
@@ -28,19 +28,20 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--split", default="test", choices=SPLITS, help="which evaluation to report (default: test)")
     parser.add_argument(
-        "--samples", type=int, default=20, metavar="N", help="sample answers of each kind a run (default: 20)"
+        "--samples",
+        type=whole_number,
+        default=20,
+        metavar="N",
+        help="sample answers of each kind for each run (default: 20; 0 leaves them out)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap, the tests and the random samples")
-    options = parser.parse_args(arguments)
-    if options.samples < 0:
-        parser.error(f"--samples {options.samples} is negative: 0 leaves the samples out")
-    if options.seed < 0:
-        parser.error(f"--seed {options.seed} is negative: give 0 or more")
-    return options
+    parser.add_argument(
+        "--seed", type=whole_number, default=0, help="seed of the bootstrap, the tests and the random samples"
+    )
+    return parser.parse_args(arguments)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Read, compare, write, show."""
+    """Load, compare and write the report; print its scores."""
     options = parse_arguments(arguments)
     report = load_report(
         options.runs, split=options.split, data=options.data, seed=options.seed, samples=options.samples

@@ -3,16 +3,16 @@
     python scripts/submit.py --run runs/12.8b --file test.csv --out submission.csv
     python scripts/submit.py --run runs/12.8b --file test.csv --out submission.csv --embedder models/distiluse
 
-Columns id, vec_0 .. vec_511, one row a question, in the order of test.csv. Needs the optional sentence-transformers
-(pip install -e '.[submission]'). --answers also keeps the answers themselves. Stopped (Ctrl-C), the answers so far are
-kept and the same command goes on.
+Columns id, vec_0 .. vec_511, one row per question, in the order of test.csv. Needs the optional sentence-transformers
+(pip install -e '.[submission]'). --answers also keeps the answers themselves. After Ctrl-C, the answers so far are kept
+and the same command continues.
 """
 
 import argparse
 from pathlib import Path
 
 from llm_qa import files
-from llm_qa.console import UserError, run_script, say
+from llm_qa.console import ArgumentParser, UserError, positive_int, run_script, say
 from llm_qa.data.text import LINE_BREAKS
 from llm_qa.evaluation.metrics.embedding import (
     COMPETITION_DIMENSIONS,
@@ -28,8 +28,8 @@ from llm_qa.inference.settings import MAX_NEW_TOKENS_HELP, named_settings
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The flags; contradictions end here."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """The flags; UserError where they contradict each other."""
+    parser = ArgumentParser(description=__doc__)
     parser.add_argument("--run", type=Path, required=True, help="a run folder made by train.py")
     parser.add_argument("--file", type=Path, required=True, help="CSV of questions (id, 질문)")
     parser.add_argument("--question-column", help="its question column, where it has another name")
@@ -42,15 +42,12 @@ def parse_arguments() -> argparse.Namespace:
         metavar="MODEL",
         help=f"a sentence-transformers hub id or folder (default: {COMPETITION_EMBEDDER})",
     )
-    parser.add_argument("--batch-size", type=int, default=16, help="questions answered at once")
-    parser.add_argument("--max-new-tokens", type=int, help=MAX_NEW_TOKENS_HELP)
+    parser.add_argument("--batch-size", type=positive_int, default=16, help="questions answered at once")
+    parser.add_argument("--max-new-tokens", type=positive_int, help=MAX_NEW_TOKENS_HELP)
     parser.add_argument(
         "--sampling", default="greedy", choices=("greedy", "original"), help="original: as the original notebooks did"
     )
     options = parser.parse_args()
-    for flag in ("batch_size", "max_new_tokens"):
-        if (value := getattr(options, flag)) is not None and value < 1:
-            raise UserError(f"--{flag.replace('_', '-')} is {value} and must be at least 1.")
     for flag in ("out", "answers"):
         path = getattr(options, flag)
         if path:
@@ -69,7 +66,7 @@ def main() -> int:
     questions = read_questions(options.file, **columns, tidy=LINE_BREAKS[line_breaks_of_run(options.run)])
     embedder = load_embedder(options.embedder)
     settings = named_settings(options.sampling, options.max_new_tokens, run=options.run)
-    # Imported here and not above: help and mistakes answer without the seconds that these take.
+    # Imported here, because they take seconds that --help and errors in flags should not wait for.
     from llm_qa.evaluation.predict.asking import answer_file, find_source
 
     source, asked = find_source(settings, run=options.run), [(row.question, row.context) for row in questions]

@@ -141,9 +141,9 @@ def main() -> int:
         run_on_main(lambda: make_universal(checkpoint))
         load_universal(arguments)
     say(
-        f"training: {recipe.global_batch_size} x {data.train.capacity} tokens an update; {strategy}, "
-        f"{arguments.per_device_train_batch_size} a pass, {arguments.gradient_accumulation_steps} passes a process, "
-        f"{cards.device_name()}"
+        f"training: {recipe.global_batch_size} sequences of {data.train.capacity} tokens per update "
+        f"({arguments.per_device_train_batch_size} per forward pass, {arguments.gradient_accumulation_steps} gradient "
+        f"accumulation steps) on {strategy}, {cards.device_name()}"
     )
     callbacks.stop.catch_signals()
     with memory_for_training(**out_of_memory):

@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 
-from llm_qa.console import format_seconds, format_table
+from llm_qa.console import ArgumentParser, UserError, format_seconds, format_table, positive_int, whole_number
 
 SCRIPT = """
 from llm_qa.console import StoppedEarly, UserError, run_script
@@ -65,3 +65,22 @@ def test_tables_count_a_syllable_as_two_columns():
 @pytest.mark.parametrize(("seconds", "text"), [(0.4, "0s"), (59.6, "1m00s"), (75, "1m15s"), (3725, "1h02m")])
 def test_seconds(seconds, text):
     assert format_seconds(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--rows", "0"], "--rows: 0 is not a whole number of at least 1 (--help lists the flags)."),
+        (["--rows", "1.5"], "--rows: 1.5 is not a whole number of at least 1 (--help lists the flags)."),
+        (["--seed", "-1"], "--seed: -1 is not a whole number of at least 0 (--help lists the flags)."),
+        (["--other"], "unrecognized arguments: --other (--help lists the flags)."),
+    ],
+)
+def test_a_mistake_in_a_flag_is_one_sentence(words, sentence):
+    parser = ArgumentParser()
+    parser.add_argument("--rows", type=positive_int)
+    parser.add_argument("--seed", type=whole_number)
+    with pytest.raises(UserError) as raised:
+        parser.parse_args(words)
+    assert str(raised.value) == sentence
+    assert vars(parser.parse_args(["--rows", "1", "--seed", "0"])) == {"rows": 1, "seed": 0}

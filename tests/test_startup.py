@@ -52,9 +52,14 @@ def test_help_imports_no_torch(script):
         ("ask.py", ["--run", "runs/nowhere", "question"], "runs/nowhere is not a run"),
         ("ask.py", ["--run", "runs/nowhere", "--file", "questions.csv"], "--file and --out go together"),
         ("evaluate.py", ["--run", "runs/nowhere"], "runs/nowhere is not a run"),
-        ("evaluate.py", ["--run", "runs/nowhere", "--batch-size", "0"], "must be at least 1"),
-        ("bench.py", ["--steps", "0"], "must be at least 1"),
+        (
+            "evaluate.py",
+            ["--run", "runs/nowhere", "--batch-size", "0"],
+            "error: --batch-size: 0 is not a whole number of at least 1 ",
+        ),
+        ("bench.py", ["--steps", "many"], "--steps: many is not a whole number of at least 1"),
         ("prepare_data.py", ["nofile.csv", "--out", "data/nowhere"], "does not exist"),
+        ("report.py", ["--out", "reports/nowhere"], "error: the following arguments are required: RUN"),
         ("report.py", ["runs/nowhere", "--out", "reports/nowhere"], "does not exist"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The bytes of a file -> text, or one sentence about what the file is instead."""
+"""Decodes the bytes of a file to text, or says in one sentence what the file is instead."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ def decode(path: Path) -> tuple[str, str]:
 def decode_bytes(path: Path, data: bytes) -> tuple[str, str]:
     """(text, name of the encoding) of a file's bytes: UTF-8 with or without BOM, UTF-16 with BOM, else cp949.
 
-    Raises UserError for anything that is no text, and for text with single bytes that are not of its encoding: it names
-    the encoding and the line. Nothing is ever unpacked.
+    Raises UserError for anything that is not text, and, with the encoding and the line, for text with single invalid
+    bytes. Archives are never unpacked.
     """
     if not data.removeprefix(b"\xef\xbb\xbf").strip():
         raise UserError(f"{path} is empty.")
@@ -76,12 +76,12 @@ def decode_bytes(path: Path, data: bytes) -> tuple[str, str]:
     title, lines = damaged
     where = f"line {lines[0]:,}" if len(lines) == 1 else f"{len(lines):,} lines, the first is line {lines[0]:,}"
     raise UserError(
-        f"{path} is {title} text but for broken bytes in {where}: mend what stands there, or save it as CSV in UTF-8."
+        f"{path} is {title} text except for broken bytes in {where}: correct them, or save it as CSV in UTF-8."
     )
 
 
 def nearest_encoding(data: bytes, encodings: list[tuple[str, str]]) -> tuple[str, list[int]] | None:
-    """(name, lines with broken bytes) of the encoding that fits all but a hundredth of the text; None if none does."""
+    """(name, lines with invalid bytes) of the encoding that decodes 99% of the text; None if none does."""
     best = None
     for name, title in encodings:
         text = data.decode(name, errors="replace")

@@ -1,7 +1,7 @@
-"""Which records are one piece of knowledge: rows that ask the same are one record, records that share a text a group.
+"""Merges rows with the same questions to one record, and groups records that share a question or an answer.
 
-A group is never divided by the split, and it is what evaluation resamples: records that share a question or an answer
-are right or wrong together, and counting them one by one makes chance look like a difference.
+The split never divides a group, and evaluation resamples groups: records that share a text tend to be right or wrong
+together, and counting them as independent would make chance look like a difference.
 """
 
 from __future__ import annotations
@@ -38,9 +38,10 @@ def connected(keys: Sequence[Iterable[Hashable]]) -> list[int]:
 def text_keys(
     questions: Iterable[str], answers: Iterable[str], passage: str = "", *, by_answers: bool = True
 ) -> list[tuple[str, str]]:
-    """What makes two records one group when both have it: a question, an answer (if `by_answers`), or the passage.
+    """Keys that put records with a common key into one group: questions, answers (if `by_answers`), or the passage.
 
-    With a passage the same answer (a name) or question ("요약하세요") says nothing: it is the passage that is shared.
+    Records with a passage are grouped by the passage alone: the same answer (a name) or question ("요약하세요") about
+    different passages is no common knowledge.
     """
     if passage:
         return [("passage", leakage_key(passage))]
@@ -67,9 +68,9 @@ def merge_same_questions(records: Sequence[QARecord]) -> tuple[list[QARecord], d
     """Records that ask the same questions of the same context become one with all of their answers.
 
     Returns the records, in the order of the first of each, and {id of a merged record: ids that went into it}. Only
-    equal sets of questions are merged: two records that share one of several (a "same as above", for example) stay
-    apart, in one group, because the answers of one need not be right for the other's questions. Texts are equal as they
-    stand, after normalisation.
+    equal sets of questions are merged: two records that share one of several (a "same as above", for example) remain
+    two records of one group, because the answers of one need not be right for the other's questions. Texts are compared
+    after normalisation.
     """
     alike: dict[tuple[frozenset[str], str], list[QARecord]] = defaultdict(list)
     for record in records:

@@ -1,9 +1,9 @@
-"""Tokenised pairs -> packs, and the collator.
+"""Packs tokenised question-answer pairs into sequences, and collates them.
 
 Short documents are laid one after another into sequences of `pack_length` tokens, so that the GPU computes on real
-tokens instead of padding. Documents are never split and never see each other: `position_ids` restart at 0 with each
-document, no attention mask is passed and the cache is off, which is what makes transformers build a block-diagonal
-mask (an all-ones mask or a live cache would let documents leak into each other in silence).
+tokens instead of padding. Documents are never split and never attend to each other: `position_ids` restart at 0 with
+each document, no attention mask is passed and the cache is off, which is what makes transformers build a block-diagonal
+mask (with an all-ones mask or a cache, documents would silently attend to each other).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class TooLong:
 
 @dataclass(frozen=True)
 class TokenizedPairs:
-    """Documents end to end: document i is tokens[starts[i] : starts[i + 1]], of which prompt_lengths[i] are given."""
+    """Documents end to end: document i is tokens[starts[i] : starts[i + 1]], its prompt prompt_lengths[i] long."""
 
     tokens: np.ndarray  # int32, (total tokens,)
     starts: np.ndarray  # int64, (documents + 1,)
@@ -60,7 +60,7 @@ class TokenizedPairs:
 
 
 def scratch_folder() -> str:
-    """Where tokens lie while a process runs: $TMPDIR, else /var/tmp, which is on a disk where /tmp may be memory."""
+    """The folder of temporary token files: $TMPDIR, else /var/tmp, which is on a disk (/tmp may be in memory)."""
     return os.environ.get("TMPDIR") or ("/var/tmp" if os.access("/var/tmp", os.W_OK) else tempfile.gettempdir())
 
 
@@ -69,9 +69,9 @@ def tokenize_records(
 ) -> tuple[TokenizedPairs, list[TooLong]]:
     """Every question of every record with every answer, tokenised; pairs over `max_length` tokens are set aside.
 
-    Records are gone through once, and tokens are not kept in memory but in a file without a name in scratch_folder(),
-    mapped read-only: the system reads what a pack needs, and frees the disk when the process ends, however it ends.
-    Every process has its own, so none waits for another or reads what another has half written.
+    Records are read once. Tokens are kept in an unnamed, read-only memory-mapped file in scratch_folder(): the system
+    reads what a pack needs, and frees the disk when the process ends in any way. Every process has its own file, so
+    none waits for another or reads a half-written one.
 
     Raises UserError when no pair is left, or when the file cannot be written.
     """
@@ -86,7 +86,7 @@ def tokenize_records(
 
 
 def _tokenize_into(file, tokenizer, records, max_length: int, what: str) -> tuple[TokenizedPairs, list[TooLong]]:
-    lengths, prompt_lengths, record_ids, too_long = [], [], [], []  # the first three: an array every TOKENIZE_AT_ONCE
+    lengths, prompt_lengths, record_ids, too_long = [], [], [], []  # the first three: one array per TOKENIZE_AT_ONCE
     triples = (
         (record, question, answer)
         for record in progress(records, total=len(records), what=what, unit="records")
@@ -137,9 +137,9 @@ class Packs:
 def pack_documents(lengths: np.ndarray, pack_length: int, seed: int) -> Packs:
     """Lay documents into packs of at most `pack_length` tokens: best fit in a seeded random order.
 
-    Linear in the number of documents: open packs are kept by the room left in them, and one big integer, of which bit
-    r is set when a pack with r tokens of room is open, finds the fullest pack that still fits in one operation.
-    `lengths` are tokens a document, each at most `pack_length`. With pack_length 0 every document is its own pack.
+    Linear in the number of documents: open packs are stored by the room left in them. Bit r of one large integer is set
+    when a pack with r tokens of room is open, so one operation finds the fullest pack that still fits.
+    `lengths` are tokens per document, each at most `pack_length`. With pack_length 0 every document is its own pack.
     Packs and the documents of a pack are in random order.
     """
     order = np.random.default_rng(seed).permutation(len(lengths)).astype(np.int32)
@@ -151,7 +151,7 @@ def pack_documents(lengths: np.ndarray, pack_length: int, seed: int) -> Packs:
     open_by_room = [array("i") for _ in range(pack_length + 1)]
     rooms = 0  # bit r: some open pack has exactly r tokens of room
     with progress(total=len(order), what="packing", unit="pairs") as bar:
-        for begin in range(0, len(order), PACK_AT_ONCE):  # Python's own integers of so many documents at a time
+        for begin in range(0, len(order), PACK_AT_ONCE):  # converted to Python's integers in chunks
             chosen = []
             for length in lengths[order[begin : begin + PACK_AT_ONCE]].tolist():
                 fitting = rooms >> length
@@ -177,9 +177,9 @@ def pack_documents(lengths: np.ndarray, pack_length: int, seed: int) -> Packs:
 class PackedDataset(torch.utils.data.Dataset):
     """Item i is a pack: input_ids, position_ids and labels, int64 tensors of the pack's real length (no padding).
 
-    The number of items is a multiple of `multiple_of`, the sequences of an update: what is missing is made up of empty
-    packs, one padding token that nobody learns, so that no document is seen twice in an epoch to fill the last update
-    and every number of processes does the same updates.
+    The number of items is a multiple of `multiple_of`, the sequences of an update: the last update is filled with empty
+    packs of one padding token without a label, so that no document is repeated within an epoch and the updates are the
+    same for every number of processes.
     """
 
     def __init__(self, pairs: TokenizedPairs, pack_length: int, loss_on: str, seed: int, multiple_of: int = 1):
@@ -212,7 +212,7 @@ class PackedDataset(torch.utils.data.Dataset):
         begins, lengths = self.pairs.starts[documents], self.pairs.starts[documents + 1] - self.pairs.starts[documents]
         positions = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
         tokens = self.pairs.tokens[np.repeat(begins, lengths) + positions].astype(np.int64)
-        # The first token of a document has no predecessor of its own: it is never a target.
+        # The first token of a document has no predecessor in the document, so it has no label.
         given = np.ones_like(lengths) if self.loss_on == "everything" else self.pairs.prompt_lengths[documents]
         labels = np.where(positions < np.repeat(given, lengths), IGNORED, tokens)
         row = {"input_ids": tokens, "position_ids": positions, "labels": labels}
@@ -222,8 +222,8 @@ class PackedDataset(torch.utils.data.Dataset):
 def collate_packs(rows: list[dict[str, torch.Tensor]], pad_token_id: int, length: int = 0) -> dict[str, torch.Tensor]:
     """Batch packs to (rows, longest, or `length` if that is more) int64 tensors, padded on the right.
 
-    Every padding token gets position 0 and so is a document of its own that nobody attends to; its label is ignored.
-    No attention mask: see this module's first lines.
+    Every padding token has position 0, so it is a document of its own that no other attends to; its label is ignored.
+    There is no attention mask, see the module's docstring.
     """
     fill = {"input_ids": pad_token_id, "position_ids": 0, "labels": IGNORED}
     missing = max(0, length - max(len(row["labels"]) for row in rows))
@@ -239,7 +239,7 @@ def collate_packs(rows: list[dict[str, torch.Tensor]], pad_token_id: int, length
 
 
 def pack_collator(pad_token_id: int, pack_length: int) -> Callable:
-    """collate_packs for training. On a GPU all batches have one shape: kernels for another are planned for seconds."""
+    """collate_packs for training. On a GPU all batches have one shape, as each new shape costs seconds of set-up."""
     return partial(collate_packs, pad_token_id=pad_token_id, length=pack_length if torch.cuda.is_available() else 0)
 
 

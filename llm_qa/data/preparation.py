@@ -1,4 +1,4 @@
-"""Raw files -> a folder of prepared data: three splits, the rejected rows and a manifest that accounts for all."""
+"""Prepares raw files: a folder with three splits, the rejected rows and a manifest that accounts for every row."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from llm_qa.data.records import QARecord, crossing_texts, split_records
 from llm_qa.data.text import Cleaning
 
 SCHEMA_VERSION = 2  # 2: line breaks are kept, and only equal texts are duplicates
-CLEANED_SPLITS = ("train", "validation")  # a user asks and reads uncleaned Korean, so the test split stays raw
+CLEANED_SPLITS = ("train", "validation")  # users write uncleaned Korean, so the test split stays raw
 
 
 @dataclass(frozen=True)
 class PreparationOptions:
-    """Everything that decides what prepared data looks like; the manifest records it."""
+    """All options that shape prepared data; the manifest records them."""
 
     columns: ColumnNames = field(default_factory=ColumnNames)
     cleaning: str = "none"
     stopwords: str | None = None
-    stopwords_scope: str | None = None  # with stopwords: none | questions | all, which is what None means
+    stopwords_scope: str | None = None  # with stopwords: none | questions | all; None means all
     validation: float = 0.1
     test: float = 0.1
     seed: int = 42
@@ -47,16 +47,16 @@ class PreparationOptions:
             if not 0 <= getattr(self, name) < 1:
                 problems.append(f"--{name} is {getattr(self, name)} and must be from 0 to below 1")
         if self.validation + self.test >= 1:
-            problems.append(f"--validation {self.validation} and --test {self.test} leave nothing to train on")
+            problems.append(f"--validation {self.validation} and --test {self.test} leave no records to train on")
         if self.max_characters < 1:
             problems.append(f"--max-characters is {self.max_characters} and must be at least 1")
         if self.stopwords_scope is not None and self.stopwords is None:
-            problems.append(f"--stopwords-scope {self.stopwords_scope} does nothing without --stopwords")
+            problems.append(f"--stopwords-scope {self.stopwords_scope} has no effect without --stopwords")
         if problems:
             raise UserError("; ".join(problems) + ".")
 
     def to_json(self) -> dict[str, Any]:
-        """For the manifest: no path of this machine, every default said."""
+        """For the manifest: every option, without paths of this machine."""
         stopwords = Path(self.stopwords).name if self.stopwords else None
         return asdict(self) | {"stopwords": stopwords, "stopwords_scope": self.stopwords_scope or "all"}
 
@@ -74,8 +74,8 @@ def data_root() -> Path:
 def prepared_folder(paths: list[str] | None, options: PreparationOptions | None = None) -> Path:
     """The prepared folder that `--data` names; raw files are prepared first (no paths: the bundled data).
 
-    The folder's name tells apart files of other contents, other options and other rules of preparing. Raises UserError
-    for several folders, for folders among files, and for options where nothing is to be prepared.
+    The folder's name depends on the files' contents, the options and SCHEMA_VERSION. Raises UserError for several
+    folders, for folders among files, and for options with a folder that is prepared already.
     """
     paths = paths or []
     folders = [path for path in paths if Path(path).is_dir()]
@@ -87,7 +87,7 @@ def prepared_folder(paths: list[str] | None, options: PreparationOptions | None 
     if folders:
         if options and options != PreparationOptions():
             raise UserError(
-                f"--data {folders[0]} is prepared already, so flags that say how to prepare do nothing: leave them "
+                f"--data {folders[0]} is prepared already, so the flags for preparing have no effect: leave them "
                 "out, or name the raw files."
             )
         return Path(folders[0])
@@ -97,7 +97,7 @@ def prepared_folder(paths: list[str] | None, options: PreparationOptions | None 
     decides = [SCHEMA_VERSION, options.to_json(), *([path.name, files.sha256_file(path)] for path in read)]
     digest = hashlib.sha256(json.dumps(decides, ensure_ascii=False).encode()).hexdigest()[:8]
     out = data_root() / f"{inputs[0].stem if paths else 'bundled'}-{digest}"
-    if is_intact(out):  # it may lie on a disk that cannot be written to
+    if is_intact(out):  # it may be on a read-only disk
         say(f"{out} already holds exactly this data\n{summary(files.read_json(out / files.MANIFEST), out)}")
     else:
         prepare(inputs, out, options, overwrite=True, flag="LLM_QA_DATA")
@@ -168,7 +168,7 @@ def prepare(
             "rows_read": result.rows_read,
             "kept": sum(account["kept"] for account in result.files),
             "rejected": len(rejected),
-            "merged": result.merged_rows,  # kept rows that ask what another row asks: their answers stand in its record
+            "merged": result.merged_rows,  # rows with the questions of another row: their answers are in its record
             "rejected_by_reason": dict(Counter(short_reason(row.reason) for row in rejected).most_common()),
             "splits": {split: describe(records) for split, records in splits.items()},
             "texts_in_several_splits": crossing,
@@ -231,7 +231,7 @@ def _put_in_place(staged: Path, out: Path, manifest: dict[str, Any], overwrite: 
 
 
 def clean_split(records: list[QARecord], cleaning: Cleaning) -> tuple[list[QARecord], list[QARecord]]:
-    """(records with cleaned texts, records of which nothing is left)."""
+    """(records with cleaned texts, records whose texts are empty after cleaning)."""
     kept, emptied = [], []
     for record in progress(records, what="cleaning", unit="records"):
         questions = tuple(dict.fromkeys(text for text in map(cleaning.question, record.questions) if text))
@@ -244,7 +244,7 @@ def clean_split(records: list[QARecord], cleaning: Cleaning) -> tuple[list[QARec
 
 
 def short_reason(reason: str) -> str:
-    """The reason without this row's own numbers: what rejected rows are counted by."""
+    """The reason without this row's numbers, by which rejected rows are counted."""
     for end in (":", " (", " of "):
         reason = reason.partition(end)[0]
     return reason
@@ -260,7 +260,7 @@ def describe(records: list[QARecord]) -> dict[str, Any]:
 
 
 def merged_lines(manifest: dict[str, Any]) -> list[str]:
-    """What the summary says of rows that became one record, and of records that share a text; nothing for none."""
+    """The summary's lines about merged rows and about groups of records, where there are any."""
     records, lines = manifest["kept"] - manifest["merged"], []
     if manifest["merged"]:
         more = manifest["merged"] > 1
@@ -279,7 +279,7 @@ def merged_lines(manifest: dict[str, Any]) -> list[str]:
 
 
 def summary(manifest: dict[str, Any], out: str | Path) -> str:
-    """What is printed: files and how they were read, rejections with their count, splits, the crossing check."""
+    """The printed summary: files and how they were read, counts of rejections, splits, texts in several splits."""
     inputs = [
         [
             item["file"],

@@ -1,4 +1,4 @@
-"""The flags that say how raw files are prepared: the same words for prepare_data.py and for train.py --data RAW."""
+"""The flags for preparing raw files, shared by prepare_data.py and train.py --data RAW."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from llm_qa.data.text import LINE_BREAKS
 
 
 def add_preparation_flags(parser: argparse.ArgumentParser) -> None:
-    """All of PreparationOptions but the seed of the split, which is another word in train.py."""
+    """Add a flag for each of PreparationOptions except the seed of the split, which has another name in train.py."""
     defaults = PreparationOptions()
     group = parser.add_argument_group("how raw files are prepared")
     for name in ("question", "answer"):
@@ -46,7 +46,7 @@ def add_preparation_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def preparation_options(flags: argparse.Namespace) -> PreparationOptions:
-    """What the flags of add_preparation_flags say."""
+    """PreparationOptions from the flags of add_preparation_flags."""
     return PreparationOptions(
         columns=ColumnNames(
             tuple(flags.question_column),

@@ -6,9 +6,9 @@
 
     ### 답변: <answer><eos>
 
-The prompt and the answer are tokenised apart and joined as tokens, so that what a model is asked later is, token for
-token, what it was trained on, whatever the tokenizer does at the seam. Both are plain text to the tokenizer, whatever
-they spell (`tokenization.py`): the eos that ends a document is the only special token in it.
+The prompt and the answer are tokenised separately and their tokens joined, so that a prompt has the same tokens in
+training and in generation, whatever the tokenizer does at a boundary. Special tokens spelled in a text are plain text
+(`tokenization.py`): the eos that ends a document is the only special token in it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ QUESTION_TAG, CONTEXT_TAG, ANSWER_TAG = "### 질문:", "### 맥락:", "### 답�
 
 @dataclass(frozen=True)
 class Document:
-    """One tokenised question and answer: token ids, of which the first `prompt_length` are given and have no label."""
+    """A tokenised question and answer: token ids; the first `prompt_length` are the prompt and have no label."""
 
     input_ids: list[int]
     prompt_length: int
@@ -41,7 +41,7 @@ def render_answer(answer: str) -> str:
 
 
 def encode_prompts(tokenizer, questions: list[tuple[str, str]]) -> list[list[int]]:
-    """Token ids of the prompts of (question, context) pairs, as generation is given them."""
+    """Token ids of the prompts of (question, context) pairs, for generation."""
     return encode_texts(tokenizer, [render_prompt(*question) for question in questions])
 
 
@@ -53,7 +53,7 @@ def encode_answers(tokenizer, answers: list[str]) -> list[list[int]]:
 def encode_documents(tokenizer, pairs: list[tuple[str, str, str]]) -> list[Document]:
     """Tokenise (question, answer, context) triples; every document ends with the tokenizer's eos.
 
-    The pairs of a record share their questions and answers: a text is tokenised once.
+    A text that several pairs share is tokenised once.
     """
     questions = list(dict.fromkeys((question, context) for question, _, context in pairs))
     answers = list(dict.fromkeys(answer for _, answer, _ in pairs))
@@ -67,7 +67,7 @@ def encode_documents(tokenizer, pairs: list[tuple[str, str, str]]) -> list[Docum
 
 
 def show_document(tokenizer, document: Document, loss_on: str) -> str:
-    """The document as text with the span that is trained between ⟦ and ⟧, for the eye at the start of training."""
+    """The document as text with its label tokens between ⟦ and ⟧, shown at the start of training."""
     start = 1 if loss_on == "everything" else document.prompt_length
     given, trained = document.input_ids[:start], document.input_ids[start:]
     return f"{tokenizer.decode(given)}⟦{tokenizer.decode(trained)}⟧"

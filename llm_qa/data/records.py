@@ -1,4 +1,4 @@
-"""The record: one piece of knowledge, asked in several ways with several right answers. The unit of the split."""
+"""Records (one piece of knowledge with several questions and several right answers), and splitting them."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from llm_qa.data.text import leakage_key
 
 @dataclass(frozen=True)
 class QARecord:
-    """Questions that ask the same thing and the answers that are right for each of them.
+    """Questions that ask the same thing, and answers that are right for each of them.
 
-    The context is what an answer is given from: a passage, or the start of a conversation. `system` is the part at its
-    start that is no passage but an instruction, which many conversations share.
+    The context is what the answer is based on: a passage, or the start of a conversation. `system` is a system message
+    at its start, an instruction that many conversations share.
     """
 
     id: str
@@ -32,7 +32,7 @@ class QARecord:
 
     @property
     def passage(self) -> str:
-        """The context without the system message: what makes records that share it one piece of knowledge."""
+        """The context without the system message; records that share it belong to one group."""
         return self.context.removeprefix(self.system).strip()
 
     def pairs(self) -> list[tuple[str, str]]:
@@ -76,9 +76,9 @@ def split_records(
 ) -> dict[str, list[QARecord]]:
     """Split whole groups into train, validation and test: seeded, stratified by category, in the order of `records`.
 
-    Within each category the groups are shuffled and dealt to whichever split lacks most of its share, so small
-    categories are spread too. Raises UserError when a single group would be most of the data, or when there are too
-    few groups for the splits asked for.
+    Within each category the shuffled groups go one by one to the split that lacks most of its share, so that small
+    categories are spread too. Raises UserError when a single group is most of the data, or when there are too few
+    groups for the splits.
     """
     shares = {"train": 1.0 - validation - test, "validation": validation, "test": test}
     wanted = [name for name, share in shares.items() if share > 0]
@@ -103,13 +103,15 @@ def split_records(
     for category in sorted(by_category):
         members = by_category[category]
         rng.shuffle(members)
-        for group in sorted(members, key=len, reverse=True):  # large groups first: the rest evens them out
+        for group in sorted(
+            members, key=len, reverse=True
+        ):  # large groups first, so that small ones balance the splits
             dealt += len(group)
             split = max(wanted, key=lambda name: (shares[name] * dealt - total[name], shares[name]))
             total[split] += len(group)
             home.update({record.id: split for record in group})
     for name in wanted:
-        if not total[name]:  # few records: the smallest group of the fullest split comes over
+        if not total[name]:  # few records: move the smallest group of the largest split
             fullest = total.most_common(1)[0][0]
             group = min((g for g in groups if home[g[0].id] == fullest), key=len)
             home.update({record.id: name for record in group})
@@ -118,7 +120,7 @@ def split_records(
 
 
 def _remedy(records: list[QARecord], by_answers: bool, wanted: int) -> str:
-    """What helps where records cannot be split; --group-by questions only where it would."""
+    """What helps where records cannot be split; --group-by questions is named only where it would help."""
     nothing_held_out = "set --validation 0 and --test 0 to hold nothing out"
     if by_answers:
         groups = group_records(records, by_answers=False)
@@ -128,9 +130,9 @@ def _remedy(records: list[QARecord], by_answers: bool, wanted: int) -> str:
 
 
 def crossing_texts(splits: dict[str, list[QARecord]]) -> dict[str, int]:
-    """How many question texts and answer texts stand in more than one split after normalisation.
+    """How many question texts and answer texts are in more than one split after normalisation.
 
-    A question about a passage is another question where the passage is another.
+    Questions about different passages are different questions.
     """
     counts = {}
     for kind in ("questions", "answers"):
@@ -146,7 +148,7 @@ def crossing_texts(splits: dict[str, list[QARecord]]) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class Split:
-    """The records of a file, read anew each time they are gone through: one is in memory, however many there are.
+    """The records of a file, read from the disk at each iteration, with only one in memory at a time.
 
     Raises UserError where a line is not a record.
     """

@@ -1,7 +1,7 @@
-"""Text: normalisation (always), and the cleanings that a user may ask for.
+"""Normalisation of texts, and the cleanings that a user may choose.
 
-By default nothing but Unicode NFC and white space is touched, and line breaks inside answers and contexts stay. The
-original notebooks' cleaning is here to be compared with, not to be recommended: it turned
+By default only Unicode form (NFC) and white space are changed, and line breaks inside answers and contexts stay. The
+original notebooks' cleaning is here for comparison and not recommended: it turned
 "하중이 걸리지 않기 때문에" into "하중이 걸리지" and "1.5m" into "15m".
 """
 
@@ -17,13 +17,13 @@ from llm_qa.console import UserError
 from llm_qa.data.encoding import read_bytes
 
 MORPHEMES = "morphemes"
-# Kiwi's tags of words without content of their own: particles (J*), interjections, conjunctive adverbs.
+# Kiwi's tags of function words: particles (J*), interjections, conjunctive adverbs.
 FUNCTION_TAGS = ("J", "IC", "MAJ")
 NEGATIONS = ("안", "못", "않", "아니", "없", "말")
 
 
 def normalize(text: str) -> str:
-    """NFC, white space collapsed to single spaces, ends stripped: all that is done by default to what is one line."""
+    """NFC, white space collapsed to single spaces, ends stripped; for texts of one line."""
     return " ".join(unicodedata.normalize("NFC", text).split())
 
 
@@ -47,27 +47,27 @@ LINE_BREAKS = {"keep": normalize_lines, "join": normalize}
 def leakage_key(text: str) -> str:
     """A text reduced to find leakage between splits: NFKC, casefolded letters and digits; the text itself if none.
 
-    "1:3" and "13" become equal, so it says what has to stay in one split, never that two texts are the same.
+    "1:3" and "13" get the same key: equal keys must stay in one split, but the texts need not be equal.
     """
     kept = "".join(c for c in unicodedata.normalize("NFKC", text).casefold() if c.isalnum())
     return kept or normalize(text)
 
 
 @lru_cache(maxsize=1)
-def _flaws() -> tuple[re.Pattern, re.Pattern]:
-    """What no text should hold: (a control character that is not white space, a lone surrogate or U+FFFD; 31 marks).
+def _invalid_patterns() -> tuple[re.Pattern, re.Pattern]:
+    """Patterns of invalid text: (control characters except white space, lone surrogates, U+FFFD; 31 combining marks).
 
-    Putting a run of combining marks in order takes time quadratic in its length; UAX #15 allows 30 ("stream-safe").
+    Normalising a run of combining marks takes time quadratic in its length; UAX #15 allows 30 ("stream-safe").
     """
     marks = "".join(c for c in map(chr, range(0x300, 0x1F000)) if unicodedata.combining(c))
     return re.compile("[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff\ufffd]"), re.compile(f"[{marks}]{{31}}")
 
 
 def invalid_reason(text: str) -> str:
-    """Why a text cannot be used at all, or "" when it can: to be asked before it is normalised."""
+    """Why a text cannot be used, "" when it can; to be called before it is normalised."""
     if text.isascii() and text.isprintable():
         return ""
-    broken, marks = _flaws()
+    broken, marks = _invalid_patterns()
     if found := broken.search(text):
         return f"control character or broken text (U+{ord(found[0]):04X})"
     return "more than 30 combining marks in a row" if marks.search(text) else ""
@@ -75,7 +75,7 @@ def invalid_reason(text: str) -> str:
 
 def visible(text: str) -> str:
     """Text that is safe to print and to store: broken characters as escapes."""
-    return _flaws()[0].sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+    return _invalid_patterns()[0].sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def original_cleaning(text: str) -> str:
@@ -117,7 +117,7 @@ def remove_function_words(text: str) -> str:
     """
     kept, end = [], 0
     for token in _kiwi().tokenize(text):
-        if token.start < end:  # morphemes that share a syllable: it is already decided
+        if token.start < end:  # a morpheme within a syllable that is already handled
             continue
         if token.tag.startswith(FUNCTION_TAGS) and token.form not in NEGATIONS:
             kept.append(text[end : token.start])
@@ -130,7 +130,7 @@ def remove_function_words(text: str) -> str:
 
 @dataclass(frozen=True)
 class Cleaning:
-    """What is done to the texts that are trained on, beyond normalisation."""
+    """The cleaning of training texts, beyond normalisation."""
 
     cleaning: str = "none"  # none | original
     stopwords: str | None = None  # a file, or "morphemes"
@@ -147,15 +147,15 @@ class Cleaning:
 
     def _apply(self, text: str, drop_words: bool) -> str:
         if self.cleaning == "original":
-            text = original_cleaning(normalize(text))  # its texts were one line; a break left out would join two words
+            text = original_cleaning(normalize(text))  # it expects one line: dropping a line break would join two words
         if drop_words and self.stopwords == MORPHEMES:
             return remove_function_words(text)
         return remove_stopwords(text, self.words) if drop_words and self.words else text
 
     def question(self, text: str) -> str:
-        """A question as it is trained on."""
+        """The cleaned question."""
         return self._apply(text, self.stopwords_scope in ("questions", "all"))
 
     def answer(self, text: str) -> str:
-        """An answer as it is trained on."""
+        """The cleaned answer."""
         return self._apply(text, self.stopwords_scope == "all")

@@ -1,10 +1,10 @@
-"""Text -> token ids, as plain text whatever it spells.
+"""Tokenises texts as plain text, also where they spell a special token.
 
-A tokenizer takes "<|endoftext|>" or "</s>" inside a text for the token of that name, and an answer that explains one
-would be learned as ended there. `split_special_tokens=True` of transformers is not enough: it leaves added tokens that
-are not declared special ("<think>"), and a Unigram (SentencePiece) vocabulary has "</s>" among its ordinary pieces,
-with the best score of all. So text goes through a copy of the tokenizer in which those tokens are spelled as no
-text can be.
+A tokenizer turns "<|endoftext|>" or "</s>" inside a text into the token of that name, so a model would be trained to
+end an answer there. `split_special_tokens=True` of transformers is not enough: it leaves added tokens that are not
+declared special ("<think>"), and a Unigram (SentencePiece) vocabulary has "</s>" among its ordinary pieces, with the
+best score of all. So texts are tokenised by a copy of the tokenizer in which those tokens have names that no text can
+contain.
 """
 
 from __future__ import annotations
@@ -17,16 +17,17 @@ from tokenizers import Tokenizer
 
 from llm_qa.console import UserError
 
-# An added token that is not declared special but spelled like markup is a control token all the same. Runs of spaces
-# (GPT-NeoX, Phi) and words that somebody added to the vocabulary are text and stay tokens.
+# An added token that is spelled like markup is treated as a control token even if it is not declared special. Runs of
+# spaces (GPT-NeoX, Phi) and words added to the vocabulary are text and stay tokens.
 MARKUP = re.compile(r"[<>\[\]{}|]")
-BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # what a character outside the vocabulary is spelled with (byte fallback)
+BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # byte fallback for a character outside the vocabulary
 
 
 def encode_texts(tokenizer, texts: list[str]) -> list[list[int]]:
-    """Token ids of each text, without a bos or eos: no special token, whatever the text spells.
+    """Token ids of each text, without special tokens (no bos or eos, none spelled in a text).
 
-    `tokenizer` is one of transformers that has a tokenizers backend; training, scoring and asking all come here.
+    `tokenizer` is one of transformers with a tokenizers backend. Training, scoring and generation all use this
+    function.
     """
     return [encoding.ids for encoding in plain_text_tokenizer(tokenizer).encode_batch_fast(texts)]
 
@@ -36,7 +37,7 @@ def plain_text_tokenizer(tokenizer) -> Tokenizer:
     """A copy of the tokenizer's backend with the same ids, in which no text can spell a special token.
 
     Each such token is renamed, in the added tokens and in the model's vocabulary, to a name with a NUL character, which
-    readers refuse in data. Raises UserError for a tokenizer that is none of the tokenizers library's.
+    readers refuse in data. Raises UserError for a tokenizer without a tokenizers backend.
     """
     if getattr(tokenizer, "backend_tokenizer", None) is None:
         raise UserError(
@@ -56,10 +57,10 @@ def plain_text_tokenizer(tokenizer) -> Tokenizer:
         model["vocab"] = {renamed.get(name, name): number for name, number in model["vocab"].items()}
     else:  # Unigram: [token, score] in the order of ids
         model["vocab"] = [[renamed.get(name, name), score] for name, score in model["vocab"]]
-    if "merges" in model:  # of BPE: none may end in a renamed token
+    if "merges" in model:  # of BPE: drop those that produce a renamed token
         parts = (merge if isinstance(merge, list) else merge.split(" ") for merge in model["merges"])
         model["merges"] = [pair for pair in parts if not renamed.keys() & {*pair, "".join(pair)}]
     if model.get("unk_token") is not None:
         model["unk_token"] = renamed.get(model["unk_token"], model["unk_token"])
-    state["post_processor"] = state["truncation"] = state["padding"] = None  # what adds special tokens, cuts and fills
+    state["post_processor"] = state["truncation"] = state["padding"] = None  # no special tokens, truncation or padding
     return Tokenizer.from_str(json.dumps(state))

@@ -1,4 +1,4 @@
-"""Evaluations on the disk: written whole, and read back whole and fitting together, or a sentence that says why not."""
+"""Writes and reads evaluations, with a UserError where one is incomplete or does not match another."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def evaluate_command(run: Path | str, split: str, *, data: str = "") -> str:
     return f"python scripts/evaluate.py --run {run} --base{f' --data {data}' if data else ''} --split {split}"
 
 
-# What scores.json says of the answers themselves, beside the data and the scores.
+# Keys of scores.json that are about the answers, besides those about the data and the scores.
 WHOSE = (
     "label",
     "model",
@@ -57,7 +57,7 @@ WHOSE = (
 
 
 def join_answers(questions: list[dict[str, Any]], predictions: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """`question_rows` with the answers of an earlier predictions.jsonl; empty where that is not of these questions."""
+    """`question_rows` with the answers of an earlier predictions.jsonl; empty where its questions are different."""
     places = [[(row.get("id"), row.get("question_index")) for row in rows] for rows in (questions, predictions)]
     if places[0] != places[1]:
         return []
@@ -68,7 +68,7 @@ def join_answers(questions: list[dict[str, Any]], predictions: list[dict[str, An
 
 
 def answered_before(folder: Path, key: str, questions: list[dict]) -> tuple[list[dict], dict] | None:
-    """(rows, whose) of a finished evaluation of the same questions, weights and settings; it is only scored again."""
+    """(rows, whose) of a finished evaluation with the same questions, weights and settings, else None."""
     if not (folder / files.SCORES).is_file() or read_json(folder / files.SCORES).get("fingerprint") != key:
         return None
     document, predictions = read_json(folder / files.SCORES), files.read_jsonl(folder / files.PREDICTIONS)
@@ -77,7 +77,7 @@ def answered_before(folder: Path, key: str, questions: list[dict]) -> tuple[list
 
 
 def say_what_is_replaced(folder: Path, about: dict[str, Any]) -> None:
-    """Say that answers which stand in `folder` will make room for others, and by which settings these differ."""
+    """Say that the answers in `folder` will be replaced, and which settings have changed."""
     if not (folder / files.SCORES).is_file():
         return
     before = read_json(folder / files.SCORES)
@@ -88,7 +88,7 @@ def say_what_is_replaced(folder: Path, about: dict[str, Any]) -> None:
 
 
 def write_evaluation(folder: Path, rows: list[dict], about: dict[str, Any], *, seed: int) -> None:
-    """predictions.jsonl, then scores.json: whoever finds the second finds what it is of."""
+    """Write predictions.jsonl, then scores.json: where the second exists, the first is complete."""
     (folder / files.SCORES).unlink(missing_ok=True)
     files.write_jsonl(folder / files.PREDICTIONS, rows)
     found = contamination(rows) if "closest_training" in rows[0] else None
@@ -100,7 +100,8 @@ def write_evaluation(folder: Path, rows: list[dict], about: dict[str, Any], *, s
 def load_evaluation(run: Path, split: str, label: str, data: str = "") -> Evaluation | None:
     """The evaluation of a label, checked; None where nothing was evaluated; UserError where it is incomplete.
 
-    `data` is `run_data.data_name`. Scores of an older version, which took records for independent, are made again.
+    `data` is `run_data.data_name`. Scores of an older version, which treated records as independent, are computed
+    again.
     """
     folder = files.evaluation_dir(run, split, label, data)
     if not folder.is_dir():
@@ -139,7 +140,7 @@ def load_evaluation(run: Path, split: str, label: str, data: str = "") -> Evalua
 
 
 def load_kobest(run: Path) -> dict[str, Any]:
-    """KoBEST's scores.json of a run, empty where it was not scored; UserError where it lacks what the report shows."""
+    """KoBEST's scores.json of a run, {} without one; UserError where it lacks scores that the report shows."""
     path = files.evaluation_dir(run, files.KOBEST) / files.SCORES
     if not path.is_file():
         return {}
@@ -170,8 +171,8 @@ def check_same_data(one: str, first: Evaluation, other: str, second: Evaluation,
     if first.data_sha256 != second.data_sha256:
         told = [f"{e.data or 'unknown data'} (sha256 {e.data_sha256[:12] or 'unknown'})" for e in (first, second)]
         raise UserError(
-            f"{one} was evaluated on {told[0]} and {other} on {told[1]}, and scores of different data cannot stand "
-            f"side by side: run `{remedy}`, with one --data for all."
+            f"{one} was evaluated on {told[0]} and {other} on {told[1]}, and scores of different data cannot be "
+            f"compared: run `{remedy}`, with one --data for all."
         )
 
 
@@ -180,7 +181,7 @@ def check_same_generation(run: Path, base: Evaluation, tuned: Evaluation, remedy
     before, after = base.generation, tuned.generation
     different = [
         f"{key} {before.get(key)!r} and {after.get(key)!r}"
-        for key in sorted({*before, *after} - {"batch_size"})  # how many are answered at once is no setting of answers
+        for key in sorted({*before, *after} - {"batch_size"})  # the batch size does not change answers
         if before.get(key) != after.get(key)
     ]
     if different:

@@ -20,11 +20,11 @@ from llm_qa.evaluation.statistics.choices import accuracy_of_counts, compare_cho
 MACRO_F1 = Measure("f1", "macro F1", "higher", 4, "mean over the classes of F1, 0 to 1; KoBEST's own measure")
 KOBEST_MEASURES = (
     MACRO_F1,
-    Measure("accuracy", "accuracy", "higher", 4, "share of items told right"),
-    Measure("accuracy_normalised", "accuracy per character", "higher", 4, "the same by log probability a character"),
+    Measure("accuracy", "accuracy", "higher", 4, "share of items answered correctly"),
+    Measure("accuracy_normalised", "accuracy per character", "higher", 4, "the same by log probability per character"),
 )
 _SHOTS = (0, 5, 10, 50)
-# F1 of the untuned models by number of examples; the 3.8B's 50-shot BoolQ and SentiNeg equal the 1.3B's there.
+# F1 of the untuned models by number of few-shot examples; the 3.8B's 50-shot BoolQ and SentiNeg equal the 1.3B's there.
 _PUBLISHED = {
     "EleutherAI/polyglot-ko-1.3b": {
         "copa": (0.7196, 0.7193, 0.7204, 0.7206),
@@ -69,21 +69,21 @@ def published_scores(model: str, task: str, num_fewshot: int) -> float | None:
 
 
 def check_data(folder: Path, tasks: tuple[str, ...], num_fewshot: int) -> dict[str, int]:
-    """Task -> items of its test split; UserError for a missing file, an empty one, or items of another form."""
+    """Task -> items of its test split; UserError for a missing file, an empty one, or invalid items."""
     counts = {}
     for task in tasks:
         for split in needed_splits(num_fewshot):
-            counts[task] = len(read_split(find_split(folder, task, split), task))  # test is the last
+            counts[task] = len(read_split(find_split(folder, task, split), task))  # test comes last
     return counts
 
 
 def needed_splits(num_fewshot: int) -> tuple[str, ...]:
-    """The splits that are read: train only for examples in the prompt."""
+    """The splits that are read: train only for few-shot examples."""
     return ("train", "test") if num_fewshot else ("test",)
 
 
 def load_harness():
-    """lm_eval; UserError where it is not installed."""
+    """The module lm_eval; UserError where it is not installed."""
     try:
         import lm_eval
     except ImportError:
@@ -119,10 +119,10 @@ def task_configs(folder: Path, tasks: tuple[str, ...], num_fewshot: int) -> list
 @dataclass(frozen=True)
 class Choice:
     """A model's answer to one item, classes by number; `right_normalised` says whether it is right by log probability
-    a character (None where the task is not scored so)."""
+    per character (None where the task has no such score)."""
 
     right: int
-    told: int
+    chosen_class: int
     right_normalised: bool | None
 
 
@@ -141,10 +141,10 @@ def score_model(
     found = lm_eval.simple_evaluate(
         wrapped,
         tasks=task_configs(folder, tasks, num_fewshot),
-        task_manager=TaskManager(include_defaults=False),  # it would read thousands of other tasks' files
+        task_manager=TaskManager(include_defaults=False),  # else it reads the files of thousands of other tasks
         num_fewshot=num_fewshot,
         limit=limit,
-        bootstrap_iters=0,  # intervals are of comparisons too, so they are drawn in choices.py
+        bootstrap_iters=0,  # choices.py computes the intervals, as comparisons need them too
         log_samples=True,
     )
     chosen = {}
@@ -155,21 +155,21 @@ def score_model(
             for sample in samples
             for right, told in [sample["f1"]]
         ]
-        accuracy = np.mean([choice.right == choice.told for choice in chosen[task]])
-        assert abs(found["results"][f"kobest_{task}"]["acc,none"] - accuracy) < 1e-9, "the harness's own, of the same"
+        accuracy = np.mean([choice.right == choice.chosen_class for choice in chosen[task]])
+        assert abs(found["results"][f"kobest_{task}"]["acc,none"] - accuracy) < 1e-9, "the harness's own accuracy"
     return chosen
 
 
 def compare_tasks(base: dict[str, list[Choice]], tuned: dict[str, list[Choice]]) -> dict[str, dict[str, Any]]:
-    """Task -> {"f1", "accuracy", "accuracy_normalised" where the task has it}: what `compare_choices` finds of each."""
+    """Task -> {"f1", "accuracy", "accuracy_normalised" where the task has it}: the results of `compare_choices`."""
     compared = {}
     for task, before in base.items():
         after = tuned[task]
         right = [choice.right for choice in before]
         assert right == [choice.right for choice in after], "the harness gave both models the same items"
-        told_before, told_after = ([choice.told for choice in choices] for choices in (before, after))
-        compared[task] = {"f1": compare_choices(right, told_before, told_after)}
-        compared[task]["accuracy"] = compare_choices(right, told_before, told_after, accuracy_of_counts)
+        base_classes, tuned_classes = ([choice.chosen_class for choice in choices] for choices in (before, after))
+        compared[task] = {"f1": compare_choices(right, base_classes, tuned_classes)}
+        compared[task]["accuracy"] = compare_choices(right, base_classes, tuned_classes, accuracy_of_counts)
         if before[0].right_normalised is not None:
             was, now = ([choice.right_normalised for choice in choices] for choices in (before, after))
             compared[task]["accuracy_normalised"] = compare_choices([True] * len(right), was, now, accuracy_of_counts)
@@ -177,11 +177,13 @@ def compare_tasks(base: dict[str, list[Choice]], tuned: dict[str, list[Choice]])
 
 
 def choice_rows(base: dict[str, list[Choice]], tuned: dict[str, list[Choice]]) -> list[dict[str, Any]]:
-    """Rows of KoBEST's predictions.jsonl: both models' choices, an item a row, numbered as in the task's test.jsonl."""
+    """Rows of KoBEST's predictions.jsonl: both models' choices by item, numbered as in the task's test.jsonl."""
     rows = []
     for task, before in base.items():
         for item, (one, other) in enumerate(zip(before, tuned[task], strict=True)):
-            rows.append({"task": task, "item": item, "right": one.right, "base": one.told, "tuned": other.told})
+            rows.append(
+                {"task": task, "item": item, "right": one.right, "base": one.chosen_class, "tuned": other.chosen_class}
+            )
             if one.right_normalised is not None:
                 flags = {"base": one.right_normalised, "tuned": other.right_normalised}
                 rows[-1] |= {f"{label}_right_normalised": flag for label, flag in flags.items()}
@@ -189,6 +191,6 @@ def choice_rows(base: dict[str, list[Choice]], tuned: dict[str, list[Choice]]) -
 
 
 def tested_tasks(scores: dict[str, Any]) -> dict[str, Any]:
-    """What `comparison.apply_holm` takes of KoBEST's scores.json: macro F1 of every task is tested, an item a group."""
+    """KoBEST's scores.json in the form of `comparison.apply_holm`: macro F1 of every task, each item a group."""
     tasks = {task: measures["f1"] for task, measures in scores["tasks"].items()}
     return {"metrics": {task: {**f1, "groups": f1["records"]} for task, f1 in tasks.items()}}

@@ -1,4 +1,4 @@
-"""Questions that do not fit: a context passage is shortened, aloud; a question that is too long itself is refused."""
+"""Questions too long for the model: the passage is shortened, with a warning; a question too long itself is refused."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ Questions = list[tuple[str, str]]  # (question, context)
 def fit_questions(tokenizer, config, questions: Questions, settings: GenerationSettings) -> Questions:
     """The questions, each with as much of the end of its context as prompt and answer leave room for in the model.
 
-    `config` is the model's, so that this is known before any weight is read. Says how many contexts were shortened.
-    Raises UserError where a question alone is too long, or where the answer leaves no room at all.
+    `config` is the model's config, so this runs before any weight is read. Prints how many contexts were shortened.
+    Raises UserError where a question alone is too long, or where the longest answer leaves no room for a prompt.
     """
     room = room_for_prompts(config, settings)
     lengths = [len(prompt) for prompt in encode_prompts(tokenizer, questions)]
@@ -40,7 +40,7 @@ def fit_questions(tokenizer, config, questions: Questions, settings: GenerationS
 
 
 def _with_shorter_context(tokenizer, question: str, context: str, room: int) -> tuple[str, str]:
-    """The question with the longest end of its context that fits; by halving, as tokens fall with characters."""
+    """The question with the longest end of its context that fits, found by bisection over characters."""
     least, most = 0, len(context)  # characters of the end that are kept: `least` fit, `most` do not
     while most - least > 1:
         middle = (least + most) // 2

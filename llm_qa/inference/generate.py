@@ -1,4 +1,4 @@
-"""Answers in batches, and how surprised a model is by the right ones. Both by the prompt that training uses."""
+"""Generates answers in batches, and computes log-probabilities of reference answers, with training's prompt."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from llm_qa.inference.static_decoder import StaticDecoder, reason_against
 from llm_qa.models.isolation import attention_of
 from llm_qa.models.precision import gpu_capability
 
-MOST_DIFFERENT = 0.05  # of the static decoder's logits from the model's own, relative
+MOST_DIFFERENT = 0.05  # relative distance allowed between the static decoder's and the model's own logits
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A generated answer: `stopped` is True when the model ended it by eos, False when it ran out of tokens."""
+    """A generated answer: `stopped` is True when the model ended it with eos, False when it reached the token limit."""
 
     text: str
     stopped: bool
@@ -29,12 +29,12 @@ class Answer:
 
 
 def context_length(config) -> int:
-    """Longest sequence in tokens that a model of this config has positions for."""
+    """The largest number of tokens in a sequence of a model with this config."""
     return int(getattr(config, "max_position_embeddings", None) or 2048)
 
 
 def room_for_prompts(config, settings: GenerationSettings) -> int:
-    """Tokens that a prompt may take beside the longest answer; UserError where that leaves none."""
+    """Tokens left for the prompt when the answer is as long as allowed; UserError where there are none."""
     room = context_length(config) - settings.max_new_tokens
     if room < 1:
         raise UserError(
@@ -45,7 +45,7 @@ def room_for_prompts(config, settings: GenerationSettings) -> int:
 
 
 def check_decoder(decoder: str, settings: GenerationSettings, config) -> None:
-    """Refuse the static decoder where it cannot answer: UserError from the settings and the model's config alone."""
+    """UserError where the static decoder cannot be used with these settings and this config."""
     if decoder == "plain":
         return
     greedy = not settings.do_sample and settings.repetition_penalty == 1.0
@@ -57,9 +57,10 @@ def check_decoder(decoder: str, settings: GenerationSettings, config) -> None:
 def static_decoder(
     model, tokenizer, questions: list[tuple[str, str]], settings: GenerationSettings, rows: int
 ) -> StaticDecoder:
-    """A static decoder that has room for `questions`, `rows` at once, with the model's adapter as it is switched now.
+    """A static decoder with room for `questions`, `rows` at once, with the adapter enabled or disabled as it is now.
 
-    Compared with the model's own forward pass first. Raises UserError where it is not for this model or settings.
+    Its logits are first compared with the model's own. Raises UserError where it does not support the model or
+    settings.
     """
     check_decoder("static", settings, model.config)
     longest = max(map(len, fitting_prompts(model, tokenizer, questions, settings)), default=1)
@@ -82,7 +83,7 @@ def static_decoder(
 def fitting_prompts(
     model, tokenizer, questions: list[tuple[str, str]], settings: GenerationSettings
 ) -> list[list[int]]:
-    """Token ids of the prompts; ValueError where one does not fit: `fit_questions` makes them fit, or says why not."""
+    """Token ids of the prompts; ValueError where one is too long (`fit_questions` shortens them before)."""
     room = room_for_prompts(model.config, settings)
     prompts = encode_prompts(tokenizer, questions)
     if (longest := max(map(len, prompts), default=0)) > room:
@@ -100,9 +101,9 @@ def generate_answers(
     decoder: StaticDecoder | None = None,
     quiet: bool = False,
 ) -> list[Answer]:
-    """Answer (question, context) pairs, in their order, by transformers' generate or by `decoder`, in its own rows.
+    """Answer (question, context) pairs, in their order, by transformers' generate, or by `decoder` with its own rows.
 
-    Prompts are sorted by length, so that a batch carries little padding, and padded on the left. ValueError for one
+    Prompts are sorted by length, so that batches have little padding, and padded on the left. ValueError for a prompt
     that leaves no room for the answer in the model's context.
     """
     prompts = fitting_prompts(model, tokenizer, questions, settings)
@@ -154,8 +155,8 @@ def reference_bits(
 ) -> list[float | None]:
     """-log2 p(answer | prompt) of (question, answer, context) triples, eos not counted, in bits, in their order.
 
-    Documents are packed into one row of up to `tokens_at_once` tokens, where they stay apart in a pack of this
-    architecture, else each is a row of its own; the head is applied only where an answer token is predicted. None for a
+    Documents are packed into one row of up to `tokens_at_once` tokens where this architecture keeps packed documents
+    apart; else each has its own row. The head is applied only where an answer token is predicted. None for a
     document longer than the model's context.
     """
     if not attention_of(model.config).isolates:
@@ -184,7 +185,7 @@ def _pack_bits(model, documents: list) -> list[float]:
     for document in documents:
         ids = torch.tensor(document.input_ids)
         rows.append({"input_ids": ids, "position_ids": torch.arange(len(ids)), "labels": ids})
-        first, last = document.prompt_length, len(ids) - 1  # the answer's tokens: eos, the last one, is left out
+        first, last = document.prompt_length, len(ids) - 1  # the answer's tokens without the last one, eos
         predicting.append(torch.arange(first - 1, last - 1) + offset)
         targets.append(ids[first:last])
         counts.append(last - first)

@@ -1,7 +1,7 @@
-"""The linear layers of a model that answers: the frozen weight as it is kept and LoRA beside it, or both folded.
+"""Linear layers for generation: the frozen weight with LoRA applied beside it, or merged into one weight.
 
-Folded, W + scale * B @ A is rounded once to the compute dtype, as peft's merging does, into a copy: the model itself,
-its quantised base and its adapter stay as they are.
+Merging rounds W + scale * B @ A once to the compute dtype, as peft does, into a copy: the model itself, its quantised
+base and its adapter are not changed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ USABLE = 0.9  # of the free memory; the rest is for activations, cuBLAS and frag
 
 
 class Linear(NamedTuple):
-    """A linear layer's tensors: the weight as `products` reads it, and LoRA's a (rank, k) and scale * b (n, rank)."""
+    """A linear layer's tensors: the weight (see `frozen_linear`), and LoRA's a (rank, k) and scale * b (n, rank)."""
 
     weight: list[Tensor]
     bias: Tensor
@@ -40,7 +40,7 @@ def linear(x: Tensor, layer: Linear) -> Tensor:
 
 
 def active_lora(module: torch.nn.Module) -> tuple[Tensor, Tensor] | None:
-    """LoRA's a and scale * b of a peft layer whose adapter is on; None without one (`model.disable_adapter()`)."""
+    """LoRA's a and scale * b of a peft layer with an enabled adapter; None without one (`model.disable_adapter()`)."""
     if not hasattr(module, "lora_A") or module.disable_adapters or module.merged:
         return None
     (name,) = module.active_adapters
@@ -68,20 +68,20 @@ def read_linear(module: torch.nn.Module, dtype: torch.dtype, folded: bool) -> Li
 
 
 def base_shape(base: torch.nn.Module) -> tuple[int, int]:
-    """(outputs, inputs), also of a weight that is kept packed."""
+    """(outputs, inputs), also of a packed 4-bit weight."""
     return base.out_features, base.in_features
 
 
 def choose_folding(modules: list[torch.nn.Module], dtype: torch.dtype, cache_bytes: int) -> tuple[bool, str]:
-    """Whether to fold the linear layers `modules` into a copy of `dtype`, and why.
+    """Whether to merge the linear layers `modules` into a copy of `dtype`, and the reason.
 
-    Decided by what is free on their device beside a cache of `cache_bytes`, which is not allocated yet.
+    It depends on the free memory of their device beside a cache of `cache_bytes`, which is not allocated yet.
     """
     bases = [base_layer(module) for module in modules]
     if hasattr(bases[0], "fp8_weight"):
         return False, "fp8 products take half the time of 16-bit ones"
     if all(base.weight.dtype == dtype for base in bases) and not any(active_lora(module) for module in modules):
-        return False, "there is nothing to fold"
+        return False, "there is no adapter or quantised weight to merge"
     needed = sum(outputs * inputs for outputs, inputs in map(base_shape, bases)) * dtype.itemsize
     free = free_memory_bytes()[0] if bases[0].bias.is_cuda else psutil.virtual_memory().available
     figures = f"{gibibytes(needed)} beside a cache of {gibibytes(cache_bytes)}, {gibibytes(free)} are free"

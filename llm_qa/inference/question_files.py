@@ -17,7 +17,7 @@ from llm_qa.data.readers.table import below, find_header, header_notes
 from llm_qa.data.text import invalid_reason, normalize, normalize_lines
 
 LONGEST_QUESTION_CHARACTERS = 100_000  # far beyond every model's context
-# What a spreadsheet takes for the start of a formula, in full width too (OWASP, CSV injection).
+# Characters that a spreadsheet takes for the start of a formula, full-width forms included (OWASP, CSV injection).
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
 
 
@@ -36,7 +36,7 @@ def read_question(
     may_be_empty: bool = False,
     tidy: Callable[[str], str] = normalize,
 ) -> str:
-    """A question (or its context, by `tidy` normalize_lines) as the model is asked it; UserError says what is wrong."""
+    """A question (or with `tidy` normalize_lines a context) as it goes into the prompt; UserError if invalid."""
     if len(text) > LONGEST_QUESTION_CHARACTERS:
         raise UserError(f"{where} has {len(text):,} characters, at most {LONGEST_QUESTION_CHARACTERS:,} can be asked.")
     if reason := invalid_reason(text):
@@ -96,7 +96,7 @@ def read_questions(
 
 
 def check_csv_name(path: Path, flag: str) -> None:
-    """UserError for the name of another kind of file: a spreadsheet would refuse CSV text that is called .xlsx."""
+    """UserError for a name that does not end in .csv: a spreadsheet would refuse CSV text in a file called .xlsx."""
     if path.suffix.lower() != ".csv":
         raise UserError(f"{flag} {path} is written as CSV: give it a name that ends in .csv, which Excel opens too.")
 
@@ -115,5 +115,5 @@ def write_answers(path: str | Path, questions: list[FileQuestion], answers: list
 
 
 def harmless(cell: str) -> str:
-    """The cell, with an apostrophe before what would start a formula."""
+    """The cell, with an apostrophe in front where it would start a formula."""
     return f"'{cell}" if cell.startswith(FORMULA_STARTS) else cell

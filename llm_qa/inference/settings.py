@@ -1,4 +1,4 @@
-"""How answers are drawn: the settings of generation, without the libraries that generate."""
+"""Settings of generation; importing them loads no large library."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from pathlib import Path
 from llm_qa import files
 from llm_qa.console import say
 
-SHORTEST_LIMIT = 128  # tokens that an answer may take at least, whatever a run was trained on
+SHORTEST_LIMIT = 128  # the default token limit of an answer is at least this
 
 
 MAX_NEW_TOKENS_HELP = (
-    f"longest answer in tokens (default: what 99 of 100 training answers of the run take, {SHORTEST_LIMIT} at least; "
+    f"longest answer in tokens (default: enough for 99% of the run's training answers, at least {SHORTEST_LIMIT}; "
     "with --sampling original 300)"
 )
 
@@ -22,7 +22,7 @@ DECODERS = ("plain", "static")  # transformers' generate; the project's own for 
 
 @dataclass(frozen=True)
 class GenerationSettings:
-    """How answers are drawn. The default is greedy; lengths in tokens."""
+    """Settings of generation. The default is greedy; lengths are in tokens."""
 
     max_new_tokens: int = SHORTEST_LIMIT
     do_sample: bool = False
@@ -55,10 +55,9 @@ ORIGINAL_SAMPLING = GenerationSettings(
 def named_settings(
     sampling: str, max_new_tokens: int | None = None, *, seed: int = 0, run: Path | None = None
 ) -> GenerationSettings:
-    """Settings of --sampling greedy or original; --max-new-tokens, where it is given, overrides either's length.
+    """Settings of --sampling greedy or original; --max-new-tokens, where given, overrides the length of both.
 
-    Where it is not, the original's is its own, and greedy answers may be as long as 99 of 100 training answers of the
-    `run`, which is said.
+    The default length is the notebooks' own for original, and for greedy `answer_limit` of the `run`.
     """
     settings = ORIGINAL_SAMPLING if sampling == "original" else GenerationSettings()
     if max_new_tokens is None:
@@ -67,17 +66,17 @@ def named_settings(
 
 
 def answer_limit(run: Path) -> int:
-    """Tokens that an answer of a run may take: the 99th percentile of its training answers, SHORTEST_LIMIT at least.
+    """The default token limit of a run's answers: the 99th percentile of its training answers, at least SHORTEST_LIMIT.
 
-    Says where it comes from. Training writes the percentile, with the end token, into training.json.
+    Prints the limit and its source. Training writes the percentile, end token included, into training.json.
     """
     if not (run / files.RECIPE).is_file():
-        return SHORTEST_LIMIT  # no run at all, which is refused when it is loaded
+        return SHORTEST_LIMIT  # not a run, which is reported when it is loaded
     training = files.read_json(run / files.TRAINING) if (run / files.TRAINING).is_file() else {}
     longest = training.get(files.ANSWER_TOKENS)
     if not isinstance(longest, int):
-        say(f"--max-new-tokens {SHORTEST_LIMIT}: {run} does not say how long the answers are that it was trained on")
+        say(f"--max-new-tokens {SHORTEST_LIMIT}: {run} does not contain the length of its training answers")
         return SHORTEST_LIMIT
     limit = max(SHORTEST_LIMIT, longest)
-    say(f"--max-new-tokens {limit}: 99 of 100 training answers of {run} take {longest:,} tokens or fewer")
+    say(f"--max-new-tokens {limit}: 99% of the training answers of {run} have at most {longest:,} tokens")
     return limit

@@ -1,7 +1,7 @@
-"""Greedy answering for GPT-NeoX without waiting for the host: a static cache, fixed buffers, a step as one CUDA graph.
+"""Greedy decoding for GPT-NeoX with a static cache and fixed buffers, so that a step is one CUDA graph.
 
-A row of the decoder answers one prompt, written from position 0 of its cache, so there is no padding on the left and a
-row sees the positions up to its own. A row that has finished is given the next prompt while the others go on
+A row of the batch answers one prompt, stored from position 0 of its cache, so there is no padding on the left and a row
+attends to the positions up to its own. A finished row gets the next prompt while the others go on
 (continuous batching: Yu et al. 2022, OSDI "Orca").
 """
 
@@ -19,11 +19,11 @@ from llm_qa.models.fast.layer import linear_modules
 from llm_qa.models.fast.ops.lora_layer import rotate
 from llm_qa.models.precision import BF16_CAPABILITY, SHORT
 
-ALIGNED = 8  # positions that the memory-efficient attention kernel wants a mask to be a multiple of
-BUCKET = 64  # attention reads the cache up to a multiple of this: one graph each
-LOOK_EVERY = 8  # steps between two looks of the host at what has finished
-REFILLED = 1 / 8  # share of the rows that must have finished before others are let in
-PREFILL_TOKENS = 16_384  # of prompts read at once
+ALIGNED = 8  # the memory-efficient attention kernel needs a mask of a multiple of so many positions
+BUCKET = 64  # attention reads the cache up to a multiple of this, with one graph for each multiple
+LOOK_EVERY = 8  # steps between two checks by the host for finished rows
+REFILLED = 1 / 8  # share of rows that must have finished before new prompts are read
+PREFILL_TOKENS = 16_384  # tokens of prompts in one prefill
 
 
 class Layer(NamedTuple):
@@ -40,11 +40,11 @@ class Layer(NamedTuple):
 
 
 def reason_against(config, capability: tuple[int, int] | None) -> str | None:
-    """Why a model of this transformers config cannot be decoded here; None where it can. `capability` None: CPU."""
+    """Why the static decoder does not support this config; None where it does. `capability` None: CPU."""
     if config.model_type != "gpt_neox":
-        return f"the model is a {config.model_type}, and it is written for gpt_neox"
+        return f"the model is a {config.model_type}, and the static decoder supports only gpt_neox"
     if not (config.use_parallel_residual and config.hidden_act == "gelu" and config.attention_bias):
-        return "this GPT-NeoX is built otherwise than polyglot-ko"
+        return "this GPT-NeoX has a different structure from polyglot-ko"
     if config.rope_parameters.get("rope_type", "default") != "default":
         return f"rotary positions of type {config.rope_parameters['rope_type']} change with the length"
     if capability is not None and capability < BF16_CAPABILITY:
@@ -53,11 +53,11 @@ def reason_against(config, capability: tuple[int, int] | None) -> str | None:
 
 
 class StaticDecoder:
-    """`generate` of a GPTNeoXForCausalLM, plain or under peft, with its adapter as it is switched now.
+    """`generate` of a GPTNeoXForCausalLM, plain or under peft, with the adapter enabled or disabled as it is now.
 
-    `rows` prompts are answered at once, each with its answer in at most `context` tokens. Weights are read, and folded
-    where memory allows (`folded` None), when the decoder is made; later changes of the model do not reach it. `report`
-    says what was chosen. On a GPU steps are CUDA graphs.
+    `rows` prompts are answered at once; a prompt and its answer have at most `context` tokens. The weights are read,
+    and merged where memory allows (`folded` None), in the constructor; later changes of the model have no effect.
+    `report` says what was chosen. On a GPU, steps are CUDA graphs.
     """
 
     @torch.inference_mode()
@@ -102,15 +102,15 @@ class StaticDecoder:
 
         self.row_numbers = torch.arange(rows, device=self.device)
         self.eos = numbers(1) + eos_token_id
-        self.tokens = numbers(rows)  # the last token of each row, not in its cache yet
-        self.positions = numbers(rows)  # where that goes
-        self.counts, self.limits = numbers(rows), numbers(rows)  # tokens generated, and at most
+        self.tokens = numbers(rows)  # the last token of each row, not yet in the cache
+        self.positions = numbers(rows)  # its position
+        self.counts, self.limits = numbers(rows), numbers(rows)  # tokens generated, and their maximum
         self.finished = torch.ones(rows, dtype=torch.bool, device=self.device)
-        self.generated = numbers(rows, self.context + 1)  # a finished row writes its padding behind its answer
+        self.generated = numbers(rows, self.context + 1)  # a finished row writes padding after its answer
         self.logits = torch.zeros(rows, len(self.head), dtype=self.dtype, device=self.device)
         self.graphed = self.device.type == "cuda"
         self.graphs: dict[int, torch.cuda.CUDAGraph] = {}
-        weights = f"weights folded into {SHORT.get(self.dtype, self.dtype)}" if folded else "weights not folded"
+        weights = f"weights merged into {SHORT.get(self.dtype, self.dtype)}" if folded else "weights not merged"
         self.report = (
             f"static decoding: {rows:,} rows of {self.context:,} positions, {weights} ({why}), "
             + ("CUDA graphs" if self.graphed else "no graphs on the CPU")
@@ -127,17 +127,15 @@ class StaticDecoder:
         attend(layer, query, key, value), each (heads, n, width), keeps key and value and returns (heads, n, width).
         """
         x = self.model.gpt_neox.embed_in(tokens).to(self.dtype)
-        cos, sin = (
-            apply_rotary[0].contiguous() for apply_rotary in self.model.gpt_neox.rotary_emb(x[None], positions[None])
-        )
-        # rotate would add LoRA's update and the bias, which are in the product already
+        cos, sin = (value[0].contiguous() for value in self.model.gpt_neox.rotary_emb(x[None], positions[None]))
+        # not rotate(), which would add LoRA's update and the bias: the product already includes them
         nothing = x.new_zeros(len(x), 1), x.new_zeros(3 * x.shape[1], 1), x.new_zeros(3 * x.shape[1])
         for layer in self.layers:
             packed = linear(self._norm(x, layer.attention_norm), layer.query_key_value)
             packed = rotate(packed, *nothing, cos, sin, self.heads, 0.0).view(len(x), self.heads, -1)
             attended = attend(layer, *packed.transpose(0, 1).chunk(3, dim=-1)).transpose(0, 1).reshape(x.shape)
-            risen = F.gelu(linear(self._norm(x, layer.mlp_norm), layer.dense_h_to_4h))
-            x = linear(risen, layer.dense_4h_to_h) + linear(attended, layer.dense) + x
+            activated = F.gelu(linear(self._norm(x, layer.mlp_norm), layer.dense_h_to_4h))
+            x = linear(activated, layer.dense_4h_to_h) + linear(attended, layer.dense) + x
         return x
 
     def _logits(self, x: Tensor) -> Tensor:
@@ -147,7 +145,7 @@ class StaticDecoder:
 
     @torch.inference_mode()
     def prefill(self, prompts: dict[int, list[int]], max_new_tokens: int) -> None:
-        """Give rows their prompts (row -> token ids): fill their cache, and choose the first token of each answer."""
+        """Read prompts (row -> token ids) into the rows' cache, and choose the first token of each answer."""
         longest = max(map(len, prompts.values()))
         if longest + max_new_tokens > self.context:
             raise ValueError(f"{longest} tokens and {max_new_tokens} new ones exceed the context of {self.context}")
@@ -157,7 +155,7 @@ class StaticDecoder:
 
     def _prefill(self, items: list[tuple[int, list[int]]], max_new_tokens: int) -> None:
         count, width = len(items), max(len(prompt) for _, prompt in items)
-        # padded on the right, behind what the prompt's own tokens see; the answer overwrites it in the cache
+        # padded on the right, where the prompt's tokens do not attend; the answer overwrites it in the cache
         padded = [prompt + [self.pad] * (width - len(prompt)) for _, prompt in items]
         tokens = torch.tensor(padded, device=self.device).view(-1)
         rows = torch.tensor([row for row, _ in items], device=self.device)
@@ -179,24 +177,24 @@ class StaticDecoder:
 
     @torch.inference_mode()
     def step(self, attended: int) -> None:
-        """One more token for every unfinished row; all of them are at positions below `attended`. Nobody waits."""
+        """One more token for every unfinished row; all positions are below `attended`. Does not synchronise."""
         if not self.graphed:
             self._step(attended)
         elif attended in self.graphs:
             self.graphs[attended].replay()
-        else:  # this step as it is, which lets libraries make what may not be made during a capture; then the capture
+        else:  # run this step without a graph as a warm-up, then capture it
             side = torch.cuda.Stream()
             side.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(side):
                 self._step(attended)
             torch.cuda.current_stream().wait_stream(side)
             graph, others = torch.cuda.CUDAGraph(), next(iter(self.graphs.values()), None)
-            with torch.cuda.graph(graph, pool=others.pool() if others else None):  # records, runs nothing
+            with torch.cuda.graph(graph, pool=others.pool() if others else None):  # records without running
                 self._step(attended)
             self.graphs[attended] = graph
 
     def _step(self, attended: int) -> None:
-        """`step`, on buffers that stay where they are, with nothing that asks the device for a value."""
+        """The operations of `step`: buffers keep their addresses, and no value is read back from the GPU."""
         unseen = torch.arange(attended, device=self.device) > self.positions[:, None]
         mask = torch.zeros(unseen.shape, dtype=self.dtype, device=self.device).masked_fill_(unseen, -torch.inf)
 
@@ -225,7 +223,7 @@ class StaticDecoder:
     ) -> list[list[int]]:
         """Greedy answers to prompts of token ids, in their order, each up to and with its eos.
 
-        `refill` False answers a batch to its end before the next begins. `answered` hears how many more are done.
+        With `refill` False a batch ends before the next begins. `answered` is called with the number of new answers.
         """
         waiting = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # the longest are popped first
         answers: list[list[int]] = [[] for _ in prompts]
@@ -245,7 +243,7 @@ class StaticDecoder:
         return answers
 
     def _steps(self, asked: dict[int, int]) -> None:
-        """Steps until the next look, fewer where every row is sooner at its limit."""
+        """Run LOOK_EVERY steps, or fewer where every row reaches its limit before."""
         state = torch.stack([self.positions, self.limits - self.counts, ~self.finished]).tolist()
         going = [(state[0][row], state[1][row]) for row in asked if state[2][row]]
         steps = min(LOOK_EVERY, max((left for _, left in going), default=0))
@@ -253,13 +251,14 @@ class StaticDecoder:
         for number in range(steps):
             self.step(min(self.context, -(-(furthest + number + 1) // BUCKET) * BUCKET))
 
-    # --- against the plain path ---------------------------------------------------------------------------------------
+    # --- comparison with the plain path
+    # ---------------------------------------------------------------------------------------
 
     @torch.inference_mode()
     def difference(self, steps: int = 3) -> float:
-        """How far the logits after a prompt and some steps are from the model's own forward pass, relative, on noise.
+        """The relative distance of the logits after a random prompt and some steps from the model's own forward pass.
 
-        Up to three rows of uneven lengths; the largest of them. Leaves the decoder empty.
+        The largest of up to three rows of different lengths. Leaves the decoder empty.
         """
         generator, eos = torch.Generator().manual_seed(0), self.eos.clone()
         lengths = [length for length in (3, 11, 24) if length + steps < self.context][: self.rows]

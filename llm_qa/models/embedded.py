@@ -1,9 +1,9 @@
-"""The embedded model: a small GPT-NeoX and a byte-level BPE tokenizer, built on the spot from the training records.
+"""The embedded model: a small GPT-NeoX and a byte-level BPE tokenizer, built from the training records.
 
-It has what the 12.8B model has (the same four linears, rotary on half of a head, parallel residual, untied head), so
-everything runs on it for real without a download: quantisation, LoRA, packing, saving, answering. It is first trained
-briefly as a plain language model on paragraphs of answers, never on question-answer pairs, so that fine-tuning has
-something to teach. Built from TRAIN records alone: nothing of a validation or test record reaches it.
+It has the architecture of the 12.8B model (the same four linears, rotary on half of a head, parallel residual, untied
+head), so every part of the project runs on it without a download: quantisation, LoRA, packing, saving, answering. It is
+first trained briefly as a plain language model on paragraphs of answers, never on question-answer pairs, so that
+fine-tuning can improve it. It is built from training records only, never from validation or test records.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from llm_qa.data.records import QARecord
 from llm_qa.data.tokenization import encode_texts
 
 EOS = "<|endoftext|>"
-VERSION = 1  # of everything below that shapes the result; part of the cache key
+VERSION = 1  # to be raised when anything below changes the built model; part of the cache key
 VOCABULARY = 1024  # tokens, at most
 SHAPE = {"hidden_size": 192, "num_hidden_layers": 4, "num_attention_heads": 6, "intermediate_size": 768}
 CONTEXT = 1024  # tokens
@@ -40,10 +40,10 @@ def cache_folder() -> Path:
 
 
 def documents(records: Iterable[QARecord]) -> list[str]:
-    """Texts of the plain language model: contexts and answers as prose, RECORDS_A_DOCUMENT records a document.
+    """Texts of the plain language model: contexts and answers as prose, RECORDS_A_DOCUMENT records in each.
 
-    No question, no tag and no question-answer pair is in them: what a prompt looks like, what it asks for and where an
-    answer ends is left to fine-tuning, as with a real base model.
+    They have no question, no prompt tag and no question-answer pair: the format of a prompt and where an answer ends
+    are left to fine-tuning, as with a real base model.
     """
     prose = [" ".join(text for text in (record.context, *record.answers) if text) for record in records]
     return [
@@ -80,7 +80,7 @@ def embedded_model(records: Iterable[QARecord]) -> Path:
 
 
 def put_in_place(staged: Path, folder: Path) -> None:
-    """Rename a built model to its folder. One that another process has put there meanwhile stays: it is in use."""
+    """Rename a built model to its folder. One that another process put there first is kept: it may be in use."""
     try:
         os.replace(staged, folder)
     except OSError:

@@ -1,11 +1,11 @@
-"""Whether documents packed into one sequence see each other: found out on a small model of the same architecture.
+"""Whether documents packed into one sequence attend to each other, tested on a small model of the same architecture.
 
 Packing relies on `position_ids` that restart with every document: for most architectures transformers builds a
-block-diagonal attention mask from them. Others take no notice, and none says so: some carry a state through the whole
-sequence (LFM2, Qwen3-Next), some mask by the attention mask alone (Falcon, OPT, BLOOM). Hence an experiment with a
-model of the same class and widths that has only the first layers, random weights and a small vocabulary. It needs
-nothing of a checkpoint but its config. So the answer is there before the data is packed, and it is the same in every
-precision, with and without LoRA, and under ZeRO-3, where no process holds a whole weight.
+block-diagonal attention mask from them. Others silently ignore it: some carry a state through the whole
+sequence (LFM2, Qwen3-Next), some use the attention mask alone (Falcon, OPT, BLOOM). Hence an experiment with a model of
+the same class and widths that has only the first layers, random weights and a small vocabulary. It needs only the
+config of a checkpoint, so it runs before the data is packed, and its result is the same in every precision, with and
+without LoRA, and under ZeRO-3, where no process holds a whole weight.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from llm_qa.data.packing import collate_packs
 
 DOCUMENTS = (9, 7, 8)  # tokens of each document of the experiment
 VOCABULARY = 128  # tokens
-ROUNDING = 1e-2  # of the standard deviation of logits: fp32 rounds by 1e-5 of it; with these weights a leak is above 1
+ROUNDING = 1e-2  # share of the logits' standard deviation: fp32 rounds by 1e-5, and a leak differs by more than 1
 SEED = 0
 
 
 @dataclass(frozen=True)
 class Attention:
-    """What an architecture attends with, and whether documents of a pack stay apart under it."""
+    """The attention implementation of an architecture, and whether it keeps packed documents apart."""
 
     implementation: str  # transformers' name: "sdpa", or "eager" where the architecture has no other
     isolates: bool
@@ -36,7 +36,7 @@ class Attention:
 
     @property
     def usual(self) -> bool:
-        """True where nothing had to be done otherwise than it is for most architectures."""
+        """True where the architecture needs no special treatment: sdpa, and packed documents stay apart."""
         return self.implementation == "sdpa" and self.isolates
 
 
@@ -47,11 +47,11 @@ _CHANGED_BY_LOADING = ("use_cache", "dtype", "eos_token_id", "pad_token_id", "qu
 def attention_of(config: PreTrainedConfig) -> Attention:
     """Which attention implementation the causal LM of this config runs with, and whether packed documents stay apart.
 
-    The implementation is sdpa, or eager where the architecture has no sdpa. The experiment takes a forward pass of a
-    few dozen tokens in fp32 through a few layers, on this process's GPU where there is one; asked again, nothing.
-    Random states stay as they are. Where no small model can be made, packs are not trusted. Raises UserError where a
-    document does not get the logits that it gets alone even in a row of its own with padding on the right, which is
-    how it would be trained and scored: the model looks ahead, or does not take its place from `position_ids`.
+    The implementation is sdpa, or eager where the architecture has no sdpa. The experiment is a forward pass of a few
+    dozen tokens in fp32 through a few layers, on this process's GPU where there is one; its result is cached. Random
+    states are not changed. Where no small model can be built, packing is not used. Raises UserError where padding on
+    the right changes the logits of a document in a row of its own, which is how it would be trained and scored: such a
+    model attends to later tokens or does not take positions from `position_ids`.
     """
     kind = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
     if kind is None:
@@ -61,7 +61,7 @@ def attention_of(config: PreTrainedConfig) -> Attention:
     if key not in _known:
         _known[key] = _experiment(kind, config)
         if torch.cuda.is_available():
-            torch.cuda.empty_cache()  # the model that is loaded next may need all of the memory
+            torch.cuda.empty_cache()  # the model that is loaded next may need all of it
     return _known[key]
 
 
@@ -74,7 +74,7 @@ def few_layers(config: PreTrainedConfig) -> PreTrainedConfig:
     text = small.get_text_config(decoder=True)
     for part in {id(part): part for part in (small, text)}.values():
         part.dtype = torch.float32
-        part.use_cache = False  # a live cache would join the documents, whatever the architecture
+        part.use_cache = False  # a cache would make documents attend to each other in every architecture
         part.pad_token_id = None  # it may lie beyond the small vocabulary
     text.vocab_size = min(text.vocab_size, VOCABULARY)
     layers = text.num_hidden_layers
@@ -87,7 +87,7 @@ def few_layers(config: PreTrainedConfig) -> PreTrainedConfig:
 
 
 def _layer_modules(config: PreTrainedConfig, layers: int) -> list[tuple[str, ...]]:
-    """Of each layer, the classes of the modules in it: what differs between layers without a list in the config."""
+    """The module classes of each layer, by which layers of different kinds are found where the config lists none."""
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         model = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)](copy.deepcopy(config))
     stacks = [m for m in model.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == layers]
@@ -95,14 +95,14 @@ def _layer_modules(config: PreTrainedConfig, layers: int) -> list[tuple[str, ...
 
 
 def _experiment(kind: type[PreTrainedModel], config: PreTrainedConfig) -> Attention:
-    """Documents in one row, and each in a row of its own, against each alone without padding."""
+    """Compare logits of documents packed in one row, and of each in a padded row, with those of each alone."""
     name = kind.__name__
     try:
         model = _random_model(kind, few_layers(config))
     except torch.OutOfMemoryError:
         raise
-    except Exception as error:  # what a config allows is each architecture's own
-        told = f"whether packed documents stay apart could not be tried on a small {name} ({_first_line(error)})"
+    except Exception as error:  # each architecture rejects a config with errors of its own
+        told = f"whether packed documents stay apart could not be tested on a small {name} ({_first_line(error)})"
         implementation = "sdpa" if kind._supports_sdpa else "eager"
         return Attention(implementation, False, f"attention: {implementation}; {told}")
     documents = _documents(model)
@@ -118,14 +118,14 @@ def _experiment(kind: type[PreTrainedModel], config: PreTrainedConfig) -> Attent
         ) from error
     if not _same(padded, alone):
         raise UserError(
-            f"{name} cannot be trained or scored here: padding after a document changes what it makes of the document. "
+            f"{name} cannot be trained or scored here: padding after a document changes the document's logits. "
             "Choose another --model."
         )
     implementation = model.config._attn_implementation
     isolates = _same(list(packed.split(DOCUMENTS)), alone)
     why = "" if implementation == "sdpa" else f", as {name} has no sdpa"
-    told = "packed documents stay apart" if isolates else "packed documents would see each other"
-    return Attention(implementation, isolates, f"attention: {implementation}{why}; {told} (tried on a small {name})")
+    told = "packed documents stay apart" if isolates else "packed documents would attend to each other"
+    return Attention(implementation, isolates, f"attention: {implementation}{why}; {told} (tested on a small {name})")
 
 
 def _first_line(error: Exception) -> str:
@@ -133,9 +133,10 @@ def _first_line(error: Exception) -> str:
 
 
 def _random_model(kind: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel:
-    """The class itself is called, not `from_config`, whose weights DeepSpeed would share out.
+    """The class itself is called, not `from_config`, whose weights DeepSpeed would partition.
 
-    Weights are drawn so wide that every layer changes what passes through it, unlike before a pre-training.
+    The random weights are large, so that every layer changes its input noticeably; the usual initialisation is too
+    small.
     """
     gpus = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     with torch.random.fork_rng(gpus), torch.device("cuda", gpus[0]) if gpus else torch.device("cpu"):
@@ -160,7 +161,7 @@ def _joined(documents: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]
 
 @torch.no_grad()
 def _logits(model: PreTrainedModel, rows: list[dict[str, torch.Tensor]]) -> list[torch.Tensor]:
-    """The logits of each row, (its tokens, vocabulary), in a batch made as training makes it."""
+    """The logits of each row, (its tokens, vocabulary), in a batch collated as for training."""
     batch = {key: value.to(model.device) for key, value in collate_packs(rows, pad_token_id=0).items()}
     logits = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False).logits
     return [row[: len(given["labels"])] for row, given in zip(logits, rows, strict=True)]

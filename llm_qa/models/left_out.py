@@ -1,7 +1,8 @@
-"""Which weights of a base neither quantisation nor LoRA reaches, and how large a share of it they are.
+"""Which weights of a base quantisation or LoRA leaves out, and their share of all weights.
 
-bitsandbytes quantises `torch.nn.Linear` and `Conv1D` alone, and LoRA adapts linear layers alone. Fused experts of a
-mixture are parameters of a module of another kind (Mixtral, Qwen3-MoE), and Falcon has a linear layer of its own class.
+bitsandbytes quantises only `torch.nn.Linear` and `Conv1D`, and LoRA adapts only linear layers. The fused experts of a
+mixture of experts are parameters of another kind of module (Mixtral, Qwen3-MoE), and Falcon has a linear layer of its
+own class.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ MODULES_NAMED = 3
 
 
 def left_out_report(model: torch.nn.Module, recipe: Recipe, precision: Precision) -> list[str]:
-    """A line about what is not quantised though the recipe asks for it, one about what is not adapted; none if nothing.
+    """Lines about weights that are not quantised though the recipe asks for it, and about those without LoRA, if any.
 
     `model` is the loaded base, with LoRA on it for method lora. Embeddings and the head count as part of the whole, but
     not as left out: they are never quantised or adapted. Layers that `lora_targets` leaves out were left out by name.

@@ -1,4 +1,4 @@
-"""Which linear layers LoRA takes: every one of them but the output head.
+"""Which linear layers LoRA adapts: all but the output head.
 
 The head is found by identity (`get_output_embeddings()`), not by name: GPT-NeoX's was called `embed_out` in
 transformers 4 and is `lm_head` in 5. bitsandbytes' Linear4bit and Linear8bitLt are subclasses of nn.Linear, so the same

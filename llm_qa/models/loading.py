@@ -24,7 +24,7 @@ EMBEDDED_BASE = "base"  # runs/<name>/base/: a run on the embedded model carries
 
 
 def _load(load, model: str, what: str):
-    """Call a from_pretrained; what goes wrong with the checkpoint becomes one sentence."""
+    """Call a from_pretrained; an error of the checkpoint becomes a UserError of one sentence."""
     try:
         return load()
     except (UserError, torch.OutOfMemoryError, MemoryError):
@@ -39,8 +39,8 @@ def _load(load, model: str, what: str):
 def load_tokenizer(model: str | Path, *, only_local: bool = False) -> PreTrainedTokenizerFast:
     """The tokenizer of a hub id or a folder, with an eos and a pad token.
 
-    A tokenizer.json is taken as it stands: for some declared classes transformers 5 would rebuild its pre-tokenizer.
-    `only_local` looks at this machine's disk alone.
+    A tokenizer.json is used unchanged: for some declared classes transformers 5 would rebuild its pre-tokenizer.
+    `only_local` downloads nothing.
     Raises UserError when there is none or it has no eos.
     """
     model = str(model)
@@ -64,13 +64,15 @@ def load_tokenizer(model: str | Path, *, only_local: bool = False) -> PreTrained
 
     quiet = logging.getLogger("transformers.tokenization_utils_base")
     level = quiet.level
-    quiet.setLevel(logging.ERROR)  # "class you load ... not the same type": meant, see above
+    quiet.setLevel(logging.ERROR)  # "class you load ... not the same type" is intended, see above
     try:
         tokenizer = _load(load, model, "tokenizer")
     finally:
         quiet.setLevel(level)
     if tokenizer.eos_token_id is None:
-        raise UserError(f"The tokenizer of model {model!r} has no eos token, so no answer could learn to end.")
+        raise UserError(
+            f"The tokenizer of model {model!r} has no eos token, so no answer could be trained to end: change --model."
+        )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token  # labels are masked by length, never by this id
     return tokenizer
@@ -87,17 +89,17 @@ def check_tokenizer_fits(tokenizer, model: PreTrainedModel) -> None:
 
 
 def align_special_tokens(model: PreTrainedModel, tokenizer) -> None:
-    """Give the model the tokenizer's eos and pad, which the answers will end and be padded with."""
+    """Set the model's eos and pad tokens to the tokenizer's, with which answers end and are padded."""
     for config in (model.config, model.generation_config):
         config.eos_token_id, config.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
 
 
 def load_base(model: str | Path, precision: Precision, *, on_gpu: bool = True) -> PreTrainedModel:
-    """Base weights in the precision decided, frozen or not as loaded, cache off.
+    """The base model in the decided precision, with the generation cache off.
 
-    `on_gpu` puts the weights straight on this process's GPU where there is one; under ZeRO-3 it must be False, as
-    DeepSpeed shares them out while they are loaded (KoAlpaca#107). Attention is sdpa, or what the architecture has
-    instead, which is said.
+    `on_gpu` loads the weights directly to this process's GPU where there is one; under ZeRO-3 it must be False, as
+    DeepSpeed partitions them while they are loaded (KoAlpaca#107). Attention is sdpa, or else the architecture's own,
+    which is reported.
     """
     if Path(model).is_dir():
         refuse_unsafe_weights(model)
@@ -122,16 +124,16 @@ def load_base(model: str | Path, precision: Precision, *, on_gpu: bool = True) -
     if precision.fp8:
         quantize_fp8(base, linear_layers(base))
     for module in base.modules():
-        # On CPUs with AVX512-BF16, bitsandbytes' Linear4bit repacks its weight at the first forward pass in eval mode,
-        # for good, for a bf16 kernel without a backward: one validation pass and training goes on without gradients.
+        # On CPUs with AVX512-BF16, bitsandbytes' Linear4bit permanently repacks its weight at the first forward pass in
+        # eval mode, for a bf16 kernel without a backward pass: after one validation, training would have no gradients.
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
-    base.config.use_cache = False  # a live cache would let packed documents see each other
+    base.config.use_cache = False  # a cache would let packed documents attend to each other
     return base
 
 
 def save_tokenizer(tokenizer, folder: str | Path) -> None:
-    """Save with a class name that transformers 4 reads too (transformers#47553); may go when 4 is forgotten."""
+    """Save with a class name that transformers 4 reads too (transformers#47553); may go with version 4."""
     tokenizer.save_pretrained(folder)
     path = Path(folder) / "tokenizer_config.json"
     config = files.read_json(path)
@@ -158,7 +160,7 @@ def final_folder(run_dir: str | Path, recipe: Recipe) -> Path:
 
 
 def weights_of(run_dir: str | Path, recipe: Recipe, label: str = files.TUNED) -> Path:
-    """The folder (or hub id) that holds what a run's tuned model, or its base, is made of."""
+    """The folder (or hub id) of the weights of a run's tuned model, or of its base."""
     return Path(base_of_run(run_dir, recipe)) if label == files.BASE else final_folder(run_dir, recipe)
 
 
@@ -175,8 +177,8 @@ def finished_folder(run_dir: str | Path, recipe: Recipe) -> Path:
 def load_run(run_dir: str | Path, *, base: bool = False) -> tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerFast]:
     """A finished run's model, ready to answer, and its tokenizer; `base` gives the untuned weights of a full run.
 
-    For a LoRA run the adapter sits on the base in the recipe's precision; `model.disable_adapter()` uncovers the base.
-    Raises UserError when the run has no final weights yet.
+    For a LoRA run the adapter sits on the base in the recipe's precision; with `model.disable_adapter()` it is the
+    base. Raises UserError when the run has no final weights yet.
     """
     run_dir, recipe = Path(run_dir), run_recipe(run_dir)
     final = finished_folder(run_dir, recipe)

@@ -1,4 +1,4 @@
-"""LoRA on a loaded base: the config, the preparation of a quantised base, and the report of what trains.
+"""LoRA on a loaded base: the config, the preparation of a quantised base, and the report of trained parameters.
 
 LoRA: Hu et al. 2021, arXiv:2106.09685. QLoRA: Dettmers et al. 2023, arXiv:2305.14314.
 """
@@ -20,14 +20,14 @@ from llm_qa.models.linear_modules import find_linear_modules, linear_layers
 def build_lora_config(model: torch.nn.Module, recipe: Recipe) -> LoraConfig:
     """LoRA on every linear layer but the head (or on the recipe's `lora_targets`).
 
-    Names that peft takes for a mixture's experts are left out: see `meant_as_experts`.
+    Names that peft would apply to the experts of a mixture are left out: see `meant_as_experts`.
     """
     targets = find_linear_modules(model, recipe.lora_targets)
     taken = [name for name in targets if meant_as_experts(model, name)]
     if taken and (recipe.lora_targets is not None or taken == targets):
         raise UserError(
-            f"lora_targets {', '.join(taken)}: peft takes these names for the experts of {type(model).__name__}, which "
-            "are not adapted here: choose others with --lora-targets, or set --method full."
+            f"lora_targets {', '.join(taken)}: in {type(model).__name__} peft applies these names to experts, which "
+            "this project does not adapt: choose others with --lora-targets, or set --method full."
         )
     targets = [name for name in targets if name not in taken]
     kinds = {type(layer) for name, layer in linear_layers(model).items() if name.rpartition(".")[2] in targets}
@@ -43,11 +43,11 @@ def build_lora_config(model: torch.nn.Module, recipe: Recipe) -> LoraConfig:
 
 
 def meant_as_experts(model: torch.nn.Module, name: str) -> bool:
-    """Whether peft would adapt a mixture's fused experts when told the name of a linear layer.
+    """Whether peft would adapt the fused experts of a mixture when given the name of a linear layer.
 
     Experts of the Qwen2-MoE family were layers called `gate_proj`, `up_proj` and `down_proj` in transformers 4. peft
-    translates these names into the parameters that transformers 5 fuses them into, also where other linear layers bear
-    them (shared experts, dense layers), and its wrapper of parameters refuses dropout.
+    translates these names into the parameters that transformers 5 fuses them into, also where other linear layers have
+    them (shared experts, dense layers), and its parameter wrapper does not support dropout.
     """
     from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 
@@ -60,9 +60,9 @@ def meant_as_experts(model: torch.nn.Module, name: str) -> bool:
 
 
 def add_lora(model: torch.nn.Module, recipe: Recipe, dtype: torch.dtype = torch.float32) -> PeftModel:
-    """Freeze the base and put LoRA layers on it, their random start seeded by the recipe (Trainer seeds only later).
+    """Freeze the base and add LoRA layers, initialised with the recipe's seed (Trainer sets its seed only later).
 
-    The LoRA weights are fp32 whatever the base, unless the engine needs one `dtype` for all (DeepSpeed, trl#6089).
+    The LoRA weights are fp32 for every base, unless the engine needs one `dtype` for all (DeepSpeed, trl#6089).
     peft's prepare_model_for_kbit_training is not used: it would copy embeddings and head to fp32 (1.2 GB on the 12.8B
     model) and switch to reentrant checkpointing; under autocast LayerNorm runs in fp32 anyway.
     """
@@ -76,7 +76,7 @@ def add_lora(model: torch.nn.Module, recipe: Recipe, dtype: torch.dtype = torch.
 
 
 def count_parameters(parameter: torch.nn.Parameter) -> int:
-    """Weights that a parameter stands for; a packed 4-bit parameter holds several in each stored element."""
+    """The number of weights in a parameter; a packed 4-bit parameter holds several in each stored element."""
     if type(parameter).__name__ == "Params4bit" and getattr(parameter, "quant_state", None) is not None:
         return int(torch.Size(parameter.quant_state.shape).numel())
     return int(getattr(parameter, "ds_numel", parameter.numel()))  # ds_numel: ZeRO-3 keeps an empty shard

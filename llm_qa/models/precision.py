@@ -1,7 +1,7 @@
-"""How the base weights are kept and what products are computed in, decided from the recipe and the GPU's capability.
+"""The dtypes of base weights and of matrix products, decided from the recipe and the GPU's compute capability.
 
-fp8 (e4m3) is for products with frozen weights alone: LoRA's own products, norms, attention, GELU and the loss are
-computed in the compute dtype whatever those are in.
+fp8 (e4m3) is used only for products with frozen weights; LoRA's own products, norms, attention, GELU and the loss are
+always computed in the compute dtype.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SHORT = {dtype: name for name, dtype in DTYPES.items()}
 
 @dataclass(frozen=True)
 class Precision:
-    """The decision: `weights` is the dtype weights are loaded in (of nf4: of what is not quantised)."""
+    """The decision: `weights` is the dtype of loaded weights (with nf4: of those that are not quantised)."""
 
     weights: torch.dtype
     compute: torch.dtype
@@ -31,13 +31,13 @@ class Precision:
     double_quant: bool
     why: str
     fp8: bool = False
-    fp8_products: bool = False  # the fast path multiplies frozen weights in fp8 where it finds that to be valid
-    trains_in: torch.dtype = torch.float32  # of LoRA's weights; a fully trained model's are `weights`
-    storage: torch.dtype | None = None  # elements that packed 4-bit weights are stored in; None: bytes
+    fp8_products: bool = False  # the fast path may multiply frozen weights in fp8, if its check passes
+    trains_in: torch.dtype = torch.float32  # of LoRA's weights; with full training the dtype is `weights`
+    storage: torch.dtype | None = None  # dtype that packed 4-bit weights are stored as; None: uint8
 
     @property
     def base(self) -> str:
-        """How the base is kept, in a word: nf4, fp8, bf16, fp16 or fp32."""
+        """The base weights' format in a word: nf4, fp8, bf16, fp16 or fp32."""
         return "nf4" if self.nf4 else "fp8" if self.fp8 else SHORT[self.weights]
 
     @property
@@ -62,7 +62,7 @@ class Precision:
 def check_fp8_units(recipe: Recipe, capability: tuple[int, int] | None) -> None:
     """Raise UserError where compute_dtype fp8 is asked for and the GPU of `capability` (None: CPU) has no fp8 units.
 
-    For training alone: a run that was trained in fp8 is asked and evaluated in bf16 or fp32 on any machine.
+    Only for training: a run trained in fp8 answers and is evaluated in bf16 or fp32 on any machine.
     """
     if recipe.compute_dtype == "fp8" and (capability is None or capability < FP8_CAPABILITY):
         raise UserError(

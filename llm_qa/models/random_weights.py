@@ -1,4 +1,4 @@
-"""Random weights at true shapes, built in memory: what speed and memory are measured on, without a download."""
+"""Random weights in a real model's shapes, built without a download to measure speed and memory."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ SEED = 0
 
 
 def random_base(config: PreTrainedConfig, precision: Precision, device: torch.device | str) -> PreTrainedModel:
-    """A model of `config`'s shapes on `device`, freshly initialised, kept as `load_base` would keep a checkpoint's.
+    """A model of `config`'s shapes on `device`, freshly initialised, in the precision that `load_base` would give it.
 
-    The class itself is called, not `from_config`: DeepSpeed must not share out weights that are still to be quantised.
-    Decoder layers are made and quantised one by one, so that memory for one of them in 16 bits is enough.
+    The class itself is called, not `from_config`: DeepSpeed must not partition weights before they are quantised.
+    Decoder layers are made and quantised one by one, so that at most one is in memory in 16 bits.
     """
     kind, layers = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)], config.num_hidden_layers
     config.use_cache = False
@@ -38,12 +38,12 @@ def random_base(config: PreTrainedConfig, precision: Precision, device: torch.de
     finally:
         torch.set_default_dtype(default)
         config.num_hidden_layers = layers
-    model.is_loaded_in_4bit = precision.nf4  # what peft looks at
+    model.is_loaded_in_4bit = precision.nf4  # read by peft
     return model
 
 
 def pack(module: torch.nn.Module, precision: Precision) -> None:
-    """Quantise the linear layers of a decoder layer, where that is how they are kept."""
+    """Quantise the linear layers of a decoder layer where the precision asks for it."""
     if precision.nf4:
         quantize(module, precision)
     if precision.fp8:
@@ -51,7 +51,7 @@ def pack(module: torch.nn.Module, precision: Precision) -> None:
 
 
 def quantize(model: torch.nn.Module, precision: Precision) -> None:
-    """Replace every linear layer but the head by bitsandbytes' 4-bit one, a layer at a time."""
+    """Replace every linear layer but the head by bitsandbytes' 4-bit one, one at a time."""
     import bitsandbytes
 
     for name, layer in linear_layers(model).items():

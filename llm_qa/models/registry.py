@@ -1,7 +1,7 @@
-"""What the project knows of each model by heart: shapes, special tokens, published facts.
+"""The table of known models: shapes, special tokens, published facts.
 
-`--dry-run` and `bench.py` build these shapes without the checkpoint. The parameter counts are those that the shapes
-give; they are the published ones, but for the 12.8B model, whose card says 12,898,631,680.
+`--dry-run` and `bench.py` build these shapes without the checkpoint. Parameter counts are computed from the shapes;
+they equal the published ones except for the 12.8B model, whose card says 12,898,631,680.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def shape_config(shape: Shape) -> PretrainedConfig:
 def model_config(model: str) -> PretrainedConfig:
     """The config of a hub id or a local folder: the project's table first, else the checkpoint's config.json.
 
-    Raises UserError when the model is neither known nor at hand.
+    Raises UserError when the model is not in the table and its config cannot be read.
     """
     if model in SHAPES:
         return shape_config(SHAPES[model])

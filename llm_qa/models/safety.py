@@ -1,8 +1,8 @@
-"""What a folder with weights must not hold: anything that would run, or be read from elsewhere, when it is loaded.
+"""Refuses folders of weights that would run code, or read files from elsewhere, when they are loaded.
 
-transformers is told the same (`use_safetensors`, `trust_remote_code=False`), but it would fall back to a pickle that
-peft finds, load an adapter that lies in a base, or advise a flag that does not exist here. Folders only: of a hub id
-nothing but safetensors is fetched.
+transformers gets the same instructions (`use_safetensors`, `trust_remote_code=False`), but peft would fall back to a
+pickle, transformers would load an adapter found in a base folder, and its messages advise flags that do not exist here.
+Only folders are checked: of a hub id only safetensors files are downloaded.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ def refuse_code(folder: str | Path) -> None:
             raise UserError(f"{path} is not a configuration.")
         if config.get("auto_map"):
             raise UserError(
-                f"{path} wants code of its own to be run (auto_map), which is never done: give a model that "
+                f"{path} asks to run code of its own (auto_map), which is never done: choose a model that "
                 "transformers knows, or remove auto_map where it does."
             )
 
 
 def refuse_unsafe_weights(folder: str | Path, *, adapter: bool = False) -> None:
-    """Raise UserError for a folder whose weights are pickles, lie elsewhere, or are not the kind wanted."""
+    """Raise UserError for weights that are pickles or outside the folder, and for an adapter in place of a model."""
     folder = Path(folder)
     refuse_code(folder)
     if (folder / ADAPTER_CONFIG).is_file() != adapter:

@@ -130,7 +130,7 @@ def count_packs(recipe: Recipe, records: Collection[QARecord] | Split) -> tuple[
 def dry_run(
     recipe: Recipe, data: list[str] | None, strategy: Strategy, preparation: PreparationOptions | None = None
 ) -> str:
-    """The text that `--dry-run` prints: parameters by module, tokens an update, updates an epoch."""
+    """The text that `--dry-run` prints: parameters by module, tokens per update, updates an epoch."""
     check_context(recipe)
     records = open_split(prepared_folder(data, preparation), "train")
     model = meta_model(recipe, records)
@@ -148,11 +148,11 @@ def dry_run(
             f"model {recipe.model}, base {recipe.base_precision}, method {recipe.method}",
             format_table(["base module", "parameters"], [*rows, ["all", f"{sum(by_module.values()):,}"]]),
             trainable_report(model),
-            f"tokens an update: {tokens / packs * min(recipe.global_batch_size, packs):,.0f} real tokens in "
-            f"{recipe.global_batch_size} sequences ({micro_batch_size(recipe, strategy.processes)} a pass, "
-            f"{accumulation_steps(recipe, strategy.processes)} passes a process; {strategy})",
+            f"tokens per update: {tokens / packs * min(recipe.global_batch_size, packs):,.0f} real tokens in "
+            f"{recipe.global_batch_size} sequences ({micro_batch_size(recipe, strategy.processes)} per forward pass, "
+            f"{accumulation_steps(recipe, strategy.processes)} gradient accumulation steps) on {strategy}",
             f"updates an epoch: {steps:,} ({tokens:,} tokens in {packs:,} packs of {len(records):,} records; {how})",
-            "weights, gradients and optimizer a GPU / sent by each GPU an update, in GiB (activations come on top):",
+            "GiB of weights, gradients and optimizer per GPU / sent by each GPU per update (activations come on top):",
             format_table(["", *(f"{gpus} GPU{'s'[: gpus > 1]}" for gpus in GPUS)], sharing_rows(recipe, sizes)),
             "dry run: no weights were read or written",
         ]

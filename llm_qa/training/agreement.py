@@ -1,4 +1,4 @@
-"""Before training: do all machines train the same, into the same run folder?"""
+"""Check before training that all machines train the same run, in the same run folder."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from llm_qa.console import UserError
 from llm_qa.distributed import all_gather, run_on_main
 from llm_qa.training.run_signature import differences
 
-PATIENCE_SECONDS = 60.0  # NFS may remember for half a minute that a folder was not there
+PATIENCE_SECONDS = 60.0  # NFS may cache for half a minute that a folder does not exist
 
 
 def check_ranks_agree(run_dir: str | Path, signature: dict, patience_seconds: float = PATIENCE_SECONDS) -> None:
-    """Refuse machines that would train something else than the first one, or do not see the run folder it has opened.
+    """Raise UserError where a machine's run differs from the first machine's, or it does not see that one's run folder.
 
     Every rank must call it. A network disk may show a new folder late, hence the patience.
     """

@@ -1,8 +1,8 @@
-"""On paper: how fast ZeRO-3 trains on more GPUs, from what one GPU computes and what the links between them carry.
+"""Estimates how fast ZeRO-3 trains on more GPUs, from one GPU's compute rate and the bandwidth between GPUs.
 
-A pass gathers the weights twice, once for the forward and once for the backward pass, and where they train it also
-sums and shares out their gradients. A layer is gathered while the one before it computes, so a pass takes the longer
-of the two. The links' and the GPU's speeds are measured; accelerate_configs/README.md has the table and its commands.
+A pass gathers the weights twice, once for the forward and once for the backward pass, and reduce-scatters the gradients
+of trained weights. A layer is gathered while the one before it computes, so a pass takes the longer of the two times.
+The bandwidth and the compute rate are measured; accelerate_configs/README.md has the table and its commands.
 """
 
 from __future__ import annotations
@@ -11,19 +11,19 @@ import math
 from dataclasses import dataclass
 
 # Measured on two H200, NCCL without multicast (scripts/bench.py --trace, 2026-11-26; accelerate_configs/README.md):
-# bytes a second that a GPU receives while it computes, and the share of that time by which products are slowed down, as
-# both need the GPU's processors.
+# bytes per second that a GPU receives while it computes, and the share of that time by which matrix products are slowed
+# down, because communication kernels use the GPU's processors too.
 NVLINK, SLOWED = 120e9, 0.6
-NETWORK = 50e9  # bytes a second into a node: 400 Gb/s
+NETWORK = 50e9  # bytes per second into a node: 400 Gb/s
 GPUS_A_NODE = 8
 
 
 @dataclass(frozen=True)
 class Work:
-    """What one GPU computes: FLOPs a token of the forward and backward pass (with what is repeated), and its rate.
+    """The work of one GPU: FLOPs per token of forward and backward pass (recomputation included), and its rate.
 
-    `weights` and `gradients` are the bytes that a pass gathers each time, and sums and shares out; `update` the seconds
-    of an optimizer step on one GPU, which ZeRO divides among all.
+    `weights` are the bytes of each of a pass's two gathers, `gradients` those that are reduce-scattered; `update` is
+    the seconds of an optimizer step on one GPU, which ZeRO divides among all.
     """
 
     forward: float
@@ -35,21 +35,21 @@ class Work:
 
 
 def nvlink_seconds(size: float, gpus: int) -> float:
-    """Seconds in which every GPU receives what it has not of `size` bytes that are shared out over `gpus`."""
+    """Seconds in which every GPU receives the missing parts of `size` bytes that are partitioned over `gpus`."""
     return size * (gpus - 1) / gpus / NVLINK
 
 
 def transfer_seconds(size: float, gpus: int) -> float:
-    """Seconds until `size` bytes have been gathered on each of `gpus`, or summed and shared out.
+    """Seconds until `size` bytes have been gathered on each of `gpus`, or reduce-scattered.
 
-    Between nodes, what the GPUs of a node do not have comes into it once.
+    Between nodes, the bytes that a node's GPUs lack enter the node once.
     """
     nodes = math.ceil(gpus / GPUS_A_NODE)
     return max(nvlink_seconds(size, gpus), size * (nodes - 1) / nodes / NETWORK)
 
 
 def pass_seconds(work: Work, tokens: int, gpus: int) -> float:
-    """Seconds of a pass over `tokens` on each of `gpus`, in which transfers run beside products."""
+    """Seconds of a pass over `tokens` on each of `gpus`, with transfers overlapping computation."""
     gather, scatter = transfer_seconds(work.weights, gpus), transfer_seconds(work.gradients, gpus)
     forward, backward = (tokens * flops / work.flops_a_second for flops in (work.forward, work.backward))
     slowed = SLOWED * nvlink_seconds(2 * work.weights + work.gradients, gpus)
@@ -57,11 +57,11 @@ def pass_seconds(work: Work, tokens: int, gpus: int) -> float:
 
 
 def tokens_per_second(work: Work, tokens: int, gpus: int, passes: int = 1) -> float:
-    """Tokens a second and GPU in updates of `passes` passes over `tokens` each."""
+    """Tokens per second and GPU in updates of `passes` passes over `tokens` each."""
     return passes * tokens / (passes * pass_seconds(work, tokens, gpus) + work.update / gpus)
 
 
 def hidden_from(work: Work, gpus: int) -> int:
-    """The fewest tokens a pass on each GPU whose products take as long as its transfers, both ways."""
+    """The fewest tokens per pass and GPU with which computation hides the transfers of forward and backward pass."""
     gather, scatter = transfer_seconds(work.weights, gpus), transfer_seconds(work.gradients, gpus)
     return math.ceil(work.flops_a_second * max(gather / work.forward, (gather + scatter) / work.backward))

@@ -1,4 +1,4 @@
-"""One training at a time on a run folder: a lock of the system, which ends with its process however that ends."""
+"""One training at a time per run folder: a file lock that the system releases when its process ends."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from typing import IO
 
 from llm_qa.console import UserError, say
 
-PATIENCE_SECONDS = 10.0  # the workers of a launch that was just killed need a moment to follow it
+PATIENCE_SECONDS = 10.0  # the workers of a launch that was just killed take a moment to end
 _held: dict[Path, IO[str]] = {}
 
 
 def lock_file(run_dir: str | Path) -> Path:
-    """Beside the run folder, not in it: `--resume never` renames the folder, and it may vanish."""
+    """The lock file, beside the run folder: `--resume never` renames the folder, and it may be deleted."""
     run_dir = Path(run_dir).resolve()
     return run_dir.with_name(f".{run_dir.name}.lock")
 
 
 def hold_lock(run_dir: str | Path, patience_seconds: float = PATIENCE_SECONDS) -> None:
-    """Take the run's lock until this process ends; UserError names the process that holds it.
+    """Take the run's lock until this process ends; where another process holds it, UserError names that process.
 
-    `fcntl.lockf` is released by the kernel when its process is gone, also by SIGKILL, is not inherited by children and
-    is known to NFS. Where the file system has no locks, that is said and training goes on.
+    `fcntl.lockf` is released by the kernel when its process ends, also by SIGKILL, is not inherited by children and
+    works on NFS. Where the file system has no locks, a line says so and training goes on.
     """
     path = lock_file(run_dir)
     deadline = time.monotonic() + patience_seconds
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = open(path, "a+", encoding="utf-8")  # noqa: SIM115  held open for the life of the process
+        file = open(path, "a+", encoding="utf-8")  # noqa: SIM115  stays open while the process lives
     except OSError as error:
         raise UserError(f"--run {run_dir}: {path} cannot be written: {error.strerror}.") from error
     waiting = False
@@ -42,7 +42,7 @@ def hold_lock(run_dir: str | Path, patience_seconds: float = PATIENCE_SECONDS) -
             break
         except OSError as error:
             if error.errno not in (errno.EAGAIN, errno.EACCES):
-                say(f"{path.parent} has no file locks ({error.strerror}): see that no second training uses {run_dir}")
+                say(f"{path.parent} has no file locks ({error.strerror}): start no second training on {run_dir}")
                 break
             if time.monotonic() >= deadline:
                 file.seek(0)

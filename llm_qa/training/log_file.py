@@ -1,4 +1,4 @@
-"""log.jsonl while a disk fills up, a folder vanishes or a process is killed: whole lines, none lost while it runs."""
+"""log.jsonl: whole lines, none lost, also when the disk fills up, the folder is deleted or the process is killed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from llm_qa.console import UserError, say
 
 
 class LogFile:
-    """One JSON object a line. Kept in memory too, so that what a failing disk refuses is written with the next line."""
+    """One JSON object per line. Lines are also kept in memory: those that a full disk refused are written later."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -21,7 +21,7 @@ class LogFile:
         self.failing = False
 
     def cut_back(self, last_step: int) -> None:
-        """Keep the lines up to a step; a line that a power cut tore, and those after it, are of steps done again."""
+        """Keep the lines up to a step. A line that is cut off, and all after it, belong to steps that are repeated."""
         text = self.path.read_bytes().decode("utf-8", "replace") if self.path.exists() else ""
         self.lines = []
         for line in text.splitlines():
@@ -34,7 +34,7 @@ class LogFile:
         self._write_all()
 
     def append(self, line: dict[str, Any]) -> None:
-        """Add a line; where the file is not as this process left it, write it anew."""
+        """Add a line; where the file is not as this process left it, write all lines anew."""
         self.lines.append(line)
         if self.failing or not self.path.exists() or self.path.stat().st_size != self.bytes_written:
             self._write_all()
@@ -43,13 +43,13 @@ class LogFile:
             with open(self.path, "ab") as file:
                 file.write(_as_bytes(line))
                 file.flush()
-                os.fsync(file.fileno())  # a checkpoint must not outlive the lines before it
+                os.fsync(file.fileno())  # the lines before a checkpoint must be on the disk before it
             self.bytes_written += len(_as_bytes(line))
         except OSError as error:
             self._fails(error.strerror)
 
     def catch_up(self) -> None:
-        """Try again to write what the disk refused."""
+        """Try again to write the lines that the disk refused."""
         if self.failing:
             self._write_all()
 

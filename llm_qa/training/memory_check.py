@@ -1,7 +1,7 @@
-"""Does a run fit, on paper, before a weight is read: the GPU's memory, the machine's with offload, the micro-batch.
+"""Estimates before weights are read whether a run fits: into GPU memory, into CPU memory with offload, per micro-batch.
 
-Weights, gradients and optimizer states are exact (memory.py); what a pass needs is an estimate, and --auto-micro-batch
-corrects it.
+The sizes of weights, gradients and optimizer states are exact (memory.py); that of activations is an estimate, which
+--auto-micro-batch corrects.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from llm_qa.console import UserError
 from llm_qa.planning.memory import Sizes, memory_per_gpu, weight_bytes
 from llm_qa.training.strategy import Strategy, micro_batch_size
 
-# Bytes a trained weight in the machine's memory under DeepSpeed's CPU AdamW: fp32 master and two moments, a fp32
-# gradient for the update, and the 16-bit gradient that passes are summed in.
+# CPU memory in bytes per trained weight under DeepSpeed's CPU AdamW: fp32 master weight and two moments, a fp32
+# gradient for the update, and the 16-bit gradient that is accumulated over passes.
 OFFLOADED_OPTIMIZER = 4 + 8 + 4 + 2
 LIVE_WEIGHTS = 2 * 10**9  # bytes of whole weights at once: DeepSpeed's stage3_max_live_parameters, in 16 bits
 LAYER_VALUES = 32  # 16-bit values a token and unit of width in a layer's pass: 21 that it keeps, and what passes
@@ -28,7 +28,7 @@ KEPT_FREE = 0.08  # share of a GPU's memory left to fragmentation, NCCL and cuBL
 
 @dataclass(frozen=True)
 class Width:
-    """A model's layers, their width, and its vocabulary."""
+    """A model's number of layers, hidden size and vocabulary size."""
 
     layers: int
     d_model: int
@@ -36,7 +36,7 @@ class Width:
 
 
 def gpu_bytes(recipe: Recipe, sizes: Sizes, strategy: Strategy) -> float:
-    """Bytes of weights, gradients and optimizer that stay on each GPU, offloaded ones left out."""
+    """Bytes of weights, gradients and optimizer states on each GPU, without those that are offloaded."""
     whole = memory_per_gpu(recipe, sizes, strategy.zero_stage, strategy.processes)
     if strategy.offload_optimizer:
         whole = weight_bytes(recipe, sizes) / (strategy.processes if strategy.zero_stage == 3 else 1)
@@ -44,20 +44,20 @@ def gpu_bytes(recipe: Recipe, sizes: Sizes, strategy: Strategy) -> float:
 
 
 def host_bytes(recipe: Recipe, sizes: Sizes, strategy: Strategy) -> float:
-    """Bytes that all processes of one machine keep in its memory because they are offloaded."""
+    """Bytes that all processes of one machine offload to CPU memory."""
     share = strategy.processes_here / strategy.processes
     optimizer = sizes.trained * OFFLOADED_OPTIMIZER if strategy.offload_optimizer else 0.0
     return share * (optimizer + (weight_bytes(recipe, sizes) if strategy.offload_weights else 0.0))
 
 
 def pass_bytes(width: Width, tokens: int) -> float:
-    """Bytes a pass over `tokens` needs under ZeRO-3 beside gpu_bytes: every layer's input, one layer, the logits."""
+    """Bytes that a pass over `tokens` needs under ZeRO-3 besides gpu_bytes: layers' inputs, one layer, logits."""
     values = 2 * tokens * width.d_model * (width.layers + LAYER_VALUES)
     return LIVE_WEIGHTS + values + LOGIT_BYTES * tokens * width.vocabulary
 
 
 def free_host_bytes() -> int:
-    """Bytes of this machine's memory that are free, or that a container still allows."""
+    """Bytes of CPU memory that are free, or that the container's limit still allows."""
     free = psutil.virtual_memory().available
     limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
     if limit.is_file() and used.is_file() and (most := limit.read_text().strip()) != "max":
@@ -71,9 +71,9 @@ def gpu_total_bytes() -> int | None:
 
 
 def check_memory(recipe: Recipe, sizes: Sizes, strategy: Strategy, gpu: int | None, host: int) -> None:
-    """Refuse what cannot fit in GPUs of `gpu` bytes, or in `host` bytes of a machine's free memory.
+    """Raise UserError for a run that cannot fit in GPUs of `gpu` bytes, or in `host` bytes of free CPU memory.
 
-    The sentence has the bytes needed, the bytes there, and what would fit.
+    The message has the memory needed, the memory available, and what would fit.
     """
     needed = host_bytes(recipe, sizes, strategy)
     if needed > host:
@@ -96,12 +96,12 @@ def check_memory(recipe: Recipe, sizes: Sizes, strategy: Strategy, gpu: int | No
 
 
 def in_gib(count: float) -> str:
-    """Bytes in words."""
+    """A number of bytes as text in GiB."""
     return f"{count / 2**30:,.1f} GiB"
 
 
 def what_fits(recipe: Recipe, sizes: Sizes, gpu: int) -> list[str]:
-    """The fewest GPUs of `gpu` bytes that ZeRO-3 needs, also with an 8-bit optimizer; or to train or keep less."""
+    """Changes that would fit: ZeRO-3 on the fewest GPUs of `gpu` bytes, an 8-bit optimizer, LoRA, a quantised base."""
     helps, before = [], 0
     for optim, flag in ((recipe.training.get("optim", ""), ""), ("adamw_8bit", " with --optim adamw_8bit")):
         other = replace(recipe, training={**recipe.training, "optim": optim})
@@ -114,10 +114,10 @@ def what_fits(recipe: Recipe, sizes: Sizes, gpu: int) -> list[str]:
 
 
 def largest_micro_batch(recipe: Recipe, sizes: Sizes, width: Width, strategy: Strategy, gpu: int) -> int:
-    """Sequences a pass that fit in a GPU of `gpu` bytes under ZeRO-3, of those that leave the global batch as it is.
+    """The largest micro-batch that fits in a GPU of `gpu` bytes under ZeRO-3 without changing the global batch.
 
-    Every pass gathers all weights twice: the fewer passes an update takes, the less is sent. At least the recipe's own,
-    which is smaller only where it does not divide a process's share.
+    Every pass gathers all weights twice, so fewer passes per update mean less communication. At least the recipe's
+    micro-batch, or the nearest below it that divides a process's share of the global batch.
     """
     room = (1 - KEPT_FREE) * gpu - gpu_bytes(recipe, sizes, strategy)
     length = recipe.pack_length or recipe.max_length

@@ -1,10 +1,10 @@
-"""Which optimizer trains: Trainer's own, or on bf16 weights one that does not lose its updates to rounding.
+"""The choice of optimizer: Trainer's own, or for bf16 weights one that does not lose its updates to rounding.
 
 A bf16 number has eight significant bits: near 0.02 its neighbours are 1.2e-4 apart, so an Adam update at a learning
 rate of 1e-5 is rounded away. Kahan summation keeps what was rounded off in a second bf16 number for each weight and
 adds it to the next update (https://optimi.benjaminwarner.dev/kahan_summation). DeepSpeed needs none of this: it keeps
-fp32 masters of 16-bit weights. Why not stochastic rounding (torchao): it draws from torch's generator, so replicas
-under DDP would part as soon as one process draws another number than the others.
+fp32 masters of 16-bit weights. Why not stochastic rounding (torchao): it draws from torch's generator, so DDP
+replicas would diverge as soon as one process draws a different number than the others.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from llm_qa.console import UserError
 from llm_qa.training.strategy import Strategy
 
 ADAMW = ("adamw_torch", "adamw_torch_fused")  # the names that mean plain AdamW
-# Adam's second moment is a bf16 number too. It moves by at most 1 - beta2 of itself downwards in an update, which is
-# rounded away where that is below half the spacing of bf16, 2**-8 at the most: with Trainer's 0.999 it never falls.
+# Adam's second moment is a bf16 number too. An update lowers it by at most the share 1 - beta2, which is rounded away
+# where that is below half the spacing of bf16 numbers, 2**-8 at most: with Trainer's 0.999 it can never decrease.
 SLOWEST_BETA2 = 1 - 2**-8
 BETA2 = 0.99  # torch-optimi's own default
-HALF_SPACING = 2**-9  # of bf16, the smallest there is: a relative change below it is always rounded away
+HALF_SPACING = 2**-9  # the smallest relative half spacing of bf16: a smaller relative change is always rounded away
 
 
 def keeps_bf16(recipe: Recipe) -> bool:
@@ -32,7 +32,7 @@ def keeps_bf16(recipe: Recipe) -> bool:
 
 
 def optimizer_defaults(recipe: Recipe) -> dict[str, Any]:
-    """TrainingArguments of a recipe that does not name them, the same for every strategy: all train alike."""
+    """Optimizer settings for a recipe that does not give them; the same for every strategy."""
     return {"adam_beta2": BETA2} if keeps_bf16(recipe) else {}
 
 
@@ -41,14 +41,14 @@ def check_optimizer(recipe: Recipe, strategy: Strategy) -> None:
     optim = recipe.training.get("optim", ADAMW[0])
     if keeps_bf16(recipe) and not strategy.deepspeed and optim not in ADAMW:
         raise UserError(
-            f"optim {optim} would round most of its updates of bf16 weights away, and AdamW alone has a compensation "
-            "for that here: leave out --optim, set --base-precision to fp32, or use accelerate_configs/zero2.yaml or "
-            "zero3.yaml, which keep fp32 masters."
+            f"optim {optim} would round most of its updates of bf16 weights away; only AdamW has Kahan summation "
+            "against that here: leave out --optim, set --base-precision to fp32, or use accelerate_configs/zero2.yaml "
+            "or zero3.yaml, which keep fp32 masters."
         )
 
 
 def trained_dtypes(model: torch.nn.Module) -> set[torch.dtype]:
-    """Dtypes of the weights that train."""
+    """Dtypes of the trained weights."""
     return {parameter.dtype for parameter in model.parameters() if parameter.requires_grad}
 
 
@@ -78,20 +78,22 @@ def choose_optimizer(
 
 
 def optimizer_report(model: torch.nn.Module, arguments: TrainingArguments) -> str:
-    """The line that says which optimizer trains and why, and which settings do nothing in bf16."""
+    """The line that says which optimizer is used and why, and which settings have no effect in bf16."""
     name = getattr(arguments.optim, "value", arguments.optim)
     if not compensated(model, arguments):
         if getattr(arguments, "deepspeed_plugin", None) is None:
             return f"optimizer: {name}"
         masters = trained_dtypes(model) & {torch.bfloat16, torch.float16}
-        return f"optimizer: {name}, shared out by DeepSpeed" + (", with fp32 masters of 16-bit weights" * bool(masters))
+        return f"optimizer: {name}, partitioned by DeepSpeed" + (
+            ", with fp32 masters of 16-bit weights" * bool(masters)
+        )
     line = (
         "optimizer: AdamW with Kahan summation (torch-optimi), as plain AdamW's updates of bf16 weights would be "
         f"rounded away; adam_beta2 {arguments.adam_beta2:g}"
     )
     if arguments.adam_beta2 > SLOWEST_BETA2:
-        line += f", with which a second moment in bf16 cannot fall (set --adam-beta2 {BETA2})"
+        line += f", with which a second moment in bf16 cannot decrease (set --adam-beta2 {BETA2})"
     decay = arguments.learning_rate * arguments.weight_decay
     if 0 < decay < HALF_SPACING:
-        line += f"; weight_decay {arguments.weight_decay:g} does nothing, as bf16 weights round {decay:.0e} away"
+        line += f"; weight_decay {arguments.weight_decay:g} has no effect: bf16 rounds a change of {decay:.0e} away"
     return line

@@ -1,8 +1,8 @@
 """Out of GPU memory: say what was used and what helps, or with --auto-micro-batch halve the micro-batch and go on.
 
-The global batch stays what the recipe says: half the sequences a pass are twice the passes an update. The micro-batch
-that was found is kept in the run folder, for every later start. Under ZeRO-3 --auto-micro-batch begins with the largest
-micro-batch that should fit (planning.widest_pass), because every pass gathers all weights.
+The global batch stays what the recipe says: half the sequences per pass and twice the gradient accumulation steps. The
+micro-batch that was found is stored in the run folder for later starts. Under ZeRO-3 --auto-micro-batch begins with the
+largest micro-batch that should fit (planning/dry_run.py, widest_pass), because every pass gathers all weights.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from llm_qa.training.strategy import Strategy, micro_batch_size
 
 
 def micro_batch_file(run_dir: str | Path) -> Path:
-    """Where the micro-batch that fits is kept, or was by an earlier version."""
+    """The file with the micro-batch that fits, under its name of this or of an earlier version."""
     return stored_file(run_dir, files.MICRO_BATCH)
 
 
 def with_stored_micro_batch(recipe: Recipe, run_dir: str | Path) -> Recipe:
-    """The recipe with the micro-batch that an earlier start of this run found to fit, said aloud."""
+    """The recipe with the micro-batch that an earlier start of this run found to fit, which is printed."""
     if not micro_batch_file(run_dir).is_file():
         return recipe
     found = files.read_json(micro_batch_file(run_dir))
@@ -56,7 +56,7 @@ def smaller(recipe: Recipe, processes: int) -> int | None:
 
 @contextmanager
 def memory_for_loading(recipe: Recipe) -> Iterator[None]:
-    """While the model is loaded: out of memory ends with one sentence, as no smaller micro-batch would help."""
+    """Out of memory while the model is loaded ends with one sentence, as no smaller micro-batch would help."""
     try:
         yield
     except torch.OutOfMemoryError as error:
@@ -65,7 +65,7 @@ def memory_for_loading(recipe: Recipe) -> Iterator[None]:
 
 @contextmanager
 def memory_for_training(recipe: Recipe, run_dir: Path, strategy: Strategy, *, fit: bool) -> Iterator[None]:
-    """While passes are made: see `out_of_memory`."""
+    """Out of memory in a forward or backward pass: see `out_of_memory`."""
     try:
         yield
     except torch.OutOfMemoryError as error:
@@ -75,15 +75,17 @@ def memory_for_training(recipe: Recipe, run_dir: Path, strategy: Strategy, *, fi
 def out_of_memory(error: BaseException, recipe: Recipe, run_dir: Path, strategy: Strategy, *, fit: bool) -> NoReturn:
     """Start again with half the micro-batch, or end with one sentence.
 
-    A single process replaces itself, so that nothing of its memory is left over. Of several, whose launcher ends them
-    all together, the same command starts them again.
+    A single process restarts itself by exec, which frees all of its memory. Several processes end, because their
+    launcher must start them; the same command goes on.
     """
     half = smaller(recipe, strategy.processes)
     if not fit or half is None:
         raise Failed(sentence(error, recipe, half)) from error
     kept = {"micro_batch_size": half, "pack_length": recipe.pack_length, "because": measured(error)}
     files.write_json(Path(run_dir) / files.MICRO_BATCH, kept)
-    again = f"{measured(error)} micro_batch_size {half} from now on, {recipe.global_batch_size} an update as before"
+    again = (
+        f"{measured(error)} micro_batch_size {half} from now on, global_batch_size {recipe.global_batch_size} as before"
+    )
     if strategy.processes > 1:
         print(f"{again}: the same command goes on from the last checkpoint", file=sys.stderr, flush=True)
         raise StoppedEarly(f"{again}: the same command goes on from the last checkpoint")
@@ -93,23 +95,23 @@ def out_of_memory(error: BaseException, recipe: Recipe, run_dir: Path, strategy:
 
 
 def going_on(command: list[str]) -> list[str]:
-    """The same command, but for `--resume never`, which would set this very run aside."""
+    """The same command without `--resume never`, which would set aside the run that is to go on."""
     pairs = zip(["", *command], command, strict=False)
     words = ["auto" if before == "--resume" and word == "never" else word for before, word in pairs]
     return ["--resume=auto" if word == "--resume=never" else word for word in words]
 
 
 def measured(error: BaseException) -> str:
-    """What was used and what was asked for, in words; the driver's own sentence names the bytes that were missing."""
+    """A sentence with the peak memory and the size of the allocation that failed."""
     total = torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else 0
     of = f" of {total / 2**30:.1f}" if total else ""
     asked = str(error).split(". ")[1:2]  # 'CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has ...'
     told = f"; {asked[0].strip().rstrip('.').lower()}" if asked else ""
-    return f"Out of memory: {peak_memory_bytes() / 2**30:.1f}{of} GiB were in use at the most{told}."
+    return f"Out of memory: {peak_memory_bytes() / 2**30:.1f}{of} GiB were in use at most{told}."
 
 
 def sentence(error: BaseException, recipe: Recipe, half: int | None) -> str:
-    """What happened and the flags that help, the one that changes nothing else first."""
+    """The error with the flags that help, beginning with those that do not change the training."""
     flags = [f"--micro-batch-size {half} (or --auto-micro-batch, which finds it)"] if half else []
     if recipe.recompute != "all":
         flags.append("--recompute all")
@@ -126,13 +128,13 @@ def sentence(error: BaseException, recipe: Recipe, half: int | None) -> str:
 
 
 def loading_sentence(error: BaseException, recipe: Recipe) -> str:
-    """What happened before the first pass, and three things that help."""
+    """The error for a model that cannot be loaded, with three things that help."""
     flags = []
     if recipe.method == "full":
         flags.append("--method lora --base-precision nf4")
     elif recipe.base_precision != "nf4":
         flags.append("--base-precision nf4")
-    if recipe.base_precision != "nf4":  # of which every process loads the whole before ZeRO-3 shares it out
+    if recipe.base_precision != "nf4":  # with nf4 every process loads the whole base before ZeRO-3 partitions it
         flags.append("accelerate_configs/zero3.yaml on more GPUs")
     flags += ["a smaller --model", "a GPU that nothing else uses (nvidia-smi; CUDA_VISIBLE_DEVICES)"]
     flags.append("one with more memory")

@@ -1,4 +1,4 @@
-"""One document a row in place of packs, for architectures under which packed documents would see each other."""
+"""One document per row in place of packs, for architectures that would let packed documents attend to each other."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from llm_qa.data.packing import PackedDataset
 
 
 def one_document_a_row(recipe: Recipe, packs: PackedDataset, packs_a_pass: int) -> Recipe:
-    """The recipe with pack_length 0, and as many documents an update as its packs would have held on average.
+    """The recipe with pack_length 0 and as many documents per update as its packs would have held on average.
 
-    So an epoch has about as many updates, and the learning rate keeps its meaning. A pass of one process, of
-    `packs_a_pass` packs before, takes as many rows as need no more tokens when each is padded to the longest document.
+    So an epoch has about as many updates, and the learning rate needs no change. In place of `packs_a_pass` packs, a
+    pass of one process has as many rows as take no more tokens when each is padded to the longest document.
     """
     longest, tokens = int(packs.pairs.lengths.max()), packs_a_pass * recipe.pack_length
-    documents = packs_a_pass * len(packs.pairs) / len(packs.packs)  # of a pass of packs
+    documents = packs_a_pass * len(packs.pairs) / len(packs.packs)  # per pass with packs
     rows = max(1, min(tokens // longest, round(documents)))
-    passes = max(1, round(documents / rows))  # in place of one
+    passes = max(1, round(documents / rows))  # in place of each pass with packs
     update = recipe.global_batch_size // packs_a_pass * passes * rows
     say(
-        f"one document a row: {update:,} documents an update, {rows:,} a pass, in place of "
+        f"one document per row: {update:,} documents per update, {rows:,} per forward pass, in place of "
         f"{recipe.global_batch_size:,} packs of {recipe.pack_length:,} tokens with {documents / packs_a_pass:.1f} "
         "documents each"
     )

@@ -1,4 +1,4 @@
-"""The run folder: what is written into it before, and after, training, and the check that what was saved is whole."""
+"""The run folder: what is written into it before and after training, and the check of the saved weights."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ from llm_qa.training.checkpoint.resume import set_later_aside
 from llm_qa.training.checkpoint.storage import disk_problem
 from llm_qa.training.run_signature import check_same
 
-# Of a checkpoint, what from_pretrained reads.
+# The files of a checkpoint that from_pretrained reads.
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", ADAPTER_CONFIG)
-LEFTOVERS = ".*.part"  # what a killed process was about to rename
+LEFTOVERS = ".*.part"  # staged files that a killed process has not renamed
 LIBRARIES = (
     "torch",
     "transformers",
@@ -46,7 +46,7 @@ LIBRARIES = (
 
 
 def environment() -> dict:
-    """Versions and hardware, and nothing of the environment variables, which may hold secrets."""
+    """Versions and hardware. Environment variables are left out, as they may hold secrets."""
 
     def version(name: str) -> str | None:
         try:
@@ -79,9 +79,9 @@ def open_run(
 ) -> None:
     """Make the run folder and write recipe.yaml and environment.json.
 
-    A run, and the checkpoint that it goes on from, must be made of the same (`run_signature.py`): other recipe, data or
-    number of processes is refused with the differences, or `allowed` by kind. With resume 'never' an existing run is
-    set aside under a new name; nothing is deleted.
+    A run, and the checkpoint that it resumes from, must have the same run signature (`run_signature.py`): another
+    recipe, data or number of processes is refused with the differences unless its kind is in `allowed`. With resume
+    'never' an existing run is set aside under a new name; nothing is deleted.
     """
     run_dir = Path(run_dir)
     if run_dir.exists() and not run_dir.is_dir():
@@ -95,7 +95,7 @@ def open_run(
     elif (run_dir / files.RECIPE).exists():
         if resume == "never":
             set_aside(run_dir)
-        elif (run_dir / files.LOG).exists():  # before the first step there is nothing to mix up
+        elif (run_dir / files.LOG).exists():  # without logged steps there is nothing to mix up
             known = read_json(run_dir / files.ENVIRONMENT).get("data_sha256")
             before = {**signature, "recipe": load_stored_recipe(run_dir / files.RECIPE).to_dict(), "data_sha256": known}
             check_same(before, signature, allowed or [], run_dir)
@@ -112,7 +112,7 @@ def open_run(
 
 
 def is_beginning(run_dir: Path) -> bool:
-    """True for a folder that is empty, or holds only what a run writes before recipe.yaml and was killed at."""
+    """True for a folder that is empty, or of a run that was killed before it wrote recipe.yaml."""
     return all(path.name == files.ENVIRONMENT or path.match(LEFTOVERS) for path in run_dir.iterdir())
 
 
@@ -145,9 +145,8 @@ def save_final(
 ) -> Path:
     """Save the adapter or the model with its tokenizer and card, staged then renamed; returns the folder.
 
-    `weights` are whole tensors by their names in `model`, whose own may be shares (ZeRO-3), or a checkpoint of it whose
-    files are taken as they are. UserError where the disk has no room or may not be written to: the checkpoints are
-    still there.
+    `weights` are whole tensors by their names in `model`, whose own may be partitioned (ZeRO-3), or a checkpoint whose
+    files are copied unchanged. UserError where the disk is full or not writable; the checkpoints remain.
     """
     final = final_folder(run_dir, recipe)
     staged = final.with_name(f".{final.name}.part")
@@ -180,17 +179,17 @@ def write_final(
     recipe: Recipe,
     summary: dict,
 ) -> None:
-    """Fill `staged` with what `save_final` renames, on the disk and read back. Errors pass."""
+    """Write the final folder to `staged`, flush it to the disk and check it. Errors are not caught."""
     staged.mkdir()
     if isinstance(weights, Path):
         for path in weight_files(weights):
             shutil.copyfile(path, staged / path.name)
         check_copied(weights, staged)
     else:
-        # save_pretrained takes out of the dictionary what it has written.
+        # save_pretrained removes written tensors from the dictionary.
         model.save_pretrained(staged, state_dict=dict(weights))
         check_saved(model, weights, staged)
-    if isinstance(model, PeftModel):  # peft writes a set, in another order each time
+    if isinstance(model, PeftModel):  # peft writes a set, in a different order each time
         config = files.read_json(staged / ADAPTER_CONFIG)
         files.write_json(staged / ADAPTER_CONFIG, {**config, "target_modules": sorted(config["target_modules"])})
     save_tokenizer(tokenizer, staged)
@@ -200,7 +199,7 @@ def write_final(
 
 
 def weight_files(checkpoint: Path) -> list[Path]:
-    """The files of a checkpoint that from_pretrained reads: weights and their configs, no state of training."""
+    """The files of a checkpoint that from_pretrained reads: weights and their configs, without the training state."""
     return [path for pattern in WEIGHTS for path in sorted(checkpoint.glob(pattern))]
 
 
@@ -216,15 +215,15 @@ def check_copied(checkpoint: Path, folder: Path) -> None:
 def check_saved(model: PreTrainedModel | PeftModel, weights: dict[str, torch.Tensor], folder: Path) -> None:
     """Read the saved tensors back and compare them with `weights`, bit for bit; RuntimeError names what differs.
 
-    Guards against adapters that were saved empty or sharded (trl#4416, peft#2892). What lies on the disk is in the
-    checkpoint's own format: transformers renames some weights when it loads them (GPT-NeoX's head is stored as
-    `embed_out`) and fuses others (Mixtral's experts), and turns that back when it saves. Tied ones are stored once.
+    Guards against adapters that were saved empty or sharded (trl#4416, peft#2892). The names on the disk may
+    differ from the model's: transformers renames some weights when it loads them (GPT-NeoX's head is stored as
+    `embed_out`), fuses others (Mixtral's experts), and reverts both when it saves. Tied weights are stored once.
     """
     shapes = {name: getattr(p, "ds_shape", p.shape) for name, p in model.named_parameters() if p.requires_grad}
     wrong = [name for name, shape in shapes.items() if name in weights and weights[name].shape != shape]
     absent = [name for name in shapes if name not in weights]
     if wrong or absent:
-        raise RuntimeError(f"These weights are not whole: {', '.join([*wrong, *absent][:5])}.")
+        raise RuntimeError(f"These weights are incomplete: {', '.join([*wrong, *absent][:5])}.")
     if isinstance(model, PeftModel):
         expected = get_peft_model_state_dict(model, state_dict=weights)
     else:

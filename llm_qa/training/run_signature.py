@@ -1,4 +1,4 @@
-"""What a checkpoint was made of: recipe, data, processes. A run goes on with the same, or says what may differ."""
+"""The run signature (recipe, data, number of processes): what must be the same, or allowed to change, on a resume."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 from llm_qa.config.recipe import Recipe
 from llm_qa.console import UserError, say
 
-KINDS = ("recipe", "data", "processes")  # the words of --allow-change
-FREE = ("max_hours", "save_total_limit", "keep")  # change nothing that is computed
-# Read anew at every start. Other keys live on in the checkpoint (learning_rate in the optimizer's state, save_steps in
-# Trainer's) or in the weights: a change would be ignored in silence or would be another training.
+KINDS = ("recipe", "data", "processes")  # the values of --allow-change
+FREE = ("max_hours", "save_total_limit", "keep")  # these change nothing that is computed
+# Keys that are read at every start. Others are stored in the checkpoint (learning_rate in the optimizer's state,
+# save_steps in Trainer's state) or shaped the weights: a change would be silently ignored or make another training.
 READ_ANEW = (
     *("max_steps", "num_train_epochs", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "max_grad_norm"),
     *("micro_batch_size", "recompute", "report_to", "dataloader_num_workers", "dataloader_prefetch_factor"),
@@ -25,7 +25,7 @@ def run_signature(recipe: Recipe, data_sha256: str, processes: int) -> dict[str,
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> dict[str, list[str]]:
-    """Kind of difference -> each of them in words; only kinds that differ."""
+    """Kind of difference -> descriptions of the differences; only kinds that differ."""
     old, new = before["recipe"], now["recipe"]
     data, processes = ([str(one[key]) for one in (before, now)] for key in ("data_sha256", "processes"))
     keys = sorted(key for key in {*old, *new} if key not in FREE)
@@ -38,7 +38,7 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> dict[str, list[s
 
 
 def check_same(before: dict[str, Any], now: dict[str, Any], allowed: list[str], where: Path) -> None:
-    """Refuse to go on with something else than what `where` was made of, unless that kind is allowed by name."""
+    """Raise UserError where the run signature differs from that of `where`, unless that kind of change is allowed."""
     found = differences(before, now)
     refused = {kind: words for kind, words in found.items() if kind not in allowed}
     if refused:
@@ -50,7 +50,7 @@ def check_same(before: dict[str, Any], now: dict[str, Any], allowed: list[str], 
     fixed = [word for word in found.get("recipe", ()) if word.split()[0] not in READ_ANEW]
     if fixed:
         raise UserError(
-            f"{where} goes on with what it began with, which --allow-change cannot alter: {'; '.join(fixed)}. Name "
+            f"{where} goes on with what it began with, which --allow-change cannot change: {'; '.join(fixed)}. Name "
             "another folder with --run, or set the old run aside with --resume never."
         )
     for words in found.values():

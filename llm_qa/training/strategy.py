@@ -1,7 +1,7 @@
-"""HOW a recipe runs: what `accelerate launch` decided, read from its environment, and which pairs cannot work.
+"""The parallel strategy of a run, read from what `accelerate launch` has set, and recipes that it cannot run.
 
-The engine is torch's DistributedDataParallel or DeepSpeed's ZeRO (Rajbhandari et al. 2020, arXiv:1910.02054) as they
-come. Everything here is decided before a weight is read.
+The engine is torch's DistributedDataParallel or DeepSpeed's ZeRO (Rajbhandari et al. 2020, arXiv:1910.02054) without
+changes. Everything here is decided before a weight is read.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ TRUE = ("1", "true", "yes")
 
 @dataclass(frozen=True)
 class Strategy:
-    """How many processes, and what ZeRO shares out among them (stage 0: nothing, one process or DDP)."""
+    """The number of processes, and what ZeRO partitions among them (stage 0: nothing; one process or DDP)."""
 
     processes: int = 1
     processes_here: int = 1
@@ -42,13 +42,15 @@ class Strategy:
 
     @property
     def name(self) -> str:
-        """What people call it: 'one process', 'DDP', 'ZeRO-3 with CPU offload'."""
+        """Its common name: 'one process', 'DDP', 'ZeRO-3 with CPU offload'."""
         if not self.deepspeed:
             return "DDP" if self.processes > 1 else "one process"
         offload = " with CPU offload" if self.offload_weights or self.offload_optimizer else ""
         return f"ZeRO-{self.zero_stage}{offload}{'' if self.offload_weights or not offload else ' of the optimizer'}"
 
     def __str__(self) -> str:
+        if self.processes == 1 and not self.deepspeed:
+            return self.name
         machines = f" on {self.machines} machines" if self.machines > 1 else ""
         return f"{self.name}, {self.processes} process{'es' if self.processes > 1 else ''}{machines}"
 
@@ -108,17 +110,17 @@ def check_strategy(recipe: Recipe, strategy: Strategy, gpus: int | None) -> None
         )
     if recipe.base_precision == "fp8" and strategy.deepspeed:
         raise UserError(
-            f"base_precision fp8 with {strategy.name}: DeepSpeed casts every number of a model to 16 bits, the scales "
-            "of fp8 weights too: use accelerate_configs/ddp.yaml, or set --base-precision to nf4 or 16bit."
+            f"base_precision fp8 with {strategy.name}: DeepSpeed casts all of a model to 16 bits, the scales of "
+            "fp8 weights too: use accelerate_configs/ddp.yaml, or set --base-precision to nf4 or 16bit."
         )
     if recipe.compute_dtype == "fp8" and strategy.zero_stage == 3:
         raise UserError(
-            f"compute_dtype fp8 with {strategy.name}: weights that are shared out are not whole anywhere to be rounded "
-            "by row: set --compute-dtype to auto, or use accelerate_configs/ddp.yaml."
+            f"compute_dtype fp8 with {strategy.name}: no process holds a whole partitioned weight that could be "
+            "rounded to fp8: set --compute-dtype to auto, or use accelerate_configs/ddp.yaml."
         )
     if recipe.base_precision == "nf4" and strategy.offload_weights:
         raise UserError(
-            f"base_precision nf4 with {strategy.name}: 4-bit weights cannot be kept in the machine's memory, as their "
+            f"base_precision nf4 with {strategy.name}: 4-bit weights cannot be offloaded to CPU memory, as their "
             "scales stay on the GPU: use accelerate_configs/zero3.yaml, or set --base-precision to 16bit."
         )
     optimizer = recipe.training.get("optim", OFFLOAD_OPTIMIZERS[0])
@@ -130,14 +132,14 @@ def check_strategy(recipe: Recipe, strategy: Strategy, gpus: int | None) -> None
 
 
 def micro_batch_size(recipe: Recipe, processes: int) -> int:
-    """Sequences a forward pass of one process: the recipe's, or fewer where its share of the global batch is less."""
+    """Sequences per forward pass of one process: the recipe's, or fewer where its share of the global batch is less."""
     return min(recipe.micro_batch_size, max(1, recipe.global_batch_size // processes))
 
 
 def accumulation_steps(recipe: Recipe, processes: int) -> int:
-    """Forward passes a process makes before an update, so that the global batch is the recipe's on any number of GPUs.
+    """Gradient accumulation steps, so that the global batch is the recipe's on any number of GPUs.
 
-    Raises UserError when the global batch cannot be shared out evenly.
+    Raises UserError when the global batch cannot be divided evenly among the processes.
     """
     at_once = micro_batch_size(recipe, processes) * processes
     if recipe.global_batch_size % at_once:
@@ -149,23 +151,23 @@ def accumulation_steps(recipe: Recipe, processes: int) -> int:
 
 
 def fit_precision(precision: Precision, strategy: Strategy) -> Precision:
-    """What ZeRO needs of the dtypes, said aloud: one dtype for all that trains, and 4-bit storage that it can share.
+    """Change the dtypes as ZeRO needs and print a line: one dtype for trained weights, 4-bit storage it can partition.
 
     ZeRO-3 flattens parameters of one dtype into one buffer, so packed 4-bit weights are stored in elements of the
     dtype of the others (`bnb_4bit_quant_storage`). Under 16-bit products DeepSpeed casts all weights to 16 bits and
-    keeps fp32 masters of what trains in the optimizer.
+    keeps fp32 master weights in the optimizer.
     """
     if not strategy.deepspeed:
         return precision
     cast = precision.compute != precision.weights and precision.compute != torch.float32
     if cast:
-        say(f"{strategy.name}: weights are kept in {precision.autocast}, with fp32 masters of what trains")
+        say(f"{strategy.name}: weights are kept in {precision.autocast}, with fp32 master weights of the trained ones")
     weights = precision.compute if cast else precision.weights
     return replace(precision, weights=weights, trains_in=weights, storage=weights if strategy.zero_stage == 3 else None)
 
 
 def quiet_other_ranks() -> None:
-    """One voice: loading bars of the main process alone, and no library's notes about its own deprecations."""
+    """Show loading bars only in the main process, and no deprecation warnings of libraries."""
     from transformers.utils import logging
 
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
@@ -174,7 +176,7 @@ def quiet_other_ranks() -> None:
 
 
 def start_engine(strategy: Strategy) -> None:
-    """Let DeepSpeed join the process group that TrainingArguments opened (it shares weights while they are loaded)."""
+    """Let DeepSpeed join the process group that TrainingArguments opened (it partitions weights as they load)."""
     if strategy.deepspeed:
         import deepspeed
 
@@ -182,7 +184,7 @@ def start_engine(strategy: Strategy) -> None:
 
 
 def engine_report(trainer) -> dict:
-    """What really ran, asked of the engine itself: its class, ZeRO stage and number of processes."""
+    """The engine's class, ZeRO stage and number of processes, read from the engine itself."""
     engine = trainer.model_wrapped
     stage = engine.zero_optimization_stage() if hasattr(engine, "zero_optimization_stage") else 0
     is_distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
@@ -191,10 +193,10 @@ def engine_report(trainer) -> dict:
 
 
 def end_together(stop_watching: Callable[[], None] = lambda: None) -> None:
-    """Wait until every rank is done and close the process group: one that leaves early can bring down the others.
+    """Wait for all ranks and close the process group: a rank that exits early can make the others fail.
 
-    The watchdog watches over the wait, in which the main process may be saving for minutes, and stops on every rank
-    (`stop_watching`) before the first one leaves and would be missed.
+    The watchdog runs during the wait, in which the main process may be saving for minutes. `stop_watching` stops it on
+    every rank before the first one exits, which the others would take for dead.
     """
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.barrier()
@@ -206,7 +208,7 @@ def end_together(stop_watching: Callable[[], None] = lambda: None) -> None:
 def final_weights(trainer) -> dict[str, torch.Tensor]:
     """Name -> whole tensor of what a run has trained: all weights, or those of the adapter. Every rank must call it.
 
-    Under ZeRO-3 each rank holds a share; they are gathered to the main process (the others get what they have).
+    Under ZeRO-3 the partitions are gathered on the main process; other ranks return their own partition.
     """
     model = trainer.accelerator.unwrap_model(trainer.model)
     adapter = hasattr(model, "peft_config")

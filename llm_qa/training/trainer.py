@@ -1,4 +1,4 @@
-"""A transformers.Trainer from a recipe: arguments, callbacks; overridden are how it saves and the validation loss."""
+"""Builds transformers.Trainer from a recipe: arguments, callbacks, and its own saving and validation loss."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ from llm_qa.training.optimizer import check_optimizer, choose_optimizer, optimiz
 from llm_qa.training.strategy import Strategy, accumulation_steps, micro_batch_size
 from llm_qa.training.zero3 import gather_by_layer
 
-EVALUATIONS = 5  # in a run, at least
+EVALUATIONS = 5  # validations in a run at least
 
 
 def training_arguments(
     recipe: Recipe, precision: Precision, strategy: Strategy, run_dir: str | Path
 ) -> TrainingArguments:
-    """TrainingArguments of a recipe: its own TrainingArguments names over the project's defaults."""
+    """TrainingArguments of a recipe: its training arguments over the project's defaults."""
     check_optimizer(recipe, strategy)
     if recipe.training.get("save_strategy") == "best":
         raise UserError("save_strategy best: set it to steps, and --keep best (the default) keeps the best checkpoint.")
@@ -47,16 +47,16 @@ def training_arguments(
         "save_strategy": "steps",
         "save_steps": 100,
         "save_total_limit": 2,
-        # By steps, because validation by epochs comes after the epoch's last checkpoint and moves the random numbers: a
-        # run that resumes from that checkpoint would go another way.
+        # By steps, because validation by epochs comes after the epoch's last checkpoint and uses random numbers: a run
+        # that resumes from that checkpoint would take a different course.
         "eval_strategy": "steps",
         "eval_steps": recipe.training.get("save_steps", 100),
         "report_to": "none",
-        # All wait while the main process hashes a checkpoint, turns it into a universal one or saves the model: with
-        # 12.8B that can take longer than Trainer's half an hour. A rank that dies is the watchdog's to notice.
+        # All ranks wait while the main process hashes a checkpoint, converts it to a universal one or saves the
+        # model: with 12.8B that can take longer than Trainer's half an hour. The watchdog notices ranks that die.
         "ddp_timeout": 3 * 3600,
         "lr_scheduler_type": "cosine",
-        # A copy that is waited for would empty the GPU's queue before every pass.
+        # A blocking copy would synchronise with the GPU before every pass.
         "accelerator_config": {"non_blocking": not on_cpu},
         **optimizer_defaults(recipe),
         **recipe.training,
@@ -69,7 +69,7 @@ def training_arguments(
         checkpointing: recipe.recompute != "none",
         f"{checkpointing}_kwargs": {"use_reentrant": False} if recipe.recompute != "none" else None,
         "seed": recipe.seed,
-        "logging_nan_inf_filter": False,  # it logs NaN as 0.0 and goes on
+        "logging_nan_inf_filter": False,  # it would log NaN as 0.0
         "remove_unused_columns": False,
         "label_names": ["labels"],
         "prediction_loss_only": True,
@@ -79,7 +79,7 @@ def training_arguments(
         "use_cpu": on_cpu,
     }
     if on_cpu:
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # deepspeed would say at import that it found no GPU
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # deepspeed would warn at import that it found no GPU
     if on_cpu and (strategy.processes > 1 or strategy.deepspeed):
         values["ddp_backend"] = "gloo"
     try:
@@ -87,7 +87,7 @@ def training_arguments(
     except (ValueError, TypeError, ImportError) as error:
         told = " ".join(str(error).split())
         raise UserError(f"The recipe's training arguments do not fit together: {told}") from error
-    if arguments.n_gpu > 1:  # Trainer would take all of them, with other batches and an engine nobody asked for
+    if arguments.n_gpu > 1:  # Trainer would use all of them by DataParallel, with larger batches
         say(f"one process trains on one of the {arguments.n_gpu} GPUs here (make train-ddp uses all)")
         use_one_gpu(arguments)
     check_reporters(arguments)
@@ -104,9 +104,9 @@ def schedule_validation(
 
 
 def validate_in_time(arguments: TrainingArguments, recipe: Recipe, packs: int) -> None:
-    """See to it that a short run is validated, and saved, EVALUATIONS times, unless its recipe says how often.
+    """Set eval_steps and save_steps so that a short run is validated EVALUATIONS times, unless its recipe sets them.
 
-    `packs` are the training set's. The best of one or two evaluations would say little.
+    `packs` is the number of packs in the training set. The best of only one or two validations would mean little.
     """
     by_steps = arguments.eval_strategy == IntervalStrategy.STEPS
     if not by_steps or {"save_steps", "eval_steps"} & recipe.training.keys():
@@ -117,7 +117,7 @@ def validate_in_time(arguments: TrainingArguments, recipe: Recipe, packs: int) -
 
 
 def use_fast_path(arguments: TrainingArguments, path: FastPath) -> None:
-    """The fast path decides about recomputation itself: Trainer's own activation checkpointing goes off."""
+    """Turn Trainer's activation checkpointing off, as the fast path recomputes layers itself."""
     if path.active:
         arguments.gradient_checkpointing = False
         if hasattr(arguments, "activation_checkpointing"):
@@ -139,14 +139,14 @@ def check_reporters(arguments: TrainingArguments) -> None:
 class PackTrainer(CheckpointingTrainer):
     """Trainer with a validation loss that is a mean over label tokens, the same on any number of processes.
 
-    Trainer's own is a mean over batches, in which a pack of few answers counts as much as a full one.
+    Trainer's own is a mean over batches, in which a pack of few label tokens counts as much as a full one.
     """
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
-        """Trainer's; all weights of a model are read as from_pretrained reads them, which knows their names on disk.
+        """Trainer's, but weights of a full model are loaded by from_pretrained, which translates their names on disk.
 
-        Trainer takes the names on disk for the model's own and goes on where they differ: GPT-NeoX's head is stored as
-        `embed_out` and would start again from the base.
+        Trainer does not translate names and ignores those that differ: GPT-NeoX's head is stored as `embed_out` and
+        would keep the weights of the base.
         """
         model = self.model if model is None else model
         if not isinstance(model, PreTrainedModel):
@@ -159,19 +159,19 @@ class PackTrainer(CheckpointingTrainer):
         model.load_state_dict(saved.state_dict())
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """Trainer's; UserError for the optimizer of a run of bf16 weights from before they were compensated."""
+        """Trainer's; UserError for a checkpoint of bf16 weights whose optimizer had no Kahan summation yet."""
         super()._load_optimizer_and_scheduler(checkpoint)
         kahan = self.optimizer_cls_and_kwargs is not None
         if checkpoint and kahan and not all("kahan_sum" in group for group in self.optimizer.param_groups):
             raise UserError(
-                f"{checkpoint} began with an AdamW that rounds most of its updates of bf16 weights away: begin anew "
+                f"{checkpoint} was trained with an AdamW that rounds most updates of bf16 weights away: start again "
                 "with --resume never."
             )
 
     def evaluation_loop(
         self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
     ):
-        """Mean loss of the validation set, in nats a label token."""
+        """Mean loss of the validation set, in nats per label token."""
         model = self.model_wrapped
         model.eval()
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.args.device)
@@ -200,12 +200,12 @@ def build_trainer(
     callbacks: list[TrainerCallback],
     saving: SavingOptions | None = None,
 ) -> PackTrainer:
-    """Trainer on packs, with the project's own log line and bar in place of Trainer's.
+    """PackTrainer with the project's own log line and progress bar.
 
     `callbacks` are called in their order; `saving` is left out where nothing will be saved.
     """
     if validation_set is None and arguments.eval_strategy != IntervalStrategy.NO:
-        say("the data has no validation records: no validation loss during training, the last weights are kept")
+        say("the data has no validation records: no validation loss is computed, and the last weights are kept")
         arguments.eval_strategy = IntervalStrategy.NO
     plugin = getattr(arguments, "deepspeed_plugin", None)
     if plugin is not None and plugin.zero_stage == 3:

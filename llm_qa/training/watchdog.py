@@ -1,7 +1,7 @@
-"""A rank that is dead or stopped is named, and the others end, instead of waiting half an hour in a collective.
+"""When a rank is dead or stopped, the others name it and end, instead of waiting half an hour in a collective.
 
-Every rank writes a beat into the process group's store, from a thread of its own, and looks at the others'. The beat
-goes on while a step is slow; it stops when the process, or its machine, does.
+A thread of every rank writes a heartbeat into the process group's store and checks those of the others. Heartbeats go
+on while a step is slow; they stop when the process or its machine stops.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ DONE = "done"
 
 
 class Watchdog:
-    """The beating and watching of one rank; does nothing in a single process."""
+    """The heartbeat thread of one rank; does nothing in a single process."""
 
     def __init__(self, silence_seconds: float = SILENCE_SECONDS):
         self.interval = silence_seconds / BEATS_A_SILENCE
@@ -29,7 +29,7 @@ class Watchdog:
         self.finished = threading.Event()
 
     def start(self) -> None:
-        """Begin to beat; to be called once the process group is there."""
+        """Start the thread; to be called after the process group is initialised."""
         if not is_distributed():
             return
         import torch.distributed
@@ -41,7 +41,7 @@ class Watchdog:
         threading.Thread(target=self._watch, daemon=True).start()
 
     def stop(self) -> None:
-        """This rank leaves in good order: nobody shall miss it."""
+        """End the thread and tell the others that this rank ends normally."""
         if is_distributed() and not self.finished.is_set():
             self.finished.set()
             self.store.set(self._key(self.rank), DONE)
@@ -51,7 +51,7 @@ class Watchdog:
 
     def _watch(self) -> None:
         heard = [""] * self.world
-        silent = [0] * self.world  # in own beats: who was stopped himself has missed none
+        silent = [0] * self.world  # counted in own heartbeats, so that a rank that was itself suspended misses none
         beats = 0
         while not self.finished.wait(self.interval):
             beats += 1
@@ -62,7 +62,7 @@ class Watchdog:
                     now = self.store.get(key).decode() if self.store.check([key]) else ""
                     silent[rank] = 0 if now != heard[rank] or now == DONE else silent[rank] + 1
                     heard[rank] = now
-            except Exception as error:  # the store's own kinds of error; its host is the first rank's
+            except Exception as error:  # the store raises errors of its own; rank 0 hosts it
                 if not self.finished.is_set():
                     self._end(f"rank 0's host does not answer any more ({type(error).__name__})", speak=True)
                 return
@@ -80,5 +80,5 @@ class Watchdog:
                 file=sys.stderr,
                 flush=True,
             )
-        time.sleep(0.5)  # let the one that speaks be heard before the launcher ends it
+        time.sleep(0.5)  # so that the rank that prints can finish before the launcher kills it
         os._exit(EXIT_FAILED)

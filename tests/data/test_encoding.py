@@ -16,10 +16,10 @@ def test_a_broken_byte_is_told_with_its_line_and_the_encoding_that_the_file_othe
     good = "\n".join(LINES).encode(encoding)
     place = good.index(b"\n", good.index(b"\n") + 1) + 1  # the start of line 3
     path.write_bytes(good[:place] + b"\xff" + good[place:])
-    with pytest.raises(UserError, match=f"is {title} text but for broken bytes in line 3: mend"):
+    with pytest.raises(UserError, match=f"is {title} text except for broken bytes in line 3: correct"):
         decode(path)
     path.write_bytes(good[:place] + b"\xff" + good[place:] + b"\n\xff")
-    with pytest.raises(UserError, match=f"is {title} text but for broken bytes in 2 lines, the first is line 3"):
+    with pytest.raises(UserError, match=f"is {title} text except for broken bytes in 2 lines, the first is line 3"):
         decode(path)
 
 

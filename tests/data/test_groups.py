@@ -65,7 +65,7 @@ def test_a_file_of_pairs_is_prepared_as_what_it_knows(one_pair_a_row, tmp_path):
     facts = {split: {r.questions[0].split("번")[0] for r in members} for split, members in records.items()}
     assert len(facts["train"] | facts["validation"] | facts["test"]) == 40 == sum(map(len, facts.values()))
     told = summary(manifest, out)
-    assert "merged: 320 rows ask what another row asks, so 400 rows are 80 records" in told
+    assert "merged: 320 rows repeat the questions of another, so 400 rows are 80 records" in told
     assert "80 records are 40 groups, the largest of 2" in told
 
 

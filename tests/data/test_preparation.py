@@ -78,7 +78,7 @@ def test_texts_that_cleaning_makes_equal_across_splits_are_counted(tmp_path):
 
 
 def test_a_scope_without_stopwords_is_said(source, tmp_path):
-    with pytest.raises(UserError, match="--stopwords-scope all does nothing without --stopwords"):
+    with pytest.raises(UserError, match="--stopwords-scope all has no effect without --stopwords"):
         prepare([source], tmp_path / "out", PreparationOptions(stopwords_scope="all"))
 
 
@@ -157,7 +157,7 @@ def test_data_that_is_prepared_already_is_one_folder_without_flags(source, tmp_p
             UserError, match="--data takes one prepared folder, or raw files, and .* is a folder among 2"
         ):
             prepared_folder(paths)
-    with pytest.raises(UserError, match="is prepared already, so flags that say how to prepare do nothing"):
+    with pytest.raises(UserError, match="is prepared already, so the flags for preparing have no effect"):
         prepared_folder([one], PreparationOptions(line_breaks="join"))
 
 

@@ -16,12 +16,12 @@ def test_one_rank_that_is_out_of_memory_halves_the_micro_batch_of_both(tmp_path)
 
     printed, code = attempt("ddp", recipe, run, "--auto-micro-batch", **SMALL_GPU)
     assert code != 0
-    assert "micro_batch_size 1 from now on, 4 an update as before: the same command goes on" in printed
+    assert "micro_batch_size 1 from now on, global_batch_size 4 as before: the same command goes on" in printed
     assert files.read_json(run / "micro_batch.json")["micro_batch_size"] == 1
 
     printed = train("ddp", recipe, run, "--auto-micro-batch", **SMALL_GPU)
     assert f"going on from {run}/checkpoints/checkpoint-2" in printed
-    assert "1 a pass, 2 passes a process" in printed
+    assert "(1 per forward pass, 2 gradient accumulation steps)" in printed
     assert training(run)["finished"] is True
 
     train("ddp", recipe, tmp_path / "large")

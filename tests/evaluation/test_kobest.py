@@ -28,7 +28,7 @@ def test_every_task_is_scored_offline(tmp_path, neox_folder, tokenizer, monkeypa
         assert all((choice.right_normalised is None) == (task != "hellaswag") for choice in choices)
     scores = compare_tasks(chosen, chosen)
     for task, measures in scores.items():
-        pairs = [(choice.right, choice.told) for choice in chosen[task]]
+        pairs = [(choice.right, choice.chosen_class) for choice in chosen[task]]
         assert measures["f1"]["base"] == measures["f1"]["tuned"] == macro_f1(pairs)
         assert measures["accuracy"]["tuned"] == sum(right == told for right, told in pairs) / 4
         assert measures["f1"]["p_value"] == 1.0

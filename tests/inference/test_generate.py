@@ -133,7 +133,9 @@ def test_what_the_static_decoder_cannot_do_is_refused(model):
     with pytest.raises(UserError, match="it is greedy"):
         check_decoder("static", GenerationSettings(repetition_penalty=1.2), model.config)
     if model.config.model_type == "gpt2":
-        with pytest.raises(UserError, match="because the model is a gpt2, and it is written for gpt_neox"):
+        with pytest.raises(
+            UserError, match="because the model is a gpt2, and the static decoder supports only gpt_neox"
+        ):
             check_decoder("static", GenerationSettings(), model.config)
     else:
         check_decoder("static", GenerationSettings(), model.config)

@@ -272,19 +272,19 @@ def test_folding_is_decided_by_what_is_free(monkeypatch):
     ("values", "why"),
     [
         ({"base_precision": "fp8"}, "fp8"),
-        ({"base_precision": "fp32", "lora": False}, "nothing to fold"),
+        ({"base_precision": "fp32", "lora": False}, "no adapter or quantised weight to merge"),
     ],
     ids=str,
 )
 def test_what_gains_nothing_is_not_folded(values, why):
     decoder = decoder_of(build(**values), folded=None)
-    assert "not folded" in decoder.report
+    assert "not merged" in decoder.report
     assert why in decoder.report
 
 
 def test_the_report_says_what_was_chosen():
     report = decoder_of(build(base_precision="nf4"), rows=3, context=61, folded=None).report
-    assert report.startswith("static decoding: 3 rows of 64 positions, weights folded into fp32 (the copy takes ")
+    assert report.startswith("static decoding: 3 rows of 64 positions, weights merged into fp32 (the copy takes ")
 
 
 def test_who_cannot_be_decoded_is_told_why():
@@ -296,6 +296,6 @@ def test_who_cannot_be_decoded_is_told_why():
     for name, value in {"use_parallel_residual": False, "hidden_act": "gelu_new", "attention_bias": False}.items():
         other = embedded.model_config(VOCABULARY, EOS)
         setattr(other, name, value)
-        assert "built otherwise" in reason_against(other, None)
+        assert "different structure" in reason_against(other, None)
     config.rope_parameters = {**config.rope_parameters, "rope_type": "dynamic"}
     assert "dynamic" in reason_against(config, None)

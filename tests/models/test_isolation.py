@@ -94,4 +94,4 @@ def test_without_a_small_model_packs_are_not_trusted(monkeypatch):
     monkeypatch.setattr(isolation, "few_layers", lambda config: int("no"))
     attention = attention_of(small_config("gptj"))
     assert (attention.implementation, attention.isolates) == ("eager", False)
-    assert "could not be tried on a small GPTJForCausalLM (ValueError: invalid literal" in attention.report
+    assert "could not be tested on a small GPTJForCausalLM (ValueError: invalid literal" in attention.report

@@ -124,9 +124,7 @@ def test_a_model_with_code_of_its_own_is_refused(folder, marker, model_type):
     code(folder, marker)
     auto_map = {"AutoConfig": "evil.Evil", "AutoModelForCausalLM": "evil.Evil"}
     change(folder / "config.json", model_type=model_type, auto_map=auto_map)
-    with pytest.raises(
-        UserError, match=r"config.json wants code of its own to be run \(auto_map\), which is never done"
-    ):
+    with pytest.raises(UserError, match=r"config.json asks to run code of its own \(auto_map\), which is never done"):
         load_base(folder, FP32)
 
 
@@ -136,7 +134,7 @@ def test_a_tokenizer_with_code_of_its_own_is_refused(folder, marker, with_json):
     change(folder / "tokenizer_config.json", tokenizer_class="Evil", auto_map={"AutoTokenizer": ["evil.Evil", None]})
     if not with_json:
         (folder / "tokenizer.json").unlink()
-    with pytest.raises(UserError, match=r"tokenizer_config.json wants code of its own to be run \(auto_map\)"):
+    with pytest.raises(UserError, match=r"tokenizer_config.json asks to run code of its own \(auto_map\)"):
         load_tokenizer(folder)
 
 

@@ -35,13 +35,15 @@ def train_small(tmp_path_factory, tokenizer, records):
 
 def test_where_packed_documents_would_see_each_other_each_has_a_row(train_small):
     run, screen = train_small("falcon")
-    assert "attention: sdpa; packed documents would see each other (tried on a small FalconForCausalLM)" in screen
-    assert "one document a row: " in screen
+    assert (
+        "attention: sdpa; packed documents would attend to each other (tested on a small FalconForCausalLM)" in screen
+    )
+    assert "one document per row: " in screen
     assert "not quantised to nf4" in screen
     assert files.read_json(run / "training.json")["finished"] is True
     done = run_script("scripts/evaluate.py", "--run", run, "--split", "test", "--max-new-tokens", "8")
     assert done.returncode == 0, done.stderr
-    assert "packed documents would see each other" in done.stdout
+    assert "packed documents would attend to each other" in done.stdout
     rows = files.read_jsonl(run / "eval" / "test" / "predictions.jsonl")
     assert all(bits > 0 for row in rows for bits in row["reference_bits"])
 
@@ -51,7 +53,7 @@ def test_an_architecture_without_sdpa_trains_packed_with_eager(train_small):
         pytest.skip("this transformers has sdpa for Gemma2")
     run, screen = train_small("gemma2")
     assert "attention: eager, as Gemma2ForCausalLM has no sdpa; packed documents stay apart" in screen
-    assert "one document a row" not in screen
+    assert "one document per row" not in screen
     done = run_script("scripts/evaluate.py", "--run", run, "--split", "test", "--max-new-tokens", "8")
     assert done.returncode == 0, done.stderr
     assert "attention: eager" in done.stdout

@@ -66,7 +66,7 @@ def test_answering_is_measured_in_every_way(tmp_path):
         ("plain", 4, 12),
         ("static", 4, 12),
     ]
-    assert "ms a token step" in done.stdout
+    assert "ms per token step" in done.stdout
 
 
 def test_an_amount_of_memory_that_is_none_is_refused(tmp_path):

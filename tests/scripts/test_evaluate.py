@@ -174,7 +174,7 @@ def test_a_file_of_questions_is_answered_the_same_by_either_decoder(run):
     assert answers[0] == answers[1]
     done = run_script("scripts/ask.py", "--run", run, "--decoder", "static", "왜?")
     assert done.returncode == 2
-    assert "--decoder static answers the questions of a --file" in done.stderr
+    assert "--decoder static is only for the questions of a --file" in done.stderr
 
 
 def test_trained_on_questions_stand_in_the_first_line_and_other_data_beside_the_runs_own(run, tmp_path, records):
@@ -192,7 +192,7 @@ def test_trained_on_questions_stand_in_the_first_line_and_other_data_beside_the_
     files.write_json(other / files.MANIFEST, {"sha256": sha256})
     done = evaluate(run, "--data", other)
     assert done.returncode == 0, done.stderr
-    assert "warning: 5 of 9 test questions stand in the training data" in done.stdout
+    assert "warning: 5 of 9 test questions are in the training data" in done.stdout
     place = f"other-{files.sha256_file(other / files.MANIFEST)[:8]}"
     assert f"its evaluation goes to {run / 'eval' / place / 'test'}" in done.stdout
     assert len(files.read_jsonl(files.evaluation_dir(run, "test", data=place) / files.PREDICTIONS)) == 9
@@ -201,7 +201,7 @@ def test_trained_on_questions_stand_in_the_first_line_and_other_data_beside_the_
     assert command[-2:] == ["--data", str(other)]
     report = run_script(*command[:-5], run / "report", *command[-4:])
     assert report.returncode == 0, report.stderr
-    first = "5 of 9 test questions stand in the training data."
+    first = "5 of 9 test questions are in the training data."
     assert report.stdout.startswith(first)
     page = (run / "report" / "report.md").read_text(encoding="utf-8").splitlines()
     assert next(line for line in page[1:] if line).startswith(first)
@@ -333,9 +333,9 @@ def test_training_data_that_is_gone_is_said_and_not_guessed(run):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--batch-size", "0"], "--batch-size is 0 and must be at least 1"),
-        (["--limit", "-1"], "--limit is -1"),
-        (["--seed", "-1"], "--seed is -1 and must be at least 0"),
+        (["--batch-size", "0"], "--batch-size: 0 is not a whole number of at least 1"),
+        (["--limit", "-1"], "--limit: -1 is not a whole number of at least 1"),
+        (["--seed", "-1"], "--seed: -1 is not a whole number of at least 0"),
         (["--split", "validation"], "has no records: prepare the data with --validation above 0"),
         (["--data", "nowhere"], "nowhere is not prepared data"),
         (["--max-new-tokens", "512"], "leaves no room for a question in the model's context of 512"),

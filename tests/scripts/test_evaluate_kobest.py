@@ -69,9 +69,9 @@ def test_both_models_are_scored_compared_and_reported(run, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--shots", "-1"], "--shots is -1 and must be at least 0"),
-        (["--batch-size", "0"], "--batch-size is 0"),
-        (["--limit", "0"], "--limit is 0"),
+        (["--shots", "-1"], "--shots: -1 is not a whole number of at least 0"),
+        (["--batch-size", "0"], "--batch-size: 0 is not"),
+        (["--limit", "0"], "--limit: 0 is not"),
         (["--kobest-dir", "nowhere"], "--kobest-dir nowhere has no boolq/test.jsonl"),
         (["--run", "nowhere"], "nowhere is not a run"),
     ],

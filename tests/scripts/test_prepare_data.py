@@ -39,7 +39,7 @@ def test_an_impossible_output_folder_and_useless_flags_are_one_line_and_code_2(t
     lines.write_text('{"question": "왜?", "answer": "답"}\n', encoding="utf-8")
     for flags, sentence in [
         (["--out", tmp_path / "file" / "out"], "file is a file: name another folder."),
-        (["--out", tmp_path / "out", "--stopwords-scope", "questions"], "does nothing without --stopwords."),
+        (["--out", tmp_path / "out", "--stopwords-scope", "questions"], "has no effect without --stopwords."),
         (
             [lines, "--out", tmp_path / "out", "--answer-column", "A"],
             "--answer-column names a column or key that",

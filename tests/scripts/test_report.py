@@ -30,7 +30,7 @@ def test_writes_the_report_and_ends_with_scores_and_path(tmp_path):
     [
         (["runs/none", "--out", "x"], "does not exist"),
         (["runs/tiny", "--out", "x", "--split", "train"], "scripts/evaluate.py --run runs/tiny --base --split train"),
-        (["runs/tiny", "--out", "x", "--samples", "-1"], "--samples -1 is negative"),
+        (["runs/tiny", "--out", "x", "--samples", "-1"], "--samples: -1 is not a whole number of at least 0"),
     ],
 )
 def test_user_errors_are_one_line_and_exit_code_2(tmp_path, arguments, message):

@@ -45,7 +45,7 @@ def test_without_fit_the_sentence_has_the_memory_and_three_flags(tmp_path):
         out_of_memory(torch.OutOfMemoryError(CUDA), recipe, tmp_path, Strategy(), fit=False)
     sentence = str(failed.value)
     assert "tried to allocate 2.00 gib" in sentence
-    assert "GiB were in use at the most" in sentence
+    assert "GiB were in use at most" in sentence
     for flag in ("--micro-batch-size 2 (or --auto-micro-batch", "--recompute all", "--pack-length 1024"):
         assert flag in sentence
     assert not list(tmp_path.iterdir())
@@ -146,7 +146,10 @@ def test_fit_goes_on_from_the_checkpoint_with_what_fits_and_keeps_it(neox_folder
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("starting again") == 2  # 4, then 2, then 1
     assert files.read_json(run / "micro_batch.json")["micro_batch_size"] == 1
-    assert "4 x 256 tokens an update; one process, 1 process, 1 a pass, 4 passes" in done.stdout
+    assert (
+        "4 sequences of 256 tokens per update (1 per forward pass, 4 gradient accumulation steps) on one process,"
+        in done.stdout
+    )
     assert "micro_batch_size 2 instead of 4: what fits this GPU" in done.stdout
     assert f"going on from {run}/checkpoints/checkpoint-2" in done.stdout
 

@@ -37,6 +37,7 @@ def test_the_line_says_what_takes_the_place_of_what(capsys):
     packs = PackedDataset(pairs_of([100] * 40), 512, "answer", 0, 2)
     one_document_a_row(recipe, packs, 1)
     assert capsys.readouterr().out == (
-        "one document a row: 10 documents an update, 5 a pass, in place of 2 packs of 512 tokens with 5.0 documents "
+        "one document per row: 10 documents per update, 5 per forward pass, in place of 2 packs of 512 tokens with "
+        "5.0 documents "
         "each\n"
     )

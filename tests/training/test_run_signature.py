@@ -47,5 +47,5 @@ def test_all_differences_are_told_at_once():
 
 @pytest.mark.parametrize("change", [{"learning_rate": 1e-3}, {"save_steps": 2}, {"seed": 1}, {"lora_r": 4}])
 def test_what_the_checkpoint_itself_keeps_cannot_be_allowed(change):
-    with pytest.raises(UserError, match=f"--allow-change cannot alter: {next(iter(change))}"):
+    with pytest.raises(UserError, match=f"--allow-change cannot change: {next(iter(change))}"):
         check_same(signature(), signature(**change), ["recipe"], "runs/x")

@@ -109,7 +109,7 @@ def test_zero_keeps_one_dtype_and_says_so(capsys):
     plain = resolve_precision(recipe, (9, 0))
     assert fit_precision(plain, Strategy()) == plain
     assert fit_precision(plain, ZERO3).weights == torch.bfloat16
-    assert "weights are kept in bf16, with fp32 masters" in capsys.readouterr().out
+    assert "weights are kept in bf16, with fp32 master weights" in capsys.readouterr().out
     nf4 = fit_precision(resolve_precision(load_recipe("scripts/recipes/qlora_12.8b.yaml"), (9, 0)), ZERO3)
     assert nf4.quantization_config.bnb_4bit_quant_storage == nf4.weights == nf4.trains_in == torch.bfloat16
     t4 = fit_precision(resolve_precision(load_recipe("scripts/recipes/qlora_12.8b_t4x2.yaml"), (7, 5)), ZERO3)

@@ -20,15 +20,15 @@ ID_NAMES = ("id", "번호", "순번", "no", "no.")
 
 
 def listed(names: list[str]) -> str:
-    """Column names for a sentence: a few, not endless ones, and none that is empty."""
+    """Column names as text for a message, limited in number and length, without empty ones."""
     shown = [name[:100] for name in names if name.strip()]
     return visible(", ".join(shown[:20]))[:300] + (", ..." if len(shown) > 20 else "")
 
 
 def find_columns(header: Sequence[str], known: tuple[str, ...]) -> list[int]:
-    """Numbers of the columns `name` or `name_1, name_2 ...` of the first known name that is there; [] for none.
+    """Numbers of the columns `name` or `name_1, name_2 ...` of the first known name that exists; [] for none.
 
-    Else of the one column whose last word is a known name ("고객 질문", "원장님 답변"), where there is only one.
+    Failing that, the number of the only column that ends with a known name ("고객 질문", "원장님 답변").
     """
     return list(_find_columns(tuple(header), known))
 
@@ -55,7 +55,7 @@ def pick(path: Path, header: list[str], named: tuple[str, ...], known: tuple[str
     if found := find_columns(header, known):
         return found
     raise UserError(
-        f"{path} has no {what} column that can be recognised among {listed(header)}: name it with --{what}-column."
+        f"{path} has no {what} column that is recognised among {listed(header)}: name it with --{what}-column."
     )
 
 

@@ -1,4 +1,4 @@
-"""Conversations, as chat data keeps them: a list of turns -> the last question, its answer, and what came before.
+"""Conversations in chat formats: a list of turns -> the last question, its answer, and the turns before as context.
 
 Two forms: OpenAI's {"role": "user", "content": ".."} and ShareGPT's {"from": "human", "value": ".."}.
 """
@@ -29,7 +29,7 @@ def read_conversation(turns: list[Any], beside: str = "") -> tuple[str, str, str
     """
     spoken = [_turn(turn) for turn in turns]
     while spoken and spoken[-1][0] != "assistant":
-        spoken.pop()  # a last question that nobody answered
+        spoken.pop()  # a last question without an answer
     if len(spoken) < 2 or spoken[-2][0] != "user":
         raise ValueError("a conversation without a question and the assistant's answer to it")
     *earlier, (_, question), (_, answer) = spoken

@@ -1,4 +1,4 @@
-"""CSV: text -> rows of cells. Strict, and linear in the size of the file: a stray quote costs its own row."""
+"""CSV text -> rows of cells. Strict, in linear time; a stray quote only spoils its own row."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from llm_qa.data.text import invalid_reason, normalize
 
 LARGEST_CELL_CHARACTERS = 1_000_000
 MOST_COLUMNS = 1_000
-MOST_LINES = 1_000  # of one row, by line breaks within quotes
+MOST_LINES = 1_000  # in one row, by line breaks within quotes
 NEAR_LINES = 20
 
 
@@ -27,11 +27,11 @@ def find_delimiter(text: str) -> str:
 
 
 def all_rows(text: str) -> Iterator[tuple[int, list[str], str]]:
-    """(first line, cells, problem) of each row, the header and rows of blank cells among them; not of empty lines.
+    """(first line, cells, problem) of each row, including the header and rows of blank cells, without empty lines.
 
-    A row that cannot be taken apart has a problem, and its first line as its only cell; reading goes on with the line
-    after it. Where such a row had run on for many lines (a quote that nothing closes), these are taken one by one:
-    reading on from each of them as far again would make the time quadratic.
+    A row that cannot be parsed has a problem, and its first line as its only cell; reading continues with the next
+    line. Where such a row extended over many lines (an unclosed quote), these are read one line at a time: trying a
+    quoted row from each of them would take quadratic time.
     """
     delimiter = find_delimiter(text)
     csv.field_size_limit(LARGEST_CELL_CHARACTERS)
@@ -71,7 +71,7 @@ def split_rows(text: str) -> Iterator[tuple[int, list[str], str]]:
 
 
 def read_header(path: Path, rows: Iterator[tuple[int, list[str], str]]) -> list[str]:
-    """The normalised column names: takes the first row. Raises UserError when they cannot be that."""
+    """The normalised column names from the first row. Raises UserError when it cannot be a header."""
     _, header, problem = next(rows, (0, [], "no line with text"))
     if problem := problem or header_problem(header):
         raise UserError(f"{path} has no readable header: {problem}.")

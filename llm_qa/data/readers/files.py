@@ -1,8 +1,9 @@
-"""Files -> rows -> records. Strict: every row is kept or rejected with its file, line and reason.
+"""Reads files into records. Strict: every row is kept or rejected with its file, line and reason.
 
-Formats are told by content: CSV and Excel workbooks, wide (질문_1.. 답변_1..) or long (one question and one answer
-column), JSON records in several shapes, KorQuAD / SQuAD JSON. An own reader on the csv module, because `datasets` takes
-"NA" for nothing, lets control characters pass and shifts every column of a row with one comma too many, in silence.
+Formats are recognised by content: CSV and Excel workbooks, wide (질문_1.. 답변_1..) or long (one question, one answer
+column), JSON records in several shapes, KorQuAD / SQuAD JSON. The CSV reader is built on the csv module, because
+`datasets` silently reads "NA" as missing, accepts control characters and shifts the columns of a row with an extra
+comma.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class Rejected:
     text: str
 
     def to_json(self) -> dict[str, Any]:
-        """As a line of rejected.jsonl."""
+        """A line of rejected.jsonl."""
         return dict(vars(self))
 
 
@@ -49,19 +50,19 @@ class ReadResult:
     rows_read: int = 0
     files: list[dict[str, Any]] = field(default_factory=list)
     origins: dict[str, tuple[int, int]] = field(default_factory=dict)  # record id -> (number in `files`, line)
-    merged: dict[str, list[str]] = field(default_factory=dict)  # record id -> ids of the rows that went into it
+    merged: dict[str, list[str]] = field(default_factory=dict)  # record id -> ids of the rows merged into it
 
     @property
     def merged_rows(self) -> int:
-        """Rows that were kept without being a record of their own."""
+        """Rows that were merged into the record of another row."""
         return sum(map(len, self.merged.values()))
 
     def merge_same_questions(self) -> None:
-        """Make one record of rows that ask the same (`groups.merge_same_questions`)."""
+        """Merge rows with the same questions into one record (`groups.merge_same_questions`)."""
         self.records, self.merged = merge_same_questions(self.records)
 
     def reject(self, emptied: list[QARecord], reason: str) -> None:
-        """Move records that turned out unusable to the rejected rows, in every account."""
+        """Move records that are empty after cleaning to the rejected rows, and correct all counts."""
         gone = {record.id for record in emptied}
         self.records = [record for record in self.records if record.id not in gone]
         for record in emptied:
@@ -83,11 +84,11 @@ def read_files(
 ) -> ReadResult:
     """Read several files into records.
 
-    `sheet` is of the Excel workbooks among them, `line_breaks` (a key of LINE_BREAKS) of answers and contexts. A row is
-    a duplicate of an earlier one where all texts are equal but for white space.
+    `sheet` applies to Excel workbooks, `line_breaks` (a key of LINE_BREAKS) to answers and contexts. A row is a
+    duplicate of an earlier one where all texts are equal except for white space.
 
-    Raises UserError for a file that is not what it claims (missing, empty, binary, HTML, unknown layout), when columns
-    or a sheet are named and no file has any, and when no row of all files can be used.
+    Raises UserError for a file that cannot be used (missing, empty, binary, HTML, unknown layout), when columns or a
+    sheet are named that no file has, and when no row of any file can be used.
     """
     columns = columns or ColumnNames()
     result = ReadResult()
@@ -102,7 +103,7 @@ def read_files(
             result.rows_read += 1
             record, reason = validate(row, max_characters, LINE_BREAKS[line_breaks])
             if record is not None:
-                # On one line: where line breaks are kept, they do not make another text of it.
+                # Joined to one line, so that texts that differ only in line breaks are duplicates.
                 texts = (frozenset(map(normalize, each)) for each in (record.questions, record.answers))
                 key = (*texts, normalize(record.context))
                 if key in seen:
@@ -138,7 +139,7 @@ def read_files(
             f"({result.files[0]['format']}) does not have: leave it out, or name one that it has."
         )
     if sheet is not None and not any("Excel" in account["format"] for account in result.files):
-        raise UserError(f"--sheet {sheet} names a sheet of an Excel workbook, and there is none: leave it out.")
+        raise UserError(f"--sheet {sheet} names a sheet of an Excel workbook, and no file is one: leave it out.")
     if not result.records:
         first = result.rejected[0]
         raise UserError(
@@ -149,7 +150,7 @@ def read_files(
 
 
 def open_table(path: Path, columns: ColumnNames, sheet: str | None = None) -> tuple[Table, str]:
-    """(table, name of the encoding) of a file by what it looks like; UserError when it is none of the known layouts."""
+    """(table, name of the encoding) of a file by its content; UserError when its layout is not known."""
     data = read_bytes(path)
     if data.startswith(ZIP):
         rows, notes, others = read_sheet(path, data, sheet)
@@ -190,7 +191,7 @@ def validate(row: Row, max_characters: int, tidy: Callable[[str], str]) -> tuple
 
 
 def unique_id(name: str, numbers: dict[str, int]) -> str:
-    """`name`, or `name#2`, `name#3` ... where it is taken; `numbers` remembers, for each name, where to go on."""
+    """`name`, or `name#2`, `name#3` ... where it is taken; `numbers` keeps the last number of each name."""
     candidate = name
     while candidate in numbers:
         numbers[name] += 1

@@ -1,6 +1,6 @@
-"""JSON: one record a line (JSONL), a list of records, or KorQuAD 1.0 / SQuAD 1.1 in one document.
+"""JSON: one record per line (JSONL), a list of records, or KorQuAD 1.0 / SQuAD 1.1 in one document.
 
-The keys of a record are found as the columns of a table are, by flag or by known name; a record may also be a
+The keys of a record are chosen like the columns of a table, by flag or by known name; a record may also be a
 conversation.
 """
 
@@ -28,13 +28,13 @@ from llm_qa.data.readers.conversations import CONVERSATION_KEYS, conversation_in
 from llm_qa.data.readers.rows import LONGEST_LINE_CHARACTERS, ColumnNames, Row, Table
 from llm_qa.data.text import normalize
 
-LARGEST_DOCUMENT_CHARACTERS = 128_000_000  # of one JSON document, which is in memory as a whole
+LARGEST_DOCUMENT_CHARACTERS = 128_000_000  # in one JSON document, which is read into memory as a whole
 _short = reprlib.Repr()
 _short.maxlevel, _short.maxdict, _short.maxlist, _short.maxstring = 4, 8, 8, 200
 
 
 def read_json_text(path: Path, text: str, columns: ColumnNames) -> Table:
-    """The rows of a text that starts with "{" or "[". Raises UserError when it is none of the known layouts."""
+    """The rows of a text that starts with "{" or "[". Raises UserError when its layout is not known."""
     first, _, rest = text.strip("\ufeff \t\r\n").partition("\n")
     if len(first) > LARGEST_DOCUMENT_CHARACTERS:
         raise UserError(
@@ -46,7 +46,7 @@ def read_json_text(path: Path, text: str, columns: ColumnNames) -> Table:
         value = None
     except RecursionError:
         raise UserError(f"{path} is nested too deeply to be question-answer data.") from None
-    # A first line that is an object of its own makes it JSONL, unless all of KorQuAD stands in that line.
+    # A complete object in the first line means JSONL, unless that object is a whole KorQuAD document.
     if (isinstance(value, dict) and (rest or not is_korquad(value))) or (value is None and path.suffix == ".jsonl"):
         return _records("JSONL", json_lines(text), value, columns)
     if len(text) > LARGEST_DOCUMENT_CHARACTERS:
@@ -58,14 +58,14 @@ def read_json_text(path: Path, text: str, columns: ColumnNames) -> Table:
         return _records("JSON list", enumerate(root, 1), next(iter(root), None), columns)
     if not is_korquad(root):
         raise UserError(
-            f'{path} is JSON without KorQuAD\'s "data" list: give KorQuAD JSON, a list of records, or one record a '
+            f'{path} is JSON without KorQuAD\'s "data" list: give KorQuAD JSON, a list of records, or one record per '
             "line (JSONL)."
         )
     return Table("KorQuAD JSON", korquad_rows(root["data"]), columns_used=False)
 
 
 def is_korquad(value: Any) -> bool:
-    """True for KorQuAD's outermost object; a record may have a key `data` too."""
+    """True for KorQuAD's outermost object; a record may also have a key `data`."""
     return (
         isinstance(value, dict)
         and isinstance(value.get("data"), list)
@@ -74,7 +74,7 @@ def is_korquad(value: Any) -> bool:
 
 
 def parse_document(path: Path, text: str) -> Any:
-    """The JSON value of a whole file; UserError where it is none."""
+    """The JSON value of a whole file; UserError where it is not valid JSON."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -82,7 +82,7 @@ def parse_document(path: Path, text: str) -> Any:
 
 
 def json_lines(text: str) -> Iterator[tuple[int, Any]]:
-    """(line, value) of each line of a JSONL file; the value of one that cannot be read is the error."""
+    """(line, value) of each line of a JSONL file; for a line that cannot be read the value is the error."""
     for line, content in enumerate(io.StringIO(text, newline="\n"), 1):
         if not content.strip():
             continue
@@ -95,14 +95,14 @@ def json_lines(text: str) -> Iterator[tuple[int, Any]]:
 
 
 def _records(kind: str, values: Iterable[tuple[int, Any]], first: Any, columns: ColumnNames) -> Table:
-    """A table of records; named keys are for files of which the first record has any (there may be other files)."""
+    """A table of records; keys named by flag are used where the first record has any of them (other files may not)."""
     used = isinstance(first, dict) and any(normalize(name) in map(normalize, first) for name in columns.names())
     notes: list[str] = []
     return Table(kind, _rows(values, columns if used else ColumnNames(), notes), notes, columns_used=used)
 
 
 def _rows(values: Iterable[tuple[int, Any]], columns: ColumnNames, notes: list[str]) -> Iterator[Row]:
-    """The row of each value; what is known only after the last of them is added to `notes`."""
+    """The row of each value; notes about the whole file are added to `notes` at the end."""
     continued, keys, read = 0, dict[str, None](), set[str]()
     for line, value in values:
         try:
@@ -121,7 +121,7 @@ def _rows(values: Iterable[tuple[int, Any]], columns: ColumnNames, notes: list[s
     if continued:
         notes.append(
             f"{continued:,} conversation{'s'[: continued > 1]} with several questions: only the answer to the last is "
-            "learned, what came before is its context"
+            "trained, the turns before are its context"
         )
 
 
@@ -153,7 +153,7 @@ def object_row(line: int, value: Any, columns: ColumnNames, read: set[str]) -> R
         raise ValueError(f"no {' or '.join(missing)} among its keys ({listed(titles)}), which {flags} can name")
     read.update(keys[i] for i in (*questions, *answers))
     system, context = optional(None, SYSTEM_NAMES), optional(columns.context, CONTEXT_NAMES, questions)
-    if not context.startswith(system):  # a prepared record's context has it already
+    if not context.startswith(system):  # a prepared record's context already includes it
         context = "\n\n".join(filter(None, [system, context]))
     return Row(
         line,
@@ -191,9 +191,9 @@ def one_text(key: str, value: Any) -> str:
 
 
 def korquad_rows(articles: list[Any]) -> Iterator[Row]:
-    """Rows of KorQuAD's articles: one a question, with its paragraph as context. The line is the count.
+    """Rows of KorQuAD's articles: one per question, with its paragraph as context. `line` is the question's number.
 
-    An article, paragraph or question that is not what it should be is one row with a problem.
+    An invalid article, paragraph or question becomes one row with a problem.
     """
     for line, (context, question) in enumerate(_questions(articles), 1):
         try:
@@ -213,7 +213,7 @@ def korquad_rows(articles: list[Any]) -> Iterator[Row]:
 
 
 def _questions(articles: list[Any]) -> Iterator[tuple[Any, Any]]:
-    """(context, question) of each question; (the part, ValueError) for a part that holds none."""
+    """(context, question) of each question; (the part, ValueError) for an invalid part."""
     for article in articles:
         paragraphs = article.get("paragraphs") if isinstance(article, dict) else None
         if not isinstance(paragraphs, list):

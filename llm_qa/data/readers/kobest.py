@@ -1,6 +1,6 @@
-"""KoBEST's files -> items of one form: JSON lines as on the hub (skt/kobest_v1), or TSV as SKT's repository has them.
+"""KoBEST's files -> items of one form: JSON lines as on the hub (skt/kobest_v1), or TSV from SKT's repository.
 
-The TSV files (SKT-LSL/KoBEST_datarepo) name their columns, and what is right, differently from task to task.
+The TSV files (SKT-LSL/KoBEST_datarepo) name their columns and labels differently in each task.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ FIELDS = {
     "sentineg": {"sentence", "label"},
     "wic": {"word", "context_1", "context_2", "label"},
 }
-SPLIT_FILES = {"train": "train.jsonl", "test": "test.jsonl"}  # examples in the prompt come from train
+SPLIT_FILES = {"train": "train.jsonl", "test": "test.jsonl"}  # few-shot examples come from train
 # task -> (folder, {field: column}, the label's number)
 TRUTH = {"TRUE": 1, "FALSE": 0}
 PUBLISHED: dict[str, tuple[str, dict[str, str], Callable[[str], int]]] = {
@@ -61,7 +61,7 @@ def find_split(folder: Path, task: str, split: str) -> Path:
 def read_split(path: Path, task: str) -> list[dict[str, Any]]:
     """The items of a file of `find_split`, by the names of FIELDS, labels as numbers from 0.
 
-    Raises UserError for an empty file and for an item of another form.
+    Raises UserError for an empty file and for an invalid item.
     """
     rows = files.read_jsonl(path) if path.suffix == ".jsonl" else _read_tsv(path, task)
     if not rows:
@@ -83,7 +83,9 @@ def _read_tsv(path: Path, task: str) -> list[dict[str, Any]]:
         try:
             item["label"] = number_of(item["label"].strip())
         except (KeyError, ValueError, IndexError):
-            raise UserError(f"{path}, line {line}: {columns['label']} is {item['label'][:40]!r}, no label.") from None
+            raise UserError(
+                f"{path}, line {line}: {columns['label']} is {item['label'][:40]!r}, not a label."
+            ) from None
         items.append(item)
     return items
 

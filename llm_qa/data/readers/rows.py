@@ -1,16 +1,16 @@
-"""A row as a file holds it, before anything is judged; what a user may name; and what each reader gives."""
+"""What readers take and return: column names given by the user, raw rows before validation, and tables of them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-LONGEST_LINE_CHARACTERS = 4_000_000  # what one row may take of memory, whatever the file says
+LONGEST_LINE_CHARACTERS = 4_000_000  # limit of one row, to bound the memory
 
 
 @dataclass(frozen=True)
 class ColumnNames:
-    """Columns of a table, or keys of JSON records, named by the user; None and () let sensible names be found."""
+    """Columns of a table, or keys of JSON records, named by the user; with None and () known names are searched."""
 
     question: tuple[str, ...] = ()
     answer: tuple[str, ...] = ()
@@ -30,7 +30,7 @@ class ColumnNames:
 
 @dataclass(frozen=True)
 class Row:
-    """A row as found: texts not yet normalised or judged; `problem` where it cannot even be taken apart."""
+    """A raw row: texts are not yet normalised or validated; `problem` is set where it cannot be parsed."""
 
     line: int
     id: str = ""
@@ -45,7 +45,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of a file, one after another, and what the user should know of how it was read.
+    """An iterator over the rows of a file, with notes for the user about how it was read.
 
     `columns_used` is False where the file has none of the columns that the user named.
     """

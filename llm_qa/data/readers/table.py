@@ -1,7 +1,7 @@
-"""A grid of cells, of a CSV or a workbook -> rows, for tables as people keep them in a spreadsheet.
+"""Rows from the cells of a CSV file or a workbook, in the form that people give tables in a spreadsheet.
 
-A title above the header, merged cells, blank rows and columns without a name are usual there. What is done about them
-is said in the table's notes.
+A title above the header, merged cells, blank rows and columns without a name are common there; the table's notes say
+how they were handled.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from llm_qa.data.readers.rows import ColumnNames, Row, Table
 from llm_qa.data.text import normalize
 
 Grid = Iterator[tuple[int, list[str], str]]  # (first line, cells, problem) of each row
-HEADER_WITHIN = 20  # rows, from the first that is not blank
+HEADER_WITHIN = 20  # rows from the first that is not blank
 
 
 @dataclass(frozen=True)
 class Columns:
-    """The numbers of the columns that are read; those in `ignored` are not."""
+    """The numbers of the columns that are read, and in `ignored` of those that are not."""
 
     question: list[int]
     answer: list[int]
@@ -45,10 +45,10 @@ class Columns:
 
 
 def read_table(path: Path, kind: str, grid: Callable[[], Grid], columns: ColumnNames) -> Table:
-    """The rows below the header of a CSV or a workbook (`kind`), which is wide with several questions or answers.
+    """The rows below the header of a CSV or a workbook (`kind`), wide with several question or answer columns.
 
-    `grid` begins anew each time it is called: the whole table is looked through before its first row is given.
-    Raises UserError where question and answer columns cannot be told.
+    Each call of `grid` starts at the first row: the whole table is surveyed before its first row is returned.
+    Raises UserError where question and answer columns are not found.
     """
     line, header, above = find_header(path, grid(), lambda header: is_header(header, columns))
     chosen = choose_columns(path, header, columns)
@@ -103,7 +103,7 @@ def is_header(header: list[str], columns: ColumnNames) -> bool:
 
 
 def choose_columns(path: Path, header: list[str], columns: ColumnNames) -> Columns:
-    """Which column is what; UserError where that cannot be told or one is asked to be two things."""
+    """The role of each column; UserError where it is unclear or one column would have two roles."""
     question = pick(path, header, columns.question, QUESTION_NAMES, "question")
     answer = pick(path, header, columns.answer, ANSWER_NAMES, "answer")
     if both := set(question) & set(answer):
@@ -120,16 +120,16 @@ def choose_columns(path: Path, header: list[str], columns: ColumnNames) -> Colum
 
 @dataclass
 class Survey:
-    """What a table holds beside its texts."""
+    """Properties of a table that its notes are about."""
 
     rows: int = 0
     blank: int = 0
     uncategorised: int = 0
-    merged: bool = False  # the category stands in the first row of each block only, as merged cells are saved
+    merged: bool = False  # the category is only in the first row of each block, which is how merged cells are saved
     unnamed: frozenset[int] = frozenset()  # columns without a name that hold something
 
     def notes(self, header: list[str], chosen: Columns) -> list[str]:
-        """One sentence about each thing that the user should know."""
+        """One sentence about each property that the user should know."""
         notes = []
         if self.blank:
             notes.append(f"{self.blank:,} blank row{'s'[: self.blank > 1]} skipped")
@@ -145,9 +145,9 @@ class Survey:
 
 
 def survey(grid: Grid, header: list[str], chosen: Columns) -> Survey:
-    """Look through the rows below the header once.
+    """Read the rows below the header once.
 
-    Merged category cells are told by this: the first row has a label, other rows have none, and no label stands twice.
+    Category cells count as merged where the first row has a label, other rows have none, and no label is repeated.
     """
     found, first = Survey(), ""
     labels: Counter[str] = Counter()

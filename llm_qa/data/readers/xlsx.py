@@ -16,7 +16,7 @@ from llm_qa.data.readers.csv import MOST_COLUMNS
 
 LARGEST_UNPACKED_BYTES = 512 * 1024**2
 MOST_CELLS = 10_000_000
-MOST_ROWS = 1_048_576  # Excel's own
+MOST_ROWS = 1_048_576  # Excel's own limit
 ZIP = b"PK\x03\x04"
 
 
@@ -27,7 +27,7 @@ def read_sheet(
 
     A sheet is named by its title or by its number from 1.
 
-    Raises UserError for what is no workbook, for one that is too large, and for a sheet that it does not have.
+    Raises UserError for a file that is not a workbook or is too large, and for a sheet that does not exist.
     """
     try:
         import openpyxl
@@ -38,8 +38,9 @@ def read_sheet(
     check_archive(path, data)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about drawings and validations, which are not read
-            # read_only: cells one after another, whatever size the sheet claims. A formula gives the value last shown.
+            warnings.simplefilter("ignore")  # warnings about drawings and validations, which are not read
+            # read_only: cells are streamed, whatever size the sheet declares. data_only: a formula gives its last shown
+            # value.
             book = openpyxl.load_workbook(io.BytesIO(data), read_only=True, data_only=True, keep_links=False)
             names = [page.title for page in book.worksheets]
             chosen = find_sheet(path, names, sheet)
@@ -60,7 +61,7 @@ def read_sheet(
 
 
 def check_archive(path: Path, data: bytes) -> None:
-    """UserError for a zip file that is no workbook, is damaged, or would unpack to more than memory should hold."""
+    """UserError for a zip file that is not a workbook, is damaged, or would unpack to too many bytes."""
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             parts = archive.infolist()
@@ -75,7 +76,7 @@ def check_archive(path: Path, data: bytes) -> None:
 
 
 def find_sheet(path: Path, names: list[str], sheet: str | None) -> int:
-    """The index of a sheet by its name or its number from 1; the first where none is asked for."""
+    """The index of a sheet by its name or its number from 1; the first where `sheet` is None."""
     if not names:
         raise UserError(f"{path} has no sheet with cells.")
     if sheet is None:
@@ -88,13 +89,13 @@ def find_sheet(path: Path, names: list[str], sheet: str | None) -> int:
 
 
 def read_cells(path: Path, page: Any) -> list[list[str]]:
-    """The texts of a sheet, a list a row, of one length to the last row with text; a blank row is an empty list."""
-    page.reset_dimensions()  # what the file says of its own size is often wrong
+    """The texts of a sheet up to the last row with text: lists of equal length, empty ones for blank rows."""
+    page.reset_dimensions()  # the size that the file declares is often wrong
     rows: list[list[str]] = []
     cells = 0
     for values in page.iter_rows(values_only=True):
         cells += len(values)
-        # A row may claim any number, and those before it come as empty ones.
+        # A row may declare any row number, and openpyxl returns empty rows before it.
         if len(values) > MOST_COLUMNS or cells > MOST_CELLS or len(rows) == MOST_ROWS:
             raise UserError(
                 f"{path}: sheet {page.title!r} has values or formats in more than {MOST_COLUMNS:,} columns, "
@@ -111,7 +112,7 @@ def read_cells(path: Path, page: Any) -> list[list[str]]:
 def merged_areas(page: Any) -> list[tuple[int, int, int, int]]:
     """(first column, first row, last column, last row) of each merged cell, from 1, as the sheet's XML lists them.
 
-    openpyxl tells them outside of its read-only mode alone, where it makes an object of every cell that one covers.
+    openpyxl lists them only outside its read-only mode, where it creates an object for every covered cell.
     """
     from openpyxl.utils import range_boundaries
 
@@ -125,9 +126,9 @@ def merged_areas(page: Any) -> list[tuple[int, int, int, int]]:
 
 
 def fill_merged(rows: list[list[str]], areas: list[tuple[int, int, int, int]]) -> int:
-    """Give the rows of a merged cell that hold something its text, in its first column; returns how many were filled.
+    """Copy the text of a merged cell to its other rows with text, in its first column; returns how many were filled.
 
-    A cell that is merged across columns is a title; its text stays in one of them.
+    A cell merged across columns is a title; its text stays in the first of them.
     """
     filled = 0
     for column, first, _, last in areas:
@@ -139,7 +140,7 @@ def fill_merged(rows: list[list[str]], areas: list[tuple[int, int, int, int]]) -
 
 
 def cell_text(value: Any) -> str:
-    """A cell's value as a sheet shows it: whole numbers without ".0", a date without its midnight."""
+    """A cell's value as a sheet shows it: whole numbers without ".0", dates without the time 00:00."""
     if value is None:
         return ""
     if isinstance(value, bool):

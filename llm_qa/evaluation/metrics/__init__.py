@@ -1,7 +1,7 @@
-"""Measures of Korean answers: plain functions, and the same as local `evaluate` modules that load without network.
+"""Measures of Korean answers: plain functions, also as local `evaluate` modules that load without network.
 
-Two of the report's are no modules: whether an answer stopped by itself is known from how it was generated, not from its
-text, and the embedding cosine needs a model.
+Two measures of the report are not modules: whether an answer stopped by itself is known only from its generation, and
+the embedding cosine needs a model.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ MINUS = "−"
 
 @dataclass(frozen=True)
 class Measure:
-    """A measure is a sum over a sum of records' terms; `better` is None where it has no direction."""
+    """A ratio of two sums over records; `better` is None where neither direction is better."""
 
     key: str
     title: str
@@ -26,7 +26,7 @@ class Measure:
 
     @property
     def arrow(self) -> str:
-        """Which way is better, as a sign beside the title."""
+        """An arrow for the better direction, shown beside the title."""
         return {"higher": "↑", "lower": "↓", None: ""}[self.better]
 
     def format(self, value: float | None) -> str:
@@ -93,7 +93,7 @@ MEASURES = {
             "Bits per character",
             "lower",
             3,
-            "how surprised the model is by the reference answers: the sum of −log2 p over the sum of characters, end "
+            "negative log-likelihood of the reference answers: the sum of −log2 p over the sum of characters, end "
             "token not counted; comparable between tokenizers",
         ),
         Measure(
@@ -125,7 +125,7 @@ MEASURES = {
             "Repetition",
             "lower",
             1,
-            "share of an answer's runs of four morphemes that stood in it before, mean over questions (seq-rep-4)",
+            "share of an answer's morpheme 4-grams that occur earlier in it, mean over questions (seq-rep-4)",
             percent=True,
         ),
         Measure(

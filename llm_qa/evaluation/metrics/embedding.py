@@ -20,7 +20,7 @@ COMPETITION_DIMENSIONS = 512
 def load_embedder(name: str):
     """A SentenceTransformer of a hub id or a local folder: safetensors only, no code from it runs.
 
-    Raises UserError when the package is not installed, or the model is not there or not safe to load.
+    Raises UserError when the package is not installed, or the model is missing or not safe to load.
     """
     try:
         from sentence_transformers import SentenceTransformer
@@ -36,7 +36,7 @@ def load_embedder(name: str):
                 refuse_unsafe_weights(path.parent)
     try:
         return SentenceTransformer(name, trust_remote_code=False, model_kwargs={"use_safetensors": True})
-    except Exception as error:  # of its own, of transformers and of huggingface_hub
+    except Exception as error:  # it raises errors of transformers and huggingface_hub too
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".:")
         raise UserError(f"--embedder {name} cannot be loaded: {reason}.") from error
 
@@ -54,8 +54,8 @@ def embed(embedder, texts: list[str]) -> np.ndarray:
 def with_cosines(rows: list[dict[str, Any]], embedder) -> list[dict[str, Any]]:
     """The rows with `embedding_cosine`: answer against reference, the mean over the references, -1 to 1.
 
-    Without an embedder (None) the rows as they are. The mean, not the best: the competition's hidden answer is one of
-    such references, not the most convenient one. An empty answer is embedded like any text.
+    Without an embedder (None) the rows are unchanged. The mean and not the maximum, because the competition's hidden
+    answer is any one of such references. An empty answer is embedded like any text.
     """
     if embedder is None:
         return rows
@@ -69,7 +69,7 @@ def with_cosines(rows: list[dict[str, Any]], embedder) -> list[dict[str, Any]]:
 
 
 def write_submission(path: str | Path, ids: list[str], vectors: np.ndarray) -> None:
-    """Write id, vec_0, vec_1 ... as CSV, like the competition's sample_submission.csv; floats as short as they read."""
+    """Write id, vec_0, vec_1 ... as CSV, like the competition's sample_submission.csv; shortest exact floats."""
     buffer = io.StringIO(newline="")
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(["id", *(f"vec_{i}" for i in range(vectors.shape[1]))])

@@ -1,7 +1,6 @@
-"""The measures as plain functions of strings and numbers; a question's score is its best over the references.
+"""The measures as plain functions of strings and numbers; a question's score is the best over its references.
 
-What each is, which way is better and how it is printed stands in `catalogue.py`; what counts morphemes, in
-`morphemes.py`.
+`catalogue.py` has their definitions, directions and formats; `morphemes.py` has the measures over morphemes.
 """
 
 from __future__ import annotations
@@ -12,13 +11,13 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 
-# KorQuAD 1.0, evaluate-v1.0.py: these become a space. Curly double quotes and 「」 are not in its list.
+# KorQuAD 1.0, evaluate-v1.0.py replaces these by a space. Curly double quotes and 「」 are not in its list.
 _SPACED = str.maketrans(dict.fromkeys("'\"《》<>〈〉()‘’", " "))
 _DROPPED = str.maketrans(dict.fromkeys(string.punctuation))
 
 
 def normalize_korquad(text: str) -> str:
-    """A string as KorQuAD compares it: brackets and quotes to space, lower case, no ASCII punctuation, single spaces.
+    """A string normalised as in KorQuAD: brackets and quotes to space, lower case, no ASCII punctuation, single spaces.
 
     Source: evaluate-v1.0.py of https://korquad.github.io/KorQuad%201.0/. Note that "1.5m" and "15m" become equal.
     """
@@ -74,12 +73,12 @@ def chrf_signature() -> str:
 
 
 def lengths(prediction: str, references: Sequence[str]) -> tuple[int, float]:
-    """Characters of one answer, and of its references on average: the two terms of `length_ratio`."""
+    """Characters of one answer, and of its references on average: the terms of `length_ratio`."""
     return len(prediction), sum(map(len, references)) / len(references)
 
 
 def length_ratio(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> float:
-    """Characters of all answers over those of all references (a question's on average); 1 is as long."""
+    """Characters of all answers over those of all references (averaged per question); 1 means equally long."""
     answered, wanted = zip(*map(lengths, predictions, references), strict=True)
     return sum(answered) / sum(wanted)
 

@@ -1,7 +1,7 @@
-"""ROUGE and repetition over Kiwi's morphemes: what a word is in Korean, where one spaced word holds several.
+"""ROUGE and repetition over Kiwi's morphemes, as a Korean word between spaces consists of several.
 
 `rouge_score` is not used: its tokenizer keeps `[a-z0-9]` only, so that identical Korean strings score 0.0
-(huggingface/evaluate#256). The arithmetic is its own: F1 of shared n-grams, and of the longest common subsequence.
+(huggingface/evaluate#256). The definitions are ROUGE's: F1 of shared n-grams, and of the longest common subsequence.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
 
-REPEATED = 4  # length in morphemes of what counts as repeated
+REPEATED = 4  # length of a repeated n-gram in morphemes
 # Kiwi's tags of punctuation and symbols; Latin (SL), Hanja (SH) and numbers (SN) are words.
 SYMBOLS = frozenset({"SF", "SP", "SS", "SSO", "SSC", "SE", "SO", "SW", "SB"})
 
@@ -25,12 +25,12 @@ def _kiwi():
 @lru_cache(maxsize=1 << 17)
 def morphemes(text: str) -> tuple[str, ...]:
     """Lower-cased morphemes in order, without punctuation; particles and endings are morphemes of their own."""
-    text = text.lower().encode("utf-8", "replace").decode()  # a lone surrogate, as a tokenizer may leave one
+    text = text.lower().encode("utf-8", "replace").decode()  # replaces a lone surrogate, which a tokenizer may produce
     return tuple(token.form for token in _kiwi().tokenize(text) if token.tag not in SYMBOLS)
 
 
 def tokenizer_signature() -> str:
-    """Name and version of what divides the text."""
+    """Name and version of the morpheme analyser."""
     from importlib.metadata import version
 
     return f"kiwipiepy {version('kiwipiepy')}, model {version('kiwipiepy_model')}, lower case, no punctuation"
@@ -51,16 +51,17 @@ def rouge_l(prediction: str, references: Sequence[str]) -> float:
 
 
 def repetition(text: str) -> float:
-    """Share of morpheme 4-grams that stood earlier in the same text; 0 for a text too short to have any.
+    """Share of morpheme 4-grams that occur earlier in the same text; 0 for a text too short to have any.
 
-    Source: seq-rep-4 of Welleck et al. 2020, arXiv:1908.04319, over morphemes, so that tokenizers compare.
+    Source: seq-rep-4 of Welleck et al. 2020, arXiv:1908.04319, over morphemes, so that it does not depend on a model's
+    tokenizer.
     """
     grams = _ngrams(morphemes(text), REPEATED)
     return 1 - len(grams) / grams.total() if grams else 0.0
 
 
 def common_length(one: Sequence[str], other: Sequence[str]) -> int:
-    """Length of the longest common subsequence, a row of the table as the bits of a number (Hyyrö 2004)."""
+    """Length of the longest common subsequence, with a table row as the bits of an integer (Hyyrö 2004)."""
     places: dict[str, int] = {}
     for i, token in enumerate(other):
         places[token] = places.get(token, 0) | 1 << i

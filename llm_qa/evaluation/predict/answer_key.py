@@ -1,4 +1,4 @@
-"""What decides an answer, as one digest: answers that were kept are taken again only where all of it is the same."""
+"""A digest of everything that determines answers: stored answers are reused only where it is the same."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any
 import llm_qa.data
 import llm_qa.inference
 import llm_qa.models
+from llm_qa import files
 from llm_qa.evaluation.predict import batches, predictions
 from llm_qa.models.precision import Precision
 
@@ -24,7 +25,7 @@ TOKENIZERS = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "voc
 def answers_key(
     asked: Any, weights: Iterable[Path | str], tokenizer: Path | str, precision: Precision, *settings: Any
 ) -> str:
-    """Hex digest of all that decides answers: what is asked, of which weights and tokenizer, how, by which code.
+    """Hex digest of everything that determines answers: questions, weights, tokenizer, settings and code.
 
     `weights` are folders (or hub ids) of the base and of the adapter on it, `tokenizer` the tokenizer's; `asked` and
     `settings` are JSON values.
@@ -35,7 +36,7 @@ def answers_key(
 
 
 def _weights_stamp(place: Path | str) -> list[Any]:
-    """A folder's weights by name, size and time of change (hashing 26 GB takes a minute), configurations by content."""
+    """A folder's weights by name, size and modification time (hashing 26 GB takes a minute), its configs by content."""
     found = sorted(Path(place).glob("*.safetensors")) if Path(place).is_dir() else []
     return [
         [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in found],
@@ -47,7 +48,7 @@ def _contents(place: Path | str, patterns: tuple[str, ...]) -> list[Any]:
     if not Path(place).is_dir():
         return [str(place)]
     found = sorted({path for pattern in patterns for path in Path(place).glob(pattern)})
-    return [[path.name, hashlib.sha256(path.read_bytes()).hexdigest()] for path in found]
+    return [[path.name, files.sha256_file(path)] for path in found]
 
 
 def _precision(precision: Precision) -> dict[str, str]:
@@ -57,7 +58,7 @@ def _precision(precision: Precision) -> dict[str, str]:
 @lru_cache(maxsize=1)
 def code_stamp() -> str:
     """Digest of the code between question and answer (prompt, tokens, model, decoding, batches) and its libraries."""
-    packages = [Path(package.__file__).parent for package in (llm_qa.data, llm_qa.models, llm_qa.inference)]
+    packages = [Path(str(package.__file__)).parent for package in (llm_qa.data, llm_qa.models, llm_qa.inference)]
     sources = [path for folder in packages for path in sorted(folder.rglob("*.py"))]
     digest = hashlib.sha256()
     for path in (*sources, Path(predictions.__file__), Path(batches.__file__)):

@@ -1,4 +1,4 @@
-"""A model to ask, known before its weights are read, and a file of questions answered by it, batch by batch."""
+"""Finds a model to ask without reading its weights, and answers a file of questions with it in batches."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Source:
 
     @property
     def weights(self) -> list[Path | str]:
-        """What the tuned model is made of: base and adapter, or the trained weights; a plain model is its base."""
+        """Folders of the model's weights: base and adapter, or trained weights, or a plain model alone."""
         if self.run is None:
             return [self.base]
         return [self.base, self.tokenizer] if self.recipe.method == "lora" else [self.tokenizer]
@@ -53,9 +53,9 @@ def find_source(
     base_precision: str = "16bit",
     decoder: str = "plain",
 ) -> Source:
-    """The source that a run, or a plain model kept in `base_precision`, is; no weights are read.
+    """The Source of a run, or of a plain model in `base_precision`; no weights are read.
 
-    Raises UserError where it is none, is not finished, or `decoder` cannot answer by these settings.
+    Raises UserError where it is not a model, its run is not finished, or `decoder` does not support the settings.
     """
     recipe = run_recipe(run) if run else make_recipe({"model": model, "base_precision": base_precision}, source="model")
     base = base_of_run(run, recipe) if run else model
@@ -74,10 +74,10 @@ def answer_file(
     part: Path,
     decoder: str = "plain",
 ) -> list[str]:
-    """The answers to (question, context) pairs, in their order; what is answered is kept in `part`.0.part on the way.
+    """The answers to (question, context) pairs, in their order. Finished batches are kept in `part`.0.part.
 
-    Remove it with `forget(part)` when the answers are written. Ctrl-C becomes StoppedEarly, a question that does not
-    fit into the model a UserError before any weight is read.
+    Delete it with `delete_partial_results(part)` when the answers are written. Ctrl-C raises StoppedEarly; a question
+    too long for the model raises UserError before any weight is read.
     """
     asked = fit_questions(load_tokenizer(source.tokenizer), source.config, questions, settings)
     how = {**settings.to_dict(), "batch_size": batch_size, "decoder": decoder}

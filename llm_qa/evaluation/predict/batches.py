@@ -1,7 +1,7 @@
-"""Long work in batches that survives a kill and is shared by processes.
+"""Long work in batches that survives a kill and is divided among processes.
 
-Which batches there are depends on the items alone. Process r of n does every n-th one; each finished batch is one line
-of a .part file, so that a killed evaluation goes on where it was, with as many processes as it likes.
+The batches depend only on the items. Process r of n does every n-th batch; each finished batch is one line of a .part
+file, so that a killed evaluation continues where it stopped, with any number of processes.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from llm_qa.distributed import rank, wait_for_all, world_size
 
 @dataclass(frozen=True)
 class Work:
-    """What batches came to: a value for each item, in the items' order, and the seconds that all of it took.
+    """The result of all batches: a value for each item, in the items' order, and the seconds it took.
 
-    The seconds are summed over batches and divided by the processes that shared them; those before a kill count too.
+    The seconds are summed over batches, those before a kill included, and divided by the number of processes.
     """
 
     values: list[Any]
@@ -40,11 +40,11 @@ def in_batches(
     key: str,
     what: str,
 ) -> Work:
-    """Do `work` on batches of items of like size, longest first; JSON values, one an item.
+    """Do `work` on batches of items of similar size, longest first; it returns one JSON value per item.
 
-    Finished batches are appended to `part`.<rank>.part with the `key` that says what they are of; files of another key
-    (other data, settings or weights) are thrown away, aloud. Call `delete_partial_results` when the results are safe.
-    Raises UserError when a batch is missing after all processes are done: they do not share this folder.
+    Finished batches are appended to `part`.<rank>.part with the `key` of the work; files with another key (other data,
+    settings or weights) are deleted with a message. Call `delete_partial_results` when the results are safe.
+    Raises UserError when a batch is missing after all processes are done: then they do not share the folder.
     """
     order = sorted(range(len(items)), key=lambda i: (-sizes[i], i))
     batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
@@ -53,7 +53,7 @@ def in_batches(
     wait_for_all()
     done = _read_parts(part, key)
     finished = sum(len(batches[number]) for number in done)
-    wait_for_all()  # nobody writes before everybody has read
+    wait_for_all()  # no process writes before all have read
     if finished:
         say(f"{what}: going on after {finished:,} of {len(items):,}")
     mine = [number for number in range(rank(), len(batches), world_size()) if number not in done]
@@ -88,7 +88,7 @@ def delete_partial_results(part: Path) -> None:
 
 
 class _PartFile:
-    """Appends finished batches, each safe on the disk before the next begins."""
+    """Appends finished batches, each flushed to the disk before the next begins."""
 
     def __init__(self, part: Path, key: str):
         self.path, self.key = part.with_name(f"{part.name}.{rank()}.part"), key
@@ -98,7 +98,7 @@ class _PartFile:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             torn = self.path.is_file() and not self.path.read_bytes().endswith(b"\n")
             self.file = open(self.path, "a", encoding="utf-8", newline="\n")
-            if torn:  # killed while it wrote: that line is lost, the next must not join it
+            if torn:  # the last line was cut off by a kill: start a new line
                 self.file.write("\n")
         except OSError as error:
             raise UserError(f"{self.path} cannot be written: {error.strerror}.") from error
@@ -118,7 +118,7 @@ def _part_files(part: Path) -> list[Path]:
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a part file; what a kill left of a last one is no line."""
+    """The complete lines of a part file, without a last one that was cut off by a kill."""
     lines = []
     for text in path.read_bytes().split(b"\n"):
         try:

@@ -1,7 +1,7 @@
-"""How close is what is asked to what was trained on? And what would copying the nearest training answer score?
+"""How close test texts are to training texts, and what copying the nearest training answer would score.
 
-The split keeps equal texts on one side; nearly equal ones may still stand on both. Every test question and reference
-is looked up among the training texts, and what memorising alone gives is shown as a row of the report.
+The split keeps equal texts in one split, but nearly equal ones may be in several. Every test question and reference is
+looked up among the training texts, and the score of copied answers is a row of the report.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from llm_qa.data.text import leakage_key
 from llm_qa.evaluation.metrics.measures import chrf
 from llm_qa.evaluation.statistics.grouping import CLOSE, CLOSE_SIMILARITY, closeness
 
-CANDIDATES = 20  # of the character index, which chrF then ranks
+CANDIDATES = 20  # results of the character index, which chrF++ then ranks
 
 
 def character_pairs(text: str) -> frozenset[str]:
-    """Neighbouring characters of the `leakage_key` text, its two ends marked."""
+    """Pairs of neighbouring characters of the text's `leakage_key`, including markers at both ends."""
     marked = f"\x02{leakage_key(text)}\x03"
     return frozenset(marked[i : i + 2] for i in range(len(marked) - 1))
 
 
 class CharacterIndex:
-    """Texts by their character pairs. Similarity is Dice's: twice the shared pairs over the sum of both, 0 to 1."""
+    """An index of texts by character pairs. Similarity is Dice's: twice the shared pairs over all pairs, 0 to 1."""
 
     def __init__(self, texts: list[str]):
         pairs = [character_pairs(text) for text in texts]
@@ -51,10 +51,10 @@ class CharacterIndex:
 
 
 def with_closest(rows: list[dict[str, Any]], training: list[QARecord]) -> list[dict[str, Any]]:
-    """The rows with `closest_training`: similarity of question and references to the nearest training text of a kind.
+    """The rows with `closest_training`: similarity to the nearest training question and answer.
 
-    {"question", "answer", "trained_on"}: the answer's is the highest over the references; 1 is equal but for case,
-    spaces and punctuation; `trained_on` says whether this very question, of the same context, is among them.
+    {"question", "answer", "trained_on"}: that of the answer is the highest over the references; 1 means equal except
+    for case, spaces and punctuation; `trained_on` says whether this question with the same context was trained on.
     """
     known = {_what_is_asked(text, record.context) for record in training for text in record.questions}
     questions = CharacterIndex([text for record in training for text in record.questions])
@@ -74,9 +74,9 @@ def _what_is_asked(question: str, context: str) -> tuple[str, str]:
 
 
 def nearest_answers(questions: list[str], training: list[QARecord]) -> list[str]:
-    """For each question the first answer of the training record that asks the most similar one, by chrF++.
+    """For each question the first answer of the training record with the most similar question by chrF++.
 
-    chrF++ ranks the CANDIDATES nearest by character pairs, which a slow search of all would hardly ever leave.
+    chrF++ ranks only the CANDIDATES nearest by character pairs; a slow search of all would hardly ever differ.
     """
     known = [(question, record.answers[0]) for record in training for question in record.questions]
     index = CharacterIndex([question for question, _ in known])
@@ -102,7 +102,7 @@ def contamination(rows: list[dict[str, Any]]) -> dict[str, int]:
 
 
 def nearest_rows(rows: list[dict[str, Any]], training: list[QARecord]) -> list[dict[str, Any]]:
-    """Rows of predictions that copy the nearest training answer; they have no bits, for no model gave them."""
+    """Rows of predictions that copy the nearest training answer; they have no bits, as no model generated them."""
     copied = nearest_answers([row["question"] for row in rows], training)
     return [
         {

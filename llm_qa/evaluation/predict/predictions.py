@@ -1,7 +1,7 @@
-"""Records and a model -> rows of predictions.jsonl: an answer to every question, and the bits of every reference.
+"""Rows of predictions.jsonl: a model's answer to every question, and the bits of every reference.
 
-Batches are resumable and shared by processes (`batches.py`); each is drawn from a seed of its own, so who answers it,
-and when, changes no answer.
+Batches are resumable and divided among processes (`batches.py`); each has a seed of its own, so answers do not depend
+on the process or the time.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from llm_qa.inference.generate import generate_answers, reference_bits, static_d
 from llm_qa.inference.settings import GenerationSettings
 
 REFERENCES_AT_ONCE = 64
-REFILLS = 4  # batches that the static decoder is given at once: what finishes early makes room for the next question
+REFILLS = 4  # batches per call of the static decoder, in which a finished row takes the next question
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Predictions:
 
 
 def question_rows(records: list[QARecord], groups: dict[str, str]) -> list[dict[str, Any]]:
-    """The part of predictions.jsonl that no model decides, a row a question; `groups` are record id -> group name."""
+    """The part of predictions.jsonl without a model, one row per question; `groups` maps record id to group name."""
     return [
         {
             "id": record.id,
@@ -60,9 +60,10 @@ def answer_questions(
     key: str,
     decoder: str = "plain",
 ) -> Work:
-    """Answer questions that fit (`fit_questions`) in batches that survive a kill: the fields of an Answer for each.
+    """Answer questions that fit (`fit_questions`) in resumable batches: the fields of an Answer for each.
 
-    What is done is kept in `part`.<rank>.part under `key` until `forget(part)`. `decoder` is one of DECODERS.
+    Finished batches are kept in `part`.<rank>.part under `key` until `delete_partial_results(part)`. `decoder` is one
+    of DECODERS.
     """
     static = static_decoder(model, tokenizer, questions, settings, batch_size) if decoder == "static" else None
 
@@ -95,7 +96,7 @@ def predict(
 ) -> Predictions:
     """Answer every question of `question_rows` and score every reference; the same rows in every process.
 
-    `questions` are what the model is asked, a row each (`fit_questions`). What is done is kept in .part files in
+    `questions` are the prompts' questions, one per row (`fit_questions`). Finished batches are kept in .part files in
     `folder` under `key` until `delete_all_partial_results`. `decoder` is one of DECODERS.
     """
     answers_part, references_part = _parts(folder)

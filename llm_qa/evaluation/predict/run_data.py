@@ -1,4 +1,4 @@
-"""Which data a run was trained on, and whether what it is evaluated on is the same."""
+"""The data that a run was trained on, and whether it is evaluated on the same."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ def _trained_on(run: Path) -> dict[str, Any]:
 
 
 def data_of_run(run: Path) -> Path:
-    """The prepared folder that the run was trained on, wherever this command is started. UserError if not known."""
+    """The prepared folder that the run was trained on, independent of the current folder. UserError if unknown."""
     written = _trained_on(run).get("data")
     if not isinstance(written, str):
-        raise UserError(f"{run} does not say what it was trained on: name prepared data with --data.")
+        raise UserError(f"{run} does not contain the name of its data: name prepared data with --data.")
     return files.found_from(written, run)
 
 
@@ -38,7 +38,7 @@ def line_breaks_of_run(run: Path) -> str:
 
 
 def is_own_data(run: Path, data_dir: Path) -> bool:
-    """True for the very data that the run was trained on."""
+    """True where `data_dir` is the data that the run was trained on."""
     return files.is_prepared(data_dir) and files.sha256_file(data_dir / files.MANIFEST) == _trained_on(run).get(
         "data_sha256"
     )
@@ -57,7 +57,7 @@ def data_name(run: Path, data_dir: Path) -> str:
 
 
 def evaluated_in(run: Path, data_dir: Path | None) -> str:
-    """`data_name` of the data that a run was evaluated on; by default what it was trained on, if that is at hand."""
+    """`data_name` of the data that a run was evaluated on; by default its training data, where it still exists."""
     if data_dir is None:
         written = _trained_on(run).get("data")
         data_dir = files.found_from(written, run) if isinstance(written, str) else None
@@ -67,14 +67,14 @@ def evaluated_in(run: Path, data_dir: Path | None) -> str:
 
 
 def training_records(run: Path, data_dir: Path) -> list[QARecord] | None:
-    """The records that the run was trained on; None, aloud, where its data is gone or has changed."""
+    """The records that the run was trained on; None, with a message, where its data is missing or changed."""
     for folder in (data_dir, data_of_run(run)):
         if is_own_data(run, folder):
             if folder != data_dir:
                 say(f"note: {data_dir} is not the data of this run, which was trained on {folder}")
             return load_split(folder, "train")
     say(
-        f"warning: {data_dir} is not the data of this run, and that is gone: records may have been trained on, and "
+        f"warning: {data_dir} is not the data of this run, which is missing: records may have been trained on, and "
         "there is no row of nearest training answers"
     )
     return None

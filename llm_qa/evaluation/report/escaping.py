@@ -1,4 +1,4 @@
-"""How text gets into the page and its twin: every {{ }} is escaped, whatever a model has answered."""
+"""Escapes every {{ }} in the HTML and the Markdown report, whatever text a model has generated."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def _picture(character: str) -> str:
 
 
 def visible(text: str) -> str:
-    """Text that a page can hold: control characters as their pictures, lone surrogates as U+FFFD."""
+    """Text that HTML can contain: control characters as control pictures, lone surrogates as U+FFFD."""
     return "".join(map(_picture, text.replace("\r\n", "\n").replace("\r", "\n")))
 
 
@@ -27,18 +27,18 @@ _MARKDOWN = str.maketrans(
 
 
 def markdown_text(text: str) -> str:
-    """Text that is only text in Markdown, also inside a table cell: no markup, no link, no new row."""
+    """Text escaped for Markdown, also inside a table cell: no markup, no link, no new row."""
     escaped = visible(text).translate(_MARKDOWN).replace("://", "\\://").replace("www.", "www\\.")
     return escaped.replace("\u2028", "<br>").replace("\u2029", "<br>")
 
 
 def html_environment():
-    """jinja2 for .html.j2: control characters made visible, then escaped."""
+    """jinja2 for .html.j2: control characters are made visible, then all is escaped."""
     return _environment(visible, autoescape=True)
 
 
 def markdown_environment():
-    """jinja2 for .md.j2: `markdown_text` on everything that is not template."""
+    """jinja2 for .md.j2: `markdown_text` on every inserted value."""
     return _environment(markdown_text, autoescape=False)
 
 
@@ -52,7 +52,7 @@ def _environment(escape: Callable[[str], str], *, autoescape: bool):
     return jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=autoescape,
-        finalize=finalize,  # nothing reaches a page unescaped by omission
+        finalize=finalize,  # applies to every value, so that none is inserted unescaped
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

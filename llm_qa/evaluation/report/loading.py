@@ -1,7 +1,7 @@
-"""Reading a report together: runs' scores, paired comparisons, the ranking, costs and sample answers.
+"""Loads what a report shows: runs' scores, paired comparisons, the ranking, costs and sample answers.
 
-Everything is checked here; a number in scores.json is shown, never computed again. `rendering.py` draws it. Nothing of
-the time of day goes in: the same runs give the same bytes. Missing optional figures are shown as "–".
+Everything is checked here; numbers of scores.json are shown and never recomputed. `rendering.py` renders the report. It
+contains no date, so the same runs give the same bytes. Missing optional figures are shown as "–".
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from llm_qa.migrations import FORMAT_KEY, read_json, renamed_recipe_keys
 
 @dataclass(frozen=True)
 class RunFolder:
-    """What a run folder holds for the report, as it was written."""
+    """The files of a run folder that the report needs."""
 
     name: str
     path: Path
@@ -57,7 +57,7 @@ class RunFolder:
 
     @property
     def hours(self) -> float | None:
-        """Hours of training times processes, so GPU hours where it trained on GPUs; None where not known."""
+        """Hours of training times processes, GPU hours where it trained on GPUs; None where unknown."""
         seconds, processes = self.training.get("wall_seconds"), self.training.get("processes", 1)
         return seconds * processes / 3600 if is_number(seconds) and is_number(processes) else None
 
@@ -74,7 +74,7 @@ class RunReport:
 
     @property
     def name(self) -> str:
-        """What the run is called on the page."""
+        """The run's name in the report."""
         return self.folder.name
 
     @property
@@ -89,13 +89,13 @@ class RunReport:
 
     @property
     def path(self) -> str:
-        """Where the run lies, as it was named."""
+        """The run's folder as the user named it."""
         return str(self.folder.path)
 
 
 @dataclass(frozen=True)
 class Report:
-    """Runs that were evaluated on the same records of the same data; `tests` is how many p-values were corrected."""
+    """Runs that were evaluated on the same records of the same data; `tests` is the number of corrected p-values."""
 
     split: str
     data: str
@@ -116,7 +116,7 @@ def load_report(
     samples: int = 20,
     resamples: int = 2000,
 ) -> Report:
-    """Read runs and compare them; UserError for what is missing, does not fit or is of different data.
+    """Read runs and compare them; UserError for what is missing, does not match or is of different data.
 
     `data` is the prepared folder that they were evaluated on, by default the one that each was trained on.
     """

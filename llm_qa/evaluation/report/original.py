@@ -1,4 +1,4 @@
-"""The original notebooks' own cost table, printed beside ours in every report. The one place for these figures.
+"""The original notebooks' own cost table, printed beside ours in every report.
 
 Source: the README of the original notebooks (github.com/ttony0321/LLM_QA, February 2024).
 """
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class OriginalRun:
-    """One row: time an epoch and GPU memory as the original's README words them."""
+    """One row: time per epoch and GPU memory in the words of the original's README."""
 
     model: str
     method: str

@@ -1,4 +1,4 @@
-"""The top of the page as text: the ranking of all models, closeness to training texts, KoBEST. Nothing is computed."""
+"""Texts at the top of the report: ranking of all models, closeness to training texts, KoBEST. Computes no scores."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ RANKED_BY = (CHARACTER_F1, "chrf", "rougeL", BITS_PER_CHARACTER, EMBEDDING_COSIN
 
 
 def measured(report: Report) -> tuple[str, ...]:
-    """Keys of the measures that some model has a value of, in the report's order."""
+    """Keys of the measures for which some model has a value, in the report's order."""
     return tuple(key for key in MEASURES if any(is_number(e.scores["metrics"][key]["value"]) for e in report.entries))
 
 
 def headline(report: Report) -> str:
-    """The page's first lines: what was trained on, the best tuned model, what it clearly beats, what copying gives."""
+    """The report's first lines: questions trained on, the best tuned model, what it clearly beats, copied answers."""
     return " ".join([*trained_on(report), _best(report)])
 
 
@@ -46,9 +46,9 @@ def trained_on(report: Report) -> list[str]:
         return []
     asked = f"{report.runs[0].tuned.scores['questions']:,} {report.split} questions"
     if len(report.runs) == 1:
-        return [f"{next(iter(found.values())):,} of {asked} stand in the training data."]
+        return [f"{next(iter(found.values())):,} of {asked} are in the training data."]
     whose = _listed([f"{name} ({count:,})" for name, count in found.items()])
-    return [f"Of {asked} some stand in the training data of {whose}."]
+    return [f"Of {asked} some are in the training data of {whose}."]
 
 
 def _best(report: Report) -> str:
@@ -89,7 +89,7 @@ def ranking_header(report: Report) -> list[str]:
 
 
 def ranking_rows(report: Report) -> list[dict[str, Any]]:
-    """One row a model: rank, name, kind, its cells of (text, interval), hours, and the ranks that it beats."""
+    """One row per model: rank, name, kind, its cells of (text, interval), hours, and the ranks that it beats."""
     keys = [key for key in RANKED_BY if key in measured(report)]
     rows = []
     for entry in report.entries:
@@ -112,7 +112,7 @@ def ranking_rows(report: Report) -> list[dict[str, Any]]:
 
 
 def pairwise_rows(report: Report) -> list[dict[str, Any]]:
-    """One row a pair of tuned models or copied answers: who, and the texts of F1's and bits' differences."""
+    """One row per pair of tuned models or copied answers: their names, and the differences of F1 and bits as text."""
     names = {entry.rank: f"#{entry.rank} {entry.name}" for entry in report.entries}
     rows = []
     for pairwise in report.pairwise_comparisons:
@@ -167,7 +167,7 @@ def _gain(comparison: dict[str, Any] | None) -> tuple[str, str]:
 
 
 def kobest_tables(report: Report) -> list[dict[str, Any]]:
-    """A table for each run with KoBEST results: a row a task and measure, and what is published of the base."""
+    """A table for each run with KoBEST results: one row per task and measure, with the published score of the base."""
     tables = []
     for run in report.runs:
         if (compared := run.kobest) is None:

@@ -1,4 +1,4 @@
-"""The report's drawings: scores, quality against cost, groups, distribution of scores, losses."""
+"""The report's plots: scores, quality against cost, groups, distribution of scores, losses."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def scores_plot(names: list[str], runs: list[tuple[dict | None, dict]]) -> Plot:
         measure = MEASURES[key]
         panel.set_title(f"{measure.title} {measure.arrow}")
         draw_dots(panel, [(base and base["metrics"][key], tuned["metrics"][key]) for base, tuned in runs])
-        if measure.better != "lower":  # bits per character are compared with each other, not with 0
+        if measure.better != "lower":  # 0 is no meaningful reference for bits per character
             from_zero(panel, largest_value([part for pair in runs for part in pair if part], key))
     axes[0].set_yticks(range(len(labels)), labels)
     base_tuned_legend(figure, any(base for base, _ in runs))
@@ -67,7 +67,7 @@ def groups_plot(stem: str, title: str, base: dict[str, Any] | None, parts: dict[
 
 
 def colour_of(entry: Entry) -> str:
-    """A run's colour for all that is of the run; copied training answers are grey."""
+    """The colour of an entry's run; copied training answers are grey."""
     return LIGHT["muted" if entry.label == files.NEAREST else RUN_COLOURS[entry.runs[0] % len(RUN_COLOURS)]]
 
 
@@ -75,8 +75,8 @@ def colour_of(entry: Entry) -> str:
 def cost_plot(entries: list[Entry]) -> Plot | None:
     """Character F1 against hours of training, by rank number; None where no run's hours are known.
 
-    Untrained models stand on the left edge, each joined with what was trained from it. Hours are wall-clock times the
-    number of processes, on a logarithmic axis.
+    Untrained models are on the left edge, joined by lines with the models trained from them. Hours are wall-clock times
+    the number of processes, on a logarithmic axis.
     """
     hours = [entry.hours for entry in entries if entry.hours]
     if not hours:
@@ -97,7 +97,7 @@ def cost_plot(entries: list[Entry]) -> Plot | None:
         face = colour if entry.label == files.TUNED else LIGHT["page"]
         panel.plot(x, values["value"], "o", color=colour, markerfacecolor=face)
         panel.annotate(label, (x, values["value"]), (8, rise), textcoords="offset points", va="center", fontsize=8)
-    ticks = [tick for tick in _TICKS if edge * 1.5 < tick < right * (edge / right) ** 0.05]  # its label fits
+    ticks = [tick for tick in _TICKS if edge * 1.5 < tick < right * (edge / right) ** 0.05]  # so that its label fits
     panel.set_xticks([edge, *ticks], ["not trained", *map(_hours, ticks)])
     panel.minorticks_off()
     panel.set_xlabel("training time × processes")
@@ -106,7 +106,7 @@ def cost_plot(entries: list[Entry]) -> Plot | None:
 
 
 _TICKS = [t / 3600 for t in (1, 3, 10, 30, 60, 180, 600, 1800)] + [1, 3, 10, 30, 100, 300, 1000, 3000]
-_LINE_POINTS, _LETTER_POINTS = 11, 5  # of a label: its height, and the width of a column
+_LINE_POINTS, _LETTER_POINTS = 11, 5  # height of a label, and width of a character
 
 
 def _hours(hours: float) -> str:
@@ -115,7 +115,7 @@ def _hours(hours: float) -> str:
 
 
 def _label_rises(panel, points: list[tuple[float, dict[str, Any]]], labels: list[str]) -> list[float]:
-    """How many points of length each label stands above its dot, so that it covers neither another nor an interval."""
+    """The distance in points of each label above its dot, so that it covers neither another label nor an interval."""
 
     def place(x: float, y: float) -> tuple[float, float]:
         across, up = panel.transData.transform((x, y)) * 72 / panel.figure.dpi
@@ -141,7 +141,7 @@ def _label_rises(panel, points: list[tuple[float, dict[str, Any]]], labels: list
 
 @styled
 def distribution_plot(entries: list[Entry]) -> Plot:
-    """Share of questions that score at least so much character F1, a line a model: the higher line is better."""
+    """Share of questions with at least each character F1, one line per model; a higher line is better."""
     lines = len(entries)
     figure, (panel,) = new_figure(1, height=3.2 + 0.2 * lines, label_width=6, legend_rows=lines, x_label=True)
     handles = []
@@ -181,7 +181,7 @@ def loss_plot(names: list[str], logs: list[list[dict[str, Any]]]) -> Plot | None
         panel.plot(*_columns(validation), color=colour, linewidth=1.8, linestyle=dash, marker="o", markersize=3.5)
         handles.append(line(colour, dash))
     panel.set_xlabel("epoch")
-    panel.set_title("Loss (nats a token): thin = training, thick with dots = validation")
+    panel.set_title("Loss (nats per token): thin = training, thick with dots = validation")
     legend_above(figure, handles, names)
     return finished(figure, "loss", "Training and validation loss over epochs")
 

@@ -1,8 +1,7 @@
-"""How the report's plots look: SVG by matplotlib with text as text, so that Korean is drawn by the reader's fonts.
+"""The style of the report's plots: SVG by matplotlib with text kept as text, so that Korean uses the reader's fonts.
 
-The same drawing serves twice: as a file in plain colours (`Plot.svg`), and inside the page, where each plain colour
-becomes a CSS variable (`inline_svg`) so that light, dark and print are one picture. No date, no random id: the same
-scores give the same bytes.
+The same drawing is used as a file in plain colours (`Plot.svg`) and inside the page, where each colour becomes a CSS
+variable (`inline_svg`) for light, dark and print. Without dates and random ids: the same scores give the same bytes.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from llm_qa.console import display_width
 from llm_qa.evaluation.metrics.catalogue import is_number
 from llm_qa.evaluation.report.escaping import visible
 
-# name -> (light, dark). The light values are what matplotlib draws with, so each must be used once.
+# name -> (light, dark). inline_svg finds a colour by the light value, so these must be distinct.
 PALETTE = {
     "page": ("#ffffff", "#15181d"),
     "ink": ("#1b1f24", "#e3e6ea"),
@@ -44,7 +43,7 @@ _WIDTH_INCHES = 8.6
 Dash = Literal["-", "--", ":"]  # how a line is drawn
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text
-    "text.parse_math": False,  # a category may hold dollar signs
+    "text.parse_math": False,  # a category may contain dollar signs
     "font.family": ["DejaVu Sans"],
     "font.size": 9,
     "text.color": LIGHT["ink"],
@@ -74,7 +73,7 @@ _STYLE: dict[Any, Any] = {
 
 @dataclass(frozen=True)
 class Plot:
-    """`name` is the file's stem; `title` is what a screen reader says; `svg` is a whole file in plain colours."""
+    """`name` is the file's stem; `title` is read by screen readers; `svg` is a whole file in plain colours."""
 
     name: str
     title: str
@@ -82,7 +81,7 @@ class Plot:
 
 
 def styled(draw):
-    """Run a drawing function under _STYLE over matplotlib's own defaults: a user's matplotlibrc changes nothing."""
+    """Run a drawing function under _STYLE and matplotlib's defaults, without the user's matplotlibrc."""
 
     @functools.wraps(draw)
     def with_style(*args, **kwargs):
@@ -107,11 +106,11 @@ def shorten(text: str, width: int = 24) -> str:
 
 
 def inline_svg(plot: Plot, prefix: str) -> str:
-    """The drawing for inside a page: CSS variables for colours, ids made unique by `prefix`, the page's own fonts."""
+    """The drawing for inclusion in a page: CSS variables for colours, ids with `prefix`, the page's fonts."""
     svg = plot.svg[plot.svg.index("<svg") :]
     svg = re.sub(
         r"<defs>\s*<style.*?</style>\s*</defs>", "", svg, count=1, flags=re.DOTALL
-    )  # a rule for all of the page
+    )  # a rule that would apply to the whole page
     variables = {light: f"var(--{name})" for name, (light, _) in PALETTE.items()}
 
     def adapt(tag: str) -> str:
@@ -163,7 +162,7 @@ def draw_dots(panel, rows: list[tuple[dict | None, dict]]) -> None:
 
 
 def largest_value(parts: list[dict], key: str) -> float:
-    """The largest score or upper end of an interval of one measure; parts are what has 'metrics'."""
+    """The largest score or upper interval end of one measure; each of `parts` has 'metrics'."""
     ends = [part["metrics"][key][end] for part in parts for end in ("value", "high")]
     return max((end for end in ends if is_number(end)), default=0.0) or 1.0
 
@@ -193,7 +192,7 @@ def line(colour: str, dash: Dash, **more):
 
 
 def legend_above(figure, handles: list, names: list[str]) -> None:
-    """One line a name, above the panels."""
+    """One row per name, above the panels."""
     labels = [legend_label(name) for name in names]
     figure.legend(handles, labels, loc="upper left", ncols=1, bbox_to_anchor=(0, 1), borderaxespad=0.1)
 
@@ -211,7 +210,7 @@ def finished(figure, name: str, title: str) -> Plot:
     buffer = io.StringIO()
     matplotlib.rcParams["svg.hashsalt"] = name
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing")  # only measured here, drawn by the reader's fonts
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # fonts of the reader draw it
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     svg = _in_tags(buffer.getvalue(), lambda tag: re.sub(r"font-family: [^;\"]*", f"font-family: {FONTS}", tag))
     return Plot(name, visible(title), svg)

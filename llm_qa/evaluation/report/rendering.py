@@ -1,4 +1,4 @@
-"""The report as one HTML page, its Markdown twin, its plots, and the short tables of the last screen."""
+"""Renders the report: one HTML page, the same as Markdown, plots, and the short tables on the screen."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ GROUP_STEMS = {CATEGORY: "categories", QUESTION_TYPE: "question-types", ANSWER_L
 
 
 def draw_plots(report: Report) -> dict[str, Plot]:
-    """Stem -> plot; a run without categories has no such plot, runs without logs no loss plot."""
+    """Stem -> plot; without a plot of categories or losses where runs have none."""
     names = [run.name for run in report.runs]
     pairs = [(run.base.scores if run.base else None, run.tuned.scores) for run in report.runs]
     drawn = [
@@ -116,16 +116,16 @@ def write_report(report: Report, out: str | Path) -> Path:
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out} is a file: name a folder.")
     drawn = draw_plots(report)
-    page, twin = render(report, drawn)
+    page, markdown = render(report, drawn)
     for plot in drawn.values():
         files.write_text(out / f"{plot.name}.svg", plot.svg)
-    files.write_text(out / MARKDOWN, twin)
+    files.write_text(out / MARKDOWN, markdown)
     files.write_text(out / HTML, page)
     return out / HTML
 
 
 def final_screen(report: Report) -> str:
-    """What was trained on, then the short base-vs-tuned tables for the terminal, run by run, each with its verdict."""
+    """Text for the terminal: questions trained on, then for each run base and tuned scores with the verdict."""
     blocks = trained_on(report)
     for run in report.runs:
         scores = run.tuned.scores

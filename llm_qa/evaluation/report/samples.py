@@ -1,4 +1,4 @@
-"""Answers to look at: most improved, most worsened, worst, and a seeded handful of the others."""
+"""Sample answers: most improved, most worsened, worst, and a few of the others at random (seeded)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from llm_qa.evaluation.metrics.measures import character_f1
 from llm_qa.evaluation.statistics.grouping import CLOSE, closeness
 
-DRAWN = 5  # at random, beside the extremes
+DRAWN = 5  # number of random samples
 
 
 @dataclass(frozen=True)

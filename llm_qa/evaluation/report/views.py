@@ -1,4 +1,4 @@
-"""What the two templates show, as text: rows of the tables, unknown figures as "–". Nothing is computed here."""
+"""Texts for the two templates: table rows, with unknown figures as "–". Computes no scores."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def span(values: dict[str, Any] | None, format_one: Callable[[float], str], groups: int) -> str:
-    """'0.120 to 0.140', and over how many groups where that is fewer than `groups`, those of the whole table."""
+    """'0.120 to 0.140', with the number of groups where it is less than `groups`, that of the whole table."""
     if not values:
         return ""
     ends = [format_one(values[end]) for end in ("low", "high") if is_number(values.get(end))]
@@ -34,12 +34,12 @@ def reading_text(values: dict[str, Any], comparison: dict[str, Any] | None) -> s
 
 
 def format_p(p: float | None) -> str:
-    """'0.012', '< 0.001', or '–' for what was not tested."""
+    """'0.012', '< 0.001', or '–' without a test."""
     return UNKNOWN if not is_number(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def score_rows(base: dict | None, tuned: dict, comparison: dict | None, keys: Sequence[str] = tuple(MEASURES)) -> list:
-    """Texts of a score table, one dict a measure; `base`, `tuned`, `comparison` hold 'metrics' and 'record_groups'."""
+    """Texts of a score table, one dict per measure; `base`, `tuned` and `comparison` have 'metrics'."""
     rows, groups = [], tuned["record_groups"]
     for key in keys:
         measure, after = MEASURES[key], tuned["metrics"][key]
@@ -63,7 +63,7 @@ def score_rows(base: dict | None, tuned: dict, comparison: dict | None, keys: Se
 
 
 def group_rows(run: RunReport, grouping: str) -> list[dict[str, Any]]:
-    """One row a group: its name, counts, and the score texts of character F1 and bits per character."""
+    """One row per group: its name, counts, and the score texts of character F1 and bits per character."""
     rows = []
     for name, part in run.tuned.scores["groups"].get(grouping, {}).items():
         before = (run.base.scores["groups"].get(grouping, {}) if run.base else {}).get(name)
@@ -164,7 +164,7 @@ def _memory(peaks: Any) -> str:
     if not known:
         return UNKNOWN
     text = f"{max(known) / 1e9:.1f} GB" if max(known) >= 1e9 else f"{max(known) / 1e6:.0f} MB"
-    return text + (f" (most of {len(known)} ranks)" if len(known) > 1 else "")
+    return text + (f" (highest of {len(known)} ranks)" if len(known) > 1 else "")
 
 
 def settings(run: RunReport, report: Report) -> dict[str, dict[str, str]]:

@@ -1,8 +1,8 @@
 """Two models' choices on the same multiple-choice items: macro F1 and accuracy, their intervals, and a paired test.
 
-Macro F1 is no ratio of sums over items, which is what `scoring.py` resamples. But it depends only on how many items
-have which (right, base's, tuned's) choice, a cell each: items drawn with replacement give multinomial counts, and
-answers swapped between the models item by item give binomial ones.
+Macro F1 is not a ratio of sums over items, which `scoring.py` resamples. But it depends only on the number of items
+with each combination of (right, base's, tuned's) choice, a cell: drawing items with replacement gives multinomial
+counts, and swapping the models' answers item by item gives binomial counts.
 """
 
 from __future__ import annotations
@@ -15,25 +15,25 @@ import numpy as np
 from llm_qa.evaluation.statistics.comparison import TRIALS
 from llm_qa.evaluation.statistics.scoring import RESAMPLES, interval
 
-Score = Callable[[np.ndarray], np.ndarray]  # (..., classes, classes) items by right and told class -> (...)
+Score = Callable[[np.ndarray], np.ndarray]  # (..., classes, classes) items by right and chosen class -> (...)
 
 
 def macro_f1(items: Sequence[tuple[Hashable, Hashable]]) -> float:
-    """The mean over classes of F1, from (right, told) pairs; a class that is nowhere right or told is none."""
+    """The mean over classes of F1, from (right, chosen) pairs; classes that occur in neither are left out."""
     classes, (right, told) = _numbered([gold for gold, _ in items], [told for _, told in items])
     counts = np.bincount(right * classes + told, minlength=classes**2)
     return float(macro_f1_of_counts(counts.reshape(classes, classes)))
 
 
 def macro_f1_of_counts(counts: np.ndarray) -> np.ndarray:
-    """`macro_f1` of (..., classes, classes) counts of items by right class (rows) and told class -> (...)."""
+    """`macro_f1` of (..., classes, classes) counts of items by right class (rows) and chosen class -> (...)."""
     same = np.diagonal(counts, axis1=-2, axis2=-1)
     met = counts.sum(axis=-1) + counts.sum(axis=-2)
     return (2 * same / np.maximum(met, 1)).sum(axis=-1) / (met > 0).sum(axis=-1)
 
 
 def accuracy_of_counts(counts: np.ndarray) -> np.ndarray:
-    """Share of items whose told class is the right one, of the same counts."""
+    """Share of items whose chosen class is the right one, from the same counts."""
     return np.trace(counts, axis1=-2, axis2=-1) / counts.sum(axis=(-2, -1))
 
 
@@ -51,7 +51,7 @@ def compare_choices(
 
     Returns {"records", "better", "base", "base_low", "base_high", "tuned", "tuned_low", "tuned_high", "difference",
     "low", "high", "p_value"}; intervals and p are None for one item. The p is `comparison.py`'s randomisation test
-    with an item in a group's place.
+    with each item as a group.
     """
     classes, (gold, before, after) = _numbered(right, base, tuned)
     cells = np.bincount((gold * classes + before) * classes + after, minlength=classes**3)

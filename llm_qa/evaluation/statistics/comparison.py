@@ -1,10 +1,10 @@
-"""Is one model better than another? Both answered the same questions, so groups of records are compared in pairs.
+"""Paired comparison of two models that answered the same questions.
 
-How much: paired bootstrap over groups (Koehn 2004), so that easy and hard questions cancel. How sure: a randomisation
-test, which swaps the two models' answers group by group (Riezler & Maxwell 2005), corrected by Holm for every test
-that a page shows. The unit is the group of records that share a question or an answer: their differences hang
-together, and swapped one by one they would make two equal models look different. A difference is always tuned minus
-base; bits per character are better when lower.
+The interval of the difference is a paired bootstrap over groups (Koehn 2004), in which easy and hard questions cancel.
+The p-value is from a randomisation test that swaps the two models' answers group by group (Riezler & Maxwell 2005),
+with Holm's correction for all tests of a report. The unit is the group of records that share a question or an answer:
+their differences are correlated, and swapping records one by one would make two equal models look different. A
+difference is always tuned minus base; bits per character are better when lower.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from llm_qa.evaluation.statistics.scoring import (
     resampled_ratios,
 )
 
-TRIALS = 10_000  # of the randomisation test where not every swap is tried, at least: its smallest p is then 1 / 10,001
+TRIALS = 10_000  # random swaps at least, where not every swap is tried: the smallest p is then 1 / 10,001
 ALPHA = 1 - CONFIDENCE
 
 BETTER, WORSE, UNCLEAR, MIXED, FEW = "better", "worse", "not distinguishable", "mixed", "too few records"
@@ -49,9 +49,8 @@ def compare_predictions(
 
     Returns record_groups, records, questions, metrics {key: {base, tuned, difference, low, high, p_value, p_holm,
     outcome, better, groups}} and groups {grouping: {name: the same without p and outcome}}. `p_value` is two-sided;
-    `p_holm` and `outcome` are corrected for this comparison's own tests: `apply_holm` does it again for a whole page.
-    Without `groups` those are left out.
-    Raises UserError when the questions or references differ.
+    `p_holm` and `outcome` are corrected for the tests of this comparison; `apply_holm` corrects them for a whole
+    report. With `groups` False the groupings are left out. Raises UserError when the questions or references differ.
     """
     check_rows(base_rows, f"the base predictions of {name}")
     check_rows(tuned_rows, f"the predictions of {name}")
@@ -78,9 +77,9 @@ def compare_predictions(
 def randomisation_p_values(base: GroupSums, tuned: GroupSums, *, seed: int, trials: int = TRIALS) -> list[float]:
     """Two-sided p of each measure's difference if the two models' answers were exchangeable, group by group.
 
-    p is the share of swaps that differ as much as the models do. Every swap is tried where there are no more than
-    `trials` of them; else a coin decides for every group whose answers are whose, `trials` times, and the models
-    themselves are counted among them (Davison & Hinkley 1997, 4.2).
+    p is the share of swaps with at least the models' difference. All swaps are tried where there are no more than
+    `trials`; else `trials` random ones, in which each group is swapped with probability 1/2, and the unswapped models
+    are counted too (Davison & Hinkley 1997, 4.2).
     """
     pair = [(sums.numerators, sums.denominators) for sums in (base, tuned)]
     (base_top, base_low), (tuned_top, tuned_low) = [(top.sum(axis=0), low.sum(axis=0)) for top, low in pair]
@@ -96,7 +95,7 @@ def randomisation_p_values(base: GroupSums, tuned: GroupSums, *, seed: int, tria
 
 
 def _swaps(groups: int, *, seed: int, trials: int) -> Iterator[np.ndarray]:
-    """Blocks of (swaps, groups) float64, 1 where a group's answers change sides; one of them changes none."""
+    """Blocks of (swaps, groups) float64, 1 where a group's answers are swapped; one row swaps none."""
     if 2**groups <= trials:
         yield (np.arange(2**groups)[:, None] >> np.arange(groups) & 1).astype(np.float64)
         return
@@ -108,12 +107,12 @@ def _swaps(groups: int, *, seed: int, trials: int) -> Iterator[np.ndarray]:
 
 
 def trials_needed(tests: int) -> int:
-    """Trials with which a result among `tests` can be significant: twice the tests over 5%, TRIALS at least."""
+    """Trials with which one of `tests` results can be significant: 2 * tests / 5%, at least TRIALS."""
     return max(TRIALS, round(2 * tests / ALPHA))
 
 
 def groups_needed(tests: int) -> int:
-    """From how many groups on one of `tests` results can be significant after Holm's correction.
+    """The fewest groups with which one of `tests` results can be significant after Holm's correction.
 
     Of the 2^n swaps of n groups at least two (none and all) differ as much as the models do, so p is never below
     2^(1 - n), and Holm's first step multiplies the smallest p by the number of tests: 9 groups for 11 tests.
@@ -127,11 +126,11 @@ def groups_needed(tests: int) -> int:
 def apply_holm(
     comparisons: Sequence[dict[str, Any]], keys: Sequence[Sequence[str]] | None = None
 ) -> list[dict[str, Any]]:
-    """The comparisons with `p_holm`, `outcome`, `tests` and `groups_needed` for all their tests together (Holm 1979).
+    """The comparisons with `p_holm`, `outcome`, `tests` and `groups_needed` corrected for all their tests (Holm 1979).
 
-    `keys` names the measures that are tested, a list for each comparison (default: all); the others get neither.
-    Where "better" and "worse" are said for p_holm below 0.05 alone, the chance that any of a page's is a mistake is at
-    most 5%, however the measures hang together.
+    `keys` lists the tested measures of each comparison (default: all); the others get no p_holm and outcome. As
+    "better" and "worse" need p_holm below 0.05, the probability that any of them in a report is wrong is at most 5%,
+    whatever the correlation of the measures.
     """
     tested = [set(names) for names in keys] if keys is not None else [set(MEASURES)] * len(comparisons)
     metrics = [
@@ -157,7 +156,7 @@ def apply_holm(
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down correction: the smallest p times their number, the next times one less, never falling."""
+    """Holm's step-down correction: the smallest p times their number, the next times one less, made monotone."""
     corrected, least = [0.0] * len(p_values), 0.0
     for rank, i in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
         least = max(least, min(1.0, (len(p_values) - rank) * p_values[i]))
@@ -166,7 +165,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def _matched(base_rows: list[dict], tuned_rows: list[dict], name: str) -> list[dict]:
-    """The base rows in the tuned rows' order; UserError where they are not the same questions with the same answers."""
+    """The base rows in the tuned rows' order; UserError where questions or references differ."""
     remedy = f"evaluate both on the same data (python scripts/evaluate.py --run {name} --base)"
     base = {(row["id"], row["question_index"]): row for row in base_rows}
     tuned = {(row["id"], row["question_index"]) for row in tuned_rows}
@@ -186,7 +185,7 @@ def _matched(base_rows: list[dict], tuned_rows: list[dict], name: str) -> list[d
 
 
 def _known_to_both(base_rows: list[dict], tuned_rows: list[dict]) -> tuple[list[dict], list[dict]]:
-    """Count a reference's bits, and an answer's cosine, only where both models have them, over the tuned's groups."""
+    """Keep bits and cosines only where both models have them; groups are the tuned model's."""
 
     def masked(row: dict, other: dict) -> dict:
         pairs = zip(row["reference_bits"], other["reference_bits"], strict=True)
@@ -225,7 +224,7 @@ def paired_differences(base: GroupSums, tuned: GroupSums, *, seed: int, resample
 
 
 def _outcome(values: dict[str, Any], needed: int) -> str | None:
-    """What the corrected test says of a difference; None where the measure has no better side or is not known."""
+    """The outcome of the corrected test; None where the measure has no better direction or is unknown."""
     if values["better"] is None or values["difference"] is None:
         return None
     if values["groups"] < needed or values["p_holm"] is None:

@@ -1,7 +1,7 @@
-"""Questions in groups: by category, kind of question, length of the reference answer, closeness to training texts.
+"""Groups questions by category, kind of question, length of the reference answer, closeness to training texts.
 
-Each grouping is a function of one row of predictions.jsonl that names its group; "" leaves the row out. What it reads
-is the same for every model that was asked, so base and tuned always stand in the same groups.
+Each grouping is a function of one row of predictions.jsonl that returns its group; "" leaves the row out. It reads only
+fields that are the same for every model, so base and tuned always have the same groups.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from llm_qa.data.groups import connected, text_keys
 
 CATEGORY, QUESTION_TYPE, ANSWER_LENGTH, CLOSENESS = "category", "question type", "answer length", "closeness"
 CLOSE, NEW = "close to a training text", "not close"
-CLOSE_SIMILARITY = 0.8  # of CharacterIndex in contamination.py; from here on a text counts as one that was trained on
+CLOSE_SIMILARITY = 0.8  # of CharacterIndex in contamination.py; from this similarity on, a text counts as trained on
 
-# The first that fits counts; a question may hold several.
+# The first pattern that matches decides, as a question may match several.
 QUESTION_TYPES = (
     ("why (왜, 이유, 원인)", r"왜|이유|원인|까닭|때문"),
     ("difference (차이, 비교)", r"차이|비교|다른\s?점|장단점|vs"),
@@ -35,7 +35,7 @@ LENGTH_NAMES = (
 
 
 def question_type(question: str) -> str:
-    """The kind of question by its interrogative, by rule; approximate, and the same for every model."""
+    """The kind of question by its interrogative word; an approximation by rules."""
     return next((name for name, pattern in QUESTION_TYPES if re.search(pattern, question)), OTHER_TYPE)
 
 
@@ -46,7 +46,7 @@ def answer_length(references: list[str]) -> str:
 
 
 def closeness(row: dict[str, Any]) -> str:
-    """CLOSE or NEW by the row's `closest_training`; "" where that was not looked up."""
+    """CLOSE or NEW by the row's `closest_training`; "" where it was not determined."""
     closest = row.get("closest_training")
     if not closest:
         return ""
@@ -62,9 +62,9 @@ GROUPINGS: dict[str, Callable[[dict[str, Any]], str]] = {
 
 
 def group_rows(rows: list[dict[str, Any]]) -> dict[str, dict[str, list[int]]]:
-    """Grouping -> group -> indices of `rows`; a grouping that names nothing is left out.
+    """Grouping -> group -> indices of `rows`; groupings without groups are left out.
 
-    Lengths stand in their order, the other groups by the number of their records, most first.
+    Lengths are in increasing order, other groups in decreasing order of their records.
     """
     grouped: dict[str, dict[str, list[int]]] = {}
     for grouping, name_of in GROUPINGS.items():
@@ -72,7 +72,7 @@ def group_rows(rows: list[dict[str, Any]]) -> dict[str, dict[str, list[int]]]:
         for i, row in enumerate(rows):
             groups.setdefault(name_of(row), []).append(i)
         if grouping == CLOSENESS:
-            groups.pop("", None)  # not looked up
+            groups.pop("", None)  # not determined
         if not set(groups) <= {""}:
             records = {name: len({rows[i]["id"] for i in places}) for name, places in groups.items()}
             order = LENGTH_NAMES.index if grouping == ANSWER_LENGTH else lambda name, n=records: (-n[name], name)
@@ -83,7 +83,7 @@ def group_rows(rows: list[dict[str, Any]]) -> dict[str, dict[str, list[int]]]:
 def with_groups(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The rows with the `group` of their record, the unit of every interval and test.
 
-    evaluate.py writes it. Rows of an older version have none: theirs is found from their questions, references and
+    evaluate.py writes it. For rows of an older version it is determined from their questions, references and
     contexts, as `--group-by both` does.
     """
     if all("group" in row for row in rows):

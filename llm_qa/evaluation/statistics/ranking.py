@@ -1,7 +1,7 @@
-"""All models of a report in one order: tuned, their bases, and the nearest training answer; who is clearly better.
+"""Ranks all models of a report (tuned, bases, nearest training answers), and says which are clearly better.
 
-Sorted by character F1. "Clearly better" is the paired test on the same records, corrected for every test of the page,
-so two models may stand in an order that nothing supports.
+Sorted by character F1. "Clearly better" is the result of the paired test, corrected for all tests of the report, so the
+order of two models need not be significant.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from llm_qa.evaluation.metrics.catalogue import BITS_PER_CHARACTER, CHARACTER_F1
 from llm_qa.evaluation.statistics.comparison import BETTER, TRIALS, WORSE, apply_holm, compare_predictions
 from llm_qa.evaluation.statistics.scoring import text_scores
 
-PAIR_MEASURES = (CHARACTER_F1, BITS_PER_CHARACTER)  # what models are tested on against each other
+PAIR_MEASURES = (CHARACTER_F1, BITS_PER_CHARACTER)  # measures of the tests between models
 NEAREST_NAME = "nearest training answer"
 
 
 @dataclass(frozen=True)
 class PairwiseComparison:
-    """Two entries by rank, the better one first, and their comparison: its "tuned" is the first, "base" the other."""
+    """Two entries by rank, the better one first, and their comparison (first as "tuned", second as "base")."""
 
     first: int
     second: int
@@ -34,8 +34,8 @@ class PairwiseComparison:
 
 @dataclass(frozen=True)
 class Ranking:
-    """Entries that know whom they beat, their pairwise comparisons, runs' corrected comparisons with their bases (on
-    the page's data and on KoBEST), number of tests."""
+    """Entries with those they beat, pairwise comparisons, the runs' corrected comparisons with their bases (on the
+    report's data and on KoBEST), and the number of tests."""
 
     entries: list[Entry]
     pairwise_comparisons: list[PairwiseComparison]
@@ -46,7 +46,7 @@ class Ranking:
 
 @dataclass(frozen=True)
 class Entry:
-    """One model of the ranking; `runs` are the places of its runs in the report, several for a base they share."""
+    """One model of the ranking; `runs` are the indices of its runs in the report; a shared base has several."""
 
     label: str  # files.TUNED, BASE or NEAREST
     runs: tuple[int, ...]
@@ -54,7 +54,7 @@ class Entry:
     evaluation: Evaluation
     hours: float | None = None  # wall-clock hours of training times processes
     rank: int = 0
-    beats: tuple[int, ...] = ()  # ranks of those that it is clearly better than
+    beats: tuple[int, ...] = ()  # ranks of the models that it is clearly better than
 
     @property
     def scores(self) -> dict[str, Any]:
@@ -71,7 +71,7 @@ class Entry:
 def rank_entries(
     names: Sequence[str], evaluations: Sequence[dict[str, Evaluation]], hours: Sequence[float | None]
 ) -> list[Entry]:
-    """Every model once, best character F1 first; bases that answer alike are one, and so are copied answers.
+    """Every model once, best character F1 first; bases with the same answers are one entry, as are copied answers.
 
     `evaluations` holds, for each run, label -> evaluation.
     """
@@ -107,7 +107,7 @@ def _alike(entry: Entry, evaluation: Evaluation) -> bool:
 
 
 def most_tests(entries: list[Entry], runs_with_base: int, runs_with_kobest: int) -> int:
-    """The most tests that a page of these entries can have (`compare_entries`)."""
+    """The largest number of tests in a report of these entries (`compare_entries`)."""
     pairs = comb(sum(entry.label != files.BASE for entry in entries), 2)
     return runs_with_base * len(MEASURES) + runs_with_kobest * len(TASKS) + pairs * len(PAIR_MEASURES)
 
@@ -121,10 +121,10 @@ def compare_entries(
     resamples: int,
     trials: int = TRIALS,
 ) -> Ranking:
-    """Compare the entries of a page with each other, and correct all of its tests together.
+    """Compare the entries of a report with each other, and correct all of its tests.
 
-    `against_base` holds, by run, the comparison with its base, and `kobest` what `tested_tasks` gives of it. Beside
-    those, tuned models and copied answers are compared with each other on PAIR_MEASURES.
+    `against_base` has each run's comparison with its base, and `kobest` the result of `tested_tasks` for it. In
+    addition, tuned models and copied answers are compared with each other on PAIR_MEASURES.
     """
     rivals = [entry for entry in entries if entry.label != files.BASE]
     pairs = list(combinations(rivals, 2))

@@ -1,7 +1,7 @@
 """Predictions -> scores: every measure with its 95% bootstrap interval over groups of records, overall and by kind.
 
 Every measure is a ratio of two sums over groups (a mean is the case where the denominator counts questions), so one
-resampling serves them all. What is resampled is a group (`data/groups.py`): its records share a question or an answer,
+resampling serves all measures. Groups (`data/groups.py`) are resampled: their records share a question or an answer,
 and a record's questions share their references, so they are drawn together (cluster bootstrap, Davison & Hinkley 1997,
 3.8).
 """
@@ -45,12 +45,12 @@ class GroupSums:
     questions: np.ndarray  # (groups,) int64
     numerators: np.ndarray
     denominators: np.ndarray
-    counted: np.ndarray  # int64, the questions that each measure could count
+    counted: np.ndarray  # int64, questions that have each measure
 
 
 @lru_cache(maxsize=1 << 17)
 def text_scores(prediction: str, references: tuple[str, ...]) -> dict[str, float]:
-    """The measures of one answer's text; kept, since comparisons and groups ask for the same answers again."""
+    """The measures of one answer's text; cached, as comparisons and groups need them repeatedly."""
     return {
         "exact_match": measures.exact_match(prediction, references),
         "character_f1": measures.character_f1(prediction, references),
@@ -64,7 +64,7 @@ def text_scores(prediction: str, references: tuple[str, ...]) -> dict[str, float
 
 
 def row_terms(row: dict[str, Any]) -> dict[str, tuple[float, float]]:
-    """One question's (numerator, denominator) of each measure; (0, 0) is what could not be measured."""
+    """One question's (numerator, denominator) of each measure; (0, 0) where it could not be measured."""
     prediction, references = row["prediction"], row["references"]
     cosine = row.get(EMBEDDING_COSINE)
     return {
@@ -77,7 +77,7 @@ def row_terms(row: dict[str, Any]) -> dict[str, tuple[float, float]]:
 
 
 def check_rows(rows: list[dict[str, Any]], source: str = "predictions.jsonl") -> None:
-    """UserError for no rows, a missing or mistyped key, a repeated question, or lists that do not fit together."""
+    """UserError for no rows, a missing key, a wrong type, a repeated question, or lists of different lengths."""
     again = "evaluate the run again with scripts/evaluate.py"
     if not rows:
         raise UserError(f"{source} holds no predictions: {again} on a split that has records.")
@@ -89,12 +89,12 @@ def check_rows(rows: list[dict[str, Any]], source: str = "predictions.jsonl") ->
             raise UserError(f"{where} is not a JSON object: {again}.")
         wrong = [key for key, kind in REQUIRED.items() if not isinstance(row.get(key), kind)]
         if wrong:
-            raise UserError(f"{where} has no proper {', '.join(wrong)}: {again}.")
+            raise UserError(f"{where} has no valid {', '.join(wrong)}: {again}.")
         references, key = row["references"], (row["id"], row["question_index"])
         if not references or not all(isinstance(reference, str) and reference for reference in references):
             raise UserError(f"{where} ({row['id']}) has no reference answer, or an empty one: {again}.")
         if not len(references) == len(row["reference_bits"]) == len(row["reference_characters"]):
-            raise UserError(f"{where} ({row['id']}) has not one number of bits a reference: {again}.")
+            raise UserError(f"{where} ({row['id']}) does not have one number of bits for each reference: {again}.")
         if key in seen:
             raise UserError(f"{where} repeats question {key[1]} of record {key[0]}: {again}.")
         if categories.setdefault(row["id"], row["category"]) != row["category"]:
@@ -105,7 +105,7 @@ def check_rows(rows: list[dict[str, Any]], source: str = "predictions.jsonl") ->
 
 
 def group_sums(rows: list[dict[str, Any]], *, what: str = "scoring answers") -> GroupSums:
-    """Sum the rows' terms by their `group`. Sorted by it, id and question: the order of the file changes no digit."""
+    """Sum the rows' terms by their `group`. They are sorted first, so that the order of rows has no effect."""
     ordered = sorted(rows, key=lambda row: (row["group"], row["id"], row["question_index"]))
     names = sorted({row["group"] for row in ordered})
     place = {name: i for i, name in enumerate(names)}
@@ -126,7 +126,7 @@ def resampled_ratios(
 ) -> Iterator[np.ndarray]:
     """Yield blocks (draws, columns) of ratios of sums, each draw over groups (rows) taken with replacement.
 
-    NaN where a draw's denominator is 0. Sums run without BLAS: the number of threads changes no digit.
+    NaN where a draw's denominator is 0. Sums do not use BLAS, so that they do not depend on the number of threads.
     """
     groups, columns = numerators.shape
     generator = np.random.default_rng(seed)
@@ -159,7 +159,7 @@ def _summary(sums: GroupSums, *, seed: int, resamples: int) -> dict[str, Any]:
     for column, key in enumerate(MEASURES):
         counted = sums.counted[:, column]
         groups = int((counted > 0).sum())
-        # One group says nothing about how much groups differ: no interval rather than one of no width.
+        # One group has no variance between groups, so there is no interval rather than one of width 0.
         low, high = interval(draws[:, column]) if groups > 1 else (None, None)
         metrics[key] = {
             "value": float(values[column]) if np.isfinite(values[column]) else None,
@@ -172,7 +172,7 @@ def _summary(sums: GroupSums, *, seed: int, resamples: int) -> dict[str, Any]:
 
 
 def counts(sums: GroupSums) -> dict[str, int]:
-    """How many groups, records and questions were scored; `record_groups` is the n of every interval and test."""
+    """The numbers of scored groups, records and questions; `record_groups` is the n of every interval and test."""
     return {
         "record_groups": len(sums.names),
         "records": sums.records,
@@ -185,7 +185,7 @@ def score_predictions(rows: list[dict[str, Any]], *, seed: int = 0, resamples: i
 
     Returns record_groups, records, questions, metrics {key: {value, low, high, groups, questions}}, groups {grouping:
     {name: the same}}, different_answers (texts), answers_cut (those that ran out of tokens), references_without_bits
-    (those that bits per character leave out). Intervals are 95% percentile bootstrap over groups of records; `value` is
+    (left out of bits per character). Intervals are 95% percentile bootstrap over groups of records; `value` is
     None where nothing could be counted. Rows without a `group` get theirs by `with_groups`.
     Raises UserError by `check_rows`.
     """

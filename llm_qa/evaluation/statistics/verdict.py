@@ -1,4 +1,4 @@
-"""What a comparison means, in words: the first thing a reader sees of a run."""
+"""Describes the result of a comparison in words, shown first for each run."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any
 from llm_qa.evaluation.metrics.catalogue import BITS_PER_CHARACTER, CHARACTER_F1, MEASURES, is_number
 from llm_qa.evaluation.statistics.comparison import BETTER, FEW, MIXED, UNCLEAR, WORSE
 
-# A model that gives a few canned answers to all can still score well by character F1: below this share it is said.
-CANNED_SHARE, CANNED_FROM = 0.25, 20  # of the questions, and from how many of them
+# A model that repeats a few answers can have a good character F1: below this share of different answers, warn.
+CANNED_SHARE, CANNED_FROM = 0.25, 20  # share of the questions, and the fewest questions for it
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """The first thing a reader sees of a run. `kind`: BETTER, WORSE, MIXED, UNCLEAR, FEW, or '' without a base."""
+    """The verdict on a run. `kind`: BETTER, WORSE, MIXED, UNCLEAR, FEW, or '' without a base."""
 
     kind: str
     text: str
@@ -56,7 +56,7 @@ def few_words(needed: int) -> str:
 
 
 def _overall(f1: str, bits: str, needed: int) -> tuple[str, str]:
-    if f1 == FEW:  # bits may be unknown of more records: then character F1 decides alone
+    if f1 == FEW:  # where only bits have too few, character F1 decides alone
         return FEW, f"{few_words(needed).capitalize()} for a verdict"
     if {f1, bits} == {BETTER, WORSE}:
         return MIXED, "Better by one measure, worse by the other"
@@ -65,9 +65,9 @@ def _overall(f1: str, bits: str, needed: int) -> tuple[str, str]:
     if f1 == WORSE:
         return WORSE, "The tuned model is worse"
     if bits == BETTER:
-        return MIXED, "The tuned model expects the right answers more, but does not measurably give better ones"
+        return MIXED, "The tuned model gives right answers a higher probability, but does not answer measurably better"
     if bits == WORSE:
-        return WORSE, "The tuned model expects the right answers less, and does not measurably give better ones"
+        return WORSE, "The tuned model gives right answers a lower probability, and does not answer measurably better"
     return UNCLEAR, "The tuned model is not distinguishable from its base"
 
 
@@ -107,6 +107,6 @@ def _caveats(scores: dict[str, Any], finished: bool, longest: int | None) -> lis
     if skipped := scores.get("references_without_bits"):
         caveats.append(
             f"Bits per character leave out {skipped:,} of {scores['references']:,} reference answers: too long for the "
-            "model's context, or of no finite probability."
+            "model's context, or without a finite probability."
         )
     return caveats

@@ -1,6 +1,6 @@
 """A forward and a backward pass as two CUDA graphs, replayed with one launch each.
 
-The arrangement of torch.cuda.make_graphed_callables, for a function whose only trained inputs are parameters.
+The same arrangement as torch.cuda.make_graphed_callables, for a function that only parameters need gradients of.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ class _Replay(torch.autograd.Function):
         graphs = ctx.graphs
         graphs.grad.copy_(grad)
         graphs.backward_graph.replay()
-        return None, *torch._foreach_mul(graphs.gradients, 1.0)  # copies: the next replay writes over the originals
+        return None, *torch._foreach_mul(graphs.gradients, 1.0)  # copies: the next replay overwrites the originals
 
 
 class GraphedPass:
     """`function(*inputs)` with inputs of fixed shapes on the GPU, and the gradients of parameters.
 
-    The function reads each parameter through its twin, a leaf tensor on the same memory. The value that a call returns
-    lives until the next call.
+    The function reads each parameter through its alias, a leaf tensor on the same memory. The tensor that a call
+    returns is overwritten by the next call.
     """
 
     def __init__(
@@ -41,17 +41,17 @@ class GraphedPass:
         parameter_aliases: dict[torch.nn.Parameter, Tensor],
     ):
         self.trained, self.inputs = list(parameter_aliases), [value.clone() for value in inputs]
-        trained = list(parameter_aliases.values())  # what the function differentiates by
+        trained = list(parameter_aliases.values())  # what gradients are computed for
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):  # compiles, and lets libraries make what may not be made during a capture
+        with torch.cuda.stream(side):  # warm-up: compilation and library set-up are not allowed during a capture
             output = function(*self.inputs)
             torch.autograd.grad(output, trained, torch.zeros_like(output))
             del output
         torch.cuda.current_stream().wait_stream(side)
-        torch.cuda.empty_cache()  # the graphs have memory of their own
+        torch.cuda.empty_cache()  # the graphs allocate from their own pool
         self.forward_graph, self.backward_graph = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
-        # Only this thread's calls belong to the graphs: another may be pinning the next batch.
+        # Capture only this thread's calls: another thread may be pinning the next batch.
         with torch.cuda.graph(self.forward_graph, capture_error_mode="thread_local"):
             output = function(*self.inputs)
         self.grad = torch.empty_like(output)
@@ -60,7 +60,7 @@ class GraphedPass:
             self.gradients = torch.autograd.grad(output, trained, self.grad)
         self.output = output.detach()
         gc.collect()
-        gc.freeze()  # compilers leave millions of objects; walking through them takes a second, again and again
+        gc.freeze()  # the compiler leaves millions of objects, and each garbage collection over them takes a second
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         """The function's value; its backward pass gives the gradients of the parameters."""

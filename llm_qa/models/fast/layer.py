@@ -1,6 +1,6 @@
 """One GPT-NeoX decoder layer on a sequence of packed documents: its tensors and its forward pass.
 
-A function of tensors, so that torch.compile makes one graph for all layers that are run alike. Architecture: Black et
+A function of tensors alone, so that torch.compile makes one graph for all layers. Architecture: Black et
 al. 2022, arXiv:2204.06745.
 """
 
@@ -42,7 +42,7 @@ class LayerWeights(NamedTuple):
 
 @dataclass(frozen=True)
 class LayerShape:
-    """What all layers of a model share and a compiled graph may take for granted."""
+    """Constants that all layers of a model share; torch.compile specialises the graph on them."""
 
     heads: int
     norm_eps: float
@@ -76,7 +76,7 @@ def layer_weights(
 ) -> LayerWeights:
     """The tensors of a GPTNeoXLayer whose linears are peft's LoRA layers, or plain ones that are trained.
 
-    Trained parameters in `parameter_aliases` and frozen base layers in `prepared` are replaced by what those say.
+    `parameter_aliases` maps trained parameters, and `prepared` frozen base layers, to the tensors used in their place.
     """
     parameter_aliases, prepared = parameter_aliases or {}, prepared or {}
 
@@ -99,7 +99,7 @@ def layer_weights(
 
 
 class _Rows(torch.autograd.Function):
-    """x[rows] for rows that are all different: its gradient is put in place, where indexing would have to add."""
+    """x[rows] for distinct rows: the backward pass copies the gradient, where indexing would have to accumulate."""
 
     @staticmethod
     def forward(ctx, x, rows):
@@ -130,8 +130,8 @@ def layer_forward(
     """One decoder layer on a sequence of packed documents: (tokens, d) -> (tokens, d), both of shape.dtype.
 
     `bounds` are those of attention.document_bounds. `seeds` are four int64 seeds (4, 1) of the LoRA dropout. With
-    `rows`, int64 and all different, only those of the output are computed, in that order: (len(rows), d); what is
-    behind the attention then draws its dropout for places among them.
+    `rows`, int64 and all different, only those rows of the output are computed, in that order: (len(rows), d); dropout
+    after the attention then depends on a row's place among them.
     """
     dtype, threshold, scale = shape.dtype, shape.dropout_threshold, shape.lora_scale
 
@@ -148,16 +148,16 @@ def layer_forward(
         attended, _ = attend(packed, *bounds, shape.heads)
         x, attended = take_rows(x, rows), take_rows(attended, rows)
         attended = linear(attended, w.dense, last_product)
-        perceived = F.gelu(linear(norm(x, w.mlp_norm), w.dense_h_to_4h))
-        return x + attended + linear(perceived, w.dense_4h_to_h, last_product)
+        activated = F.gelu(linear(norm(x, w.mlp_norm), w.dense_h_to_4h))
+        return x + attended + linear(activated, w.dense_4h_to_h, last_product)
 
     qkv, dense, up, down = w.query_key_value, w.dense, w.dense_h_to_4h, w.dense_4h_to_h
     packed, d = lora_product(norm(x, w.attention_norm), qkv.weight, qkv.a, seeds[0], len(qkv.bias), threshold, False)
     attended, _, _ = attention(packed, d, qkv.b, qkv.bias, *rotary, *bounds, shape.heads, scale)
     x, attended = take_rows(x, rows), take_rows(attended, rows)
     attended, d_attended = lora_product(attended, dense.weight, dense.a, seeds[1], x.shape[1], threshold, True)
-    perceived, d_perceived, _, _ = mlp(
+    mlp_output, d_mlp, _, _ = mlp(
         norm(x, w.mlp_norm), up.weight, up.a, up.b, up.bias, down.weight, down.a, seeds[2:], threshold, scale
     )
     bias = dense.bias + down.bias
-    return residual(x, attended, d_attended, dense.b, perceived, d_perceived, down.b, bias, scale)
+    return residual(x, attended, d_attended, dense.b, mlp_output, d_mlp, down.b, bias, scale)

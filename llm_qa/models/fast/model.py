@@ -1,7 +1,7 @@
-"""GPT-NeoX's training pass, written for one GPU: packs end to end in one sequence, compiled layers.
+"""GPT-NeoX's training forward pass for one GPU: packs end to end in one sequence, compiled layers.
 
-The modules, their parameters and names stay those of transformers and peft; only the computation of the training loss
-is taken over, so checkpoints and adapters do not know of it.
+Modules, parameters and their names stay those of transformers and peft. Only the computation of the training loss is
+replaced, so checkpoints and adapters are the same with and without it.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from llm_qa.models.fast.ops.cross_entropy import linear_cross_entropy
 from llm_qa.models.fast.ops.frozen_linear import FP8_LAYOUTS, cache_dequantized, frozen_weight, with_fp8_scales
 from llm_qa.models.fast.ops.lora_layer import recomputing
 
-TILE = 128  # rows of a matrix product that the GPU computes together
-MOST_CHOSEN = 0.8  # share of a pass's tokens above which to choose the label tokens costs more than it saves
+TILE = 128  # the number of computed rows is rounded up to a multiple of the GPU's matrix tiles
+MOST_CHOSEN = 0.8  # with a larger share of label tokens, selecting their rows costs more than it saves
 
 
 class HostEmbedding(torch.nn.Module):
-    """A frozen embedding (words, d) in the machine's memory; what is looked up goes to the device of the ids."""
+    """A frozen embedding (vocabulary, d) in CPU memory; the vectors looked up are copied to the device of the ids."""
 
     def __init__(self, weight: Tensor):
         super().__init__()
-        self.weight = weight.detach().cpu()  # no parameter: Module.to() would bring it back
+        self.weight = weight.detach().cpu()  # not a parameter: Module.to() would move it back to the GPU
 
     def forward(self, input_ids: Tensor) -> Tensor:
         """int64 (...) -> (..., d)."""
@@ -42,11 +42,12 @@ class HostEmbedding(torch.nn.Module):
 
 
 class FastNeoX:
-    """Takes over `forward` of a GPTNeoXForCausalLM for batches with labels; everything else goes the usual way.
+    """Replaces `forward` of a GPTNeoXForCausalLM for batches with labels; other calls reach the original forward.
 
-    `tokens` is the length that every batch is padded to, so that one graph serves all; `max_label_tokens` the most
-    label tokens of a batch, for which alone the last layer's end and the head are computed; `recomputed` is how many
-    layers keep only their input, which after offload_to_cpu() lies in the machine's memory.
+    `tokens` is the length that every batch is padded to, so that one compiled graph serves all batches. No batch has
+    more than `max_label_tokens` label tokens; the last layer's MLP and the head are computed for only so many rows.
+    `recomputed` is the number of layers with activation checkpointing; their inputs are kept on the GPU, or in CPU
+    memory after offload_to_cpu().
     """
 
     def __init__(
@@ -70,7 +71,7 @@ class FastNeoX:
         self.layer = torch.compile(layer_forward, dynamic=False, fullgraph=True) if compiled else layer_forward
 
     def install(self) -> None:
-        """Become the model's forward. Not as a method: accelerate would bind that to the model when it wraps it."""
+        """Replace the model's forward. A partial, because accelerate would rebind a method to the model it wraps."""
         self.model.forward = partial(self.forward)
 
     def forward(self, input_ids=None, attention_mask=None, position_ids=None, labels=None, **rest):
@@ -95,30 +96,30 @@ class FastNeoX:
         )
         count = (targets != IGNORED).sum()
         if torch.is_grad_enabled() and self.max_label_tokens < len(targets):
-            torch._assert_async(count <= self.max_label_tokens, "more labels than any batch was said to have")
-            rows = torch.argsort((targets == IGNORED).int(), stable=True)[
-                : self.max_label_tokens
-            ]  # those with a label first
+            torch._assert_async(count <= self.max_label_tokens, "a batch has more label tokens than max_label_tokens")
+            label_tokens_first = torch.argsort((targets == IGNORED).int(), stable=True)
+            rows = label_tokens_first[: self.max_label_tokens]
             inputs, targets = (*inputs, rows), targets[rows]
         return self.head_loss(self.run(*inputs), targets) / (count if items is None else items)
 
     def head_loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        """Cross entropy summed over the targets that are not below 0, of what the head makes of hidden (tokens, d)."""
+        """Cross entropy of the head's logits for hidden (tokens, d), summed over the targets that are not below 0."""
         head = self.model.get_output_embeddings().weight.to(self.shape.dtype)
         return linear_cross_entropy(hidden, head, targets)
 
     def seed(self, device: torch.device) -> Tensor:
         """The seed of a forward pass (1,): drawn from torch's generator on the CPU, which checkpoints keep."""
         number = int(torch.randint(2**31, (1,))) if self.model.training else 0
-        return torch.full((1,), number, device=device)  # filled there: a copy would wait for the GPU
+        return torch.full((1,), number, device=device)  # filled on the GPU: copying a tensor there would synchronise
 
     def run(self, *inputs: Tensor) -> Tensor:
-        """hidden(), as CUDA graphs where they are wanted: to launch short kernels takes longer than they take."""
+        """hidden(), replayed as CUDA graphs when `graphed`: launching short kernels takes longer than running them."""
         if not (self.graphed and torch.is_grad_enabled() and self.model.training and len(inputs[0]) == self.tokens):
             return self.hidden(*inputs)
         if self.graphs is None:
             trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-            # Tensors on the same memory that nobody else has a gradient of: a parameter's may belong to another stream.
+            # Leaf tensors on the parameters' memory, which gradients are computed for in the parameters' place: a
+            # parameter's own gradient may be accumulated on another CUDA stream.
             self.parameter_aliases = {parameter: parameter.detach().requires_grad_() for parameter in trained}
             self.graphs = GraphedPass(
                 lambda *given: self.hidden(*given, parameter_aliases=self.parameter_aliases),
@@ -141,10 +142,10 @@ class FastNeoX:
         *,
         parameter_aliases: dict | None = None,
     ) -> Tensor:
-        """What the head reads, of `tokens` tokens and a seed (1,) for the dropout of all layers: (tokens, d).
+        """The last hidden states (tokens, d), which the head reads; `seed` (1,) is of the dropout of all layers.
 
-        With `rows` only those of the last layer's output are computed: (len(rows), d). Parameters in
-        `parameter_aliases` are replaced by what that says.
+        With `rows` only these rows of the last layer's output are computed: (len(rows), d). Parameters in
+        `parameter_aliases` are replaced by their aliases.
         """
         model = self.model.gpt_neox
         x = model.embed_in(input_ids).to(self.shape.dtype)
@@ -159,7 +160,7 @@ class FastNeoX:
         return self.final_norm(x)
 
     def layer_output(self, number: int, x: Tensor, rotary, bounds, seeds, shape, rows, parameter_aliases) -> Tensor:
-        """What decoder layer `number` makes of x (tokens, d)."""
+        """The output of decoder layer `number` for x (tokens, d)."""
         weights = layer_weights(self.model.gpt_neox.layers[number], self.shape.dtype, parameter_aliases, self.prepared)
         return self.run_layer(x, weights, rotary, bounds, seeds, shape, rows, recompute=number < self.recomputed)
 
@@ -169,9 +170,9 @@ class FastNeoX:
         return F.layer_norm(x.float(), x.shape[-1:], norm.weight.float(), norm.bias.float(), norm.eps).to(x.dtype)
 
     def offload_to_cpu(self) -> None:
-        """Keep in the machine's memory what the GPU needs once a pass: the embedding and recomputed layers' inputs.
+        """Keep the embedding and the inputs of recomputed layers in CPU memory; each is needed once in a pass.
 
-        Without CUDA graphs, which cannot wait for the machine. Calling it again changes nothing.
+        Turns CUDA graphs off, which cannot contain the copies. Calling it again changes nothing.
         """
         self.offloaded, self.graphed = True, False
         embedding = self.model.get_input_embeddings()
@@ -191,10 +192,10 @@ class FastNeoX:
         self.offloaded, self.resident = False, None
 
     def prepare(self, layers: int, *, fp8: bool, dequantized: bool) -> None:
-        """Make the frozen weights of the first layers ready once, in place of what each product would do.
+        """Convert the frozen weights of the first layers once, instead of in each product.
 
-        `fp8` gives nf4 the scales to be multiplied in fp8; `dequantized` keeps nf4 in the compute dtype, or with `fp8`
-        nf4 and 16-bit weights in fp8: the same numbers that a product would make.
+        `fp8` adds to nf4 the scales with which it is multiplied in fp8. `dequantized` caches nf4 in the compute dtype,
+        or with `fp8` nf4 and 16-bit weights in fp8. The numbers are those that each product would compute.
         """
         dtype = self.shape.dtype
         for layer in self.model.gpt_neox.layers[:layers]:
@@ -206,41 +207,41 @@ class FastNeoX:
                 self.prepared[base] = cache_dequantized(weight, shape, dtype) if dequantized else weight
 
     def skipped_flops(self, flops_per_weight: float) -> float:
-        """FLOPs a token of the model's products that are not made, of `flops_per_weight` for each weight.
+        """FLOPs per token that this path skips, at `flops_per_weight` for each weight of a product.
 
-        Those of the head and of the last layer behind its attention where no token has a label, and of the first
-        layer's gradient of a frozen embedding.
+        Skipped are the head and the last layer's products after its attention for tokens without a label, and the
+        gradient of the first layer's input where the embedding is frozen.
         """
         behind = [*linear_modules(self.model.gpt_neox.layers[-1])[1:], self.model.get_output_embeddings()]
         weights = sum(linear.in_features * linear.out_features for linear in behind)
         return flops_per_weight * weights * (1 - self.max_label_tokens / self.tokens) + self.first_input_flops()
 
     def first_input_flops(self) -> float:
-        """FLOPs a token (2 a weight) of the gradient of the first layer's input, which a frozen embedding spares."""
+        """FLOPs per token (2 per weight) of the first layer's input gradient; 0 where the embedding is trained."""
         layer = self.model.gpt_neox.layers[0]
         into, _, up, _ = (linear.in_features * linear.out_features for linear in linear_modules(layer))
         return 2.0 * (into + up) * (not self.model.get_input_embeddings().weight.requires_grad)
 
     def device(self) -> torch.device:
-        """Where the model computes."""
+        """The device that the model computes on."""
         return self.model.gpt_neox.final_layer_norm.weight.device
 
     def widths(self) -> list[int]:
-        """Outputs and inputs of a layer's linears."""
+        """out_features and in_features of each linear layer of a decoder layer."""
         linears = linear_modules(self.model.gpt_neox.layers[0])
         return [width for linear in linears for width in (linear.out_features, linear.in_features)]
 
     def dequantized_bytes(self, *, fp8: bool) -> int:
-        """What the weights of all layers take as prepare(unpacked=True) keeps them."""
+        """Bytes of all layers' weights as prepare(dequantized=True) caches them."""
         layers = self.model.gpt_neox.layers
         weights = sum(linear.out_features * linear.in_features for linear in linear_modules(layers[0]))
         return len(layers) * weights * (FP8_LAYOUTS if fp8 else self.shape.dtype.itemsize)
 
     def difference(self, tokens: int = 512) -> float:
-        """How far the first layer's fast gradients are from the plain one's on noise: the largest relative distance.
+        """The largest relative distance between the first layer's gradients on the fast path and on transformers' own.
 
-        Compared are the gradients of its input and of both factors of LoRA's four linears. Without dropout, and with
-        noise in place of LoRA's B, which is 0 at the start and would hide half of it.
+        Compared, on random input and without dropout, are the gradients of the input and of A and B of the four LoRA
+        layers. B is random here, because the zeros that it starts with would make the gradients of A zero.
         """
         layer, device = self.model.gpt_neox.layers[0], self.device()
         generator = torch.Generator(device).manual_seed(0)
@@ -256,10 +257,10 @@ class FastNeoX:
         layer.eval()
         try:
             with torch.autocast(device.type, self.shape.dtype, enabled=self.shape.dtype != torch.float32):
-                turns = rotary[0][None], rotary[1][None]
+                cos_sin = rotary[0][None], rotary[1][None]
                 plain = x.detach().requires_grad_()
                 mask = document_mask(bounds[0])[None, None]
-                y = layer(plain[None], attention_mask=mask, position_embeddings=turns)
+                y = layer(plain[None], attention_mask=mask, position_embeddings=cos_sin)
             wanted = torch.autograd.grad(y, (plain, *factors), grad[None].to(y.dtype))
             fast, shape = x.detach().requires_grad_(), dataclasses.replace(self.shape, dropout_threshold=0)
             seeds = torch.zeros(4, 1, dtype=torch.int64, device=device)
@@ -270,15 +271,17 @@ class FastNeoX:
             layer.train(training)
             for parameter, value in started:
                 parameter.data.copy_(value)
-        through = wanted[0].float() - grad.float()  # what passes beside the layer is the same anyway
+        through = (
+            wanted[0].float() - grad.float()
+        )  # without the residual connection, whose gradient is the same in both
         sizes = [value.float().norm() for value in (through, *wanted[1:])]
         apart = [(one.float() - other.float()).norm() for one, other in zip(got, wanted, strict=True)]
         return (torch.stack(apart) / torch.stack(sizes)).max().item()
 
     def measure_layer(self) -> tuple[int, int, int]:
-        """Bytes on the GPU: what a layer keeps for its backward pass, what that pass needs besides, and its input.
+        """Bytes on the GPU: saved by a layer for its backward pass, needed by that pass besides, and of its input.
 
-        Runs a layer forward and backward on noise, which compiles it too.
+        Runs a layer forward and backward on random input, which also compiles it.
         """
         layer, device = self.model.gpt_neox.layers[0], self.device()
         width, dtype = self.model.config.hidden_size, self.shape.dtype
@@ -301,10 +304,10 @@ class FastNeoX:
     def run_layer(
         self, x: Tensor, weights: LayerWeights, rotary, bounds, seeds, shape, rows=None, *, recompute: bool
     ) -> Tensor:
-        """layer_forward, keeping everything for its backward pass or only its input."""
+        """layer_forward, which saves its activations, or with `recompute` only its input, for the backward pass."""
         inputs, training = (x, weights, rotary, bounds, seeds, shape, rows), torch.is_grad_enabled()
-        # A last layer of some rows alone and a first one on frozen embeddings, whose gradient nobody wants, are run as
-        # they are: to compile them too would take longer than it saves.
+        # The last layer on selected rows and the first layer on frozen embeddings (whose input needs no gradient) are
+        # different graphs: compiling these too would take longer than it saves.
         usual = rows is None and (x.requires_grad or not training)
         layer = self.layer if usual else layer_forward
         if not (recompute and training):

@@ -1,6 +1,6 @@
-"""Which of the fast pieces a run uses, and how many layers it recomputes: planned, installed, said with the reason.
+"""Which parts of the fast path a run uses and how many layers it recomputes: plan, install, report with the reason.
 
-Planning tries a layer on the GPU and leaves the model as it was; only install() changes it.
+Planning runs one layer on the GPU and leaves the model as it was; only install() changes it.
 """
 
 from __future__ import annotations
@@ -32,29 +32,29 @@ KEPT_FREE = 0.06  # share of the memory that is left to fragmentation, the head'
 
 @dataclass(frozen=True)
 class FastPath:
-    """What was chosen. `report` is the line that the user sees; `active` is False on the plain path."""
+    """The choice. `report` is the line that the user sees; `active` is False on the plain path."""
 
     active: bool
     report: str
     recomputed: int = 0
-    skipped_flops: float = 0.0  # a token, of the model's own
+    skipped_flops: float = 0.0  # per token, see FastNeoX.skipped_flops
 
 
 def reason_against(model: torch.nn.Module, recipe: Recipe, capability: tuple[int, int] | None) -> str | None:
-    """Why this run takes the plain path; None where the fast one is valid."""
+    """Why this run takes the plain path; None where the fast path is valid."""
     if recipe.fast == "off":
         return "--fast off"
     if capability is None:
         return "no GPU"
     if capability < BF16_CAPABILITY:
-        return f"compute capability {capability[0]}.{capability[1]}, and its kernels need 8.0"
+        return f"compute capability {capability[0]}.{capability[1]}, and the fast path's kernels need 8.0"
     if not isinstance(model, GPTNeoXForCausalLM):
         return f"{type(model).__name__} has none, only GPT-NeoX"
     config = model.config
     if config.hidden_dropout or config.attention_dropout:
         return "the model's own dropout is on"
     if not (config.use_parallel_residual and config.hidden_act == "gelu" and config.attention_bias):
-        return "this GPT-NeoX is built otherwise than polyglot-ko"
+        return "this GPT-NeoX has a different structure from polyglot-ko"
     linears = linear_layers(model)
     if recipe.method == "lora" and not all(hasattr(layer, "lora_A") for layer in adapted_layers(linears)):
         return "--lora-targets leaves linear layers without LoRA"
@@ -75,15 +75,15 @@ def choose_fast_path(
     zero_stage: int,
     capability: tuple[int, int] | None,
 ) -> FastPath:
-    """Put the fast path on `model` (plain or with LoRA) where it is valid: first a plan, then its installation.
+    """Plan the fast path for `model` (plain or with LoRA), and install it where it is valid.
 
-    `tokens` are those of a forward pass, of which at most `max_label_tokens` have a label. Where the plan is the plain
-    path, the model is left as it was. Raises UserError where compute_dtype fp8 was asked for and cannot be had.
+    A forward pass has `tokens` tokens, of which at most `max_label_tokens` are label tokens. Where the plain path is
+    chosen, the model is left as it was. Raises UserError where compute_dtype fp8 was asked for and is not possible.
     """
     causal = model.get_base_model() if hasattr(model, "get_base_model") else model
     if reason := reason_against(causal, recipe, capability):
         return plain_path(reason, recipe, precision)
-    if zero_stage == 3:  # no rank holds a whole weight that could be rounded once
+    if zero_stage == 3:  # no rank holds a whole weight that could be converted to fp8 once
         precision = dataclasses.replace(precision, fp8_products=precision.fp8)
     fast = (ShardedNeoX if zero_stage == 3 else FastNeoX)(
         causal,
@@ -93,17 +93,18 @@ def choose_fast_path(
         compiled=True,
         graphed=recipe.method == "lora" and not zero_stage,
     )
-    say("fast path: comparing a layer with the plain one and compiling it, up to a minute the first time")
+    say("fast path: compiling a layer and comparing its gradients with the plain ones, up to a minute the first time")
     try:
         if zero_stage == 3:
             plan = plan_sharded(fast, recipe, precision)
         else:
             plan = make_plan(fast, model, recipe, precision, zero_stage)
     except Exception as error:
-        if type(error).__name__ != "OutOfResources":  # Triton's; there is no Triton on a CPU to import it from
+        if type(error).__name__ != "OutOfResources":  # by name, because Triton cannot be imported without a GPU
             raise
         size = f"--lora-r {recipe.lora_r} in " if recipe.method == "lora" else ""
-        reason = f"its kernels for {size}{SHORT[precision.compute]} need more than this GPU has"
+        wanted = f"the fast path's kernels for {size}{SHORT[precision.compute]}"
+        reason = f"{wanted} need more shared memory or registers than this GPU has"
         return plain_path(reason, recipe, precision)
     if plan.against:
         return plain_path(plan.against, recipe, precision)
@@ -114,11 +115,11 @@ def choose_fast_path(
 
 @dataclass(frozen=True)
 class Plan:
-    """What install() will put on a model; `against` is the reason where nothing will be.
+    """What install() will do to a model; `against` is the reason where it will do nothing.
 
-    `fp8`: frozen weights are rounded to fp8 for their products; `dequantized_bytes`: of a copy of them that is made
-    once, 0 where each product makes its own; `short_of_memory`: CUDA graphs are left out for it; `why` and `products`
-    are the report's words for `recomputed` and for what frozen weights are multiplied in.
+    `fp8`: frozen weights are rounded to fp8 for their products. `dequantized_bytes`: size of a cached copy of them, 0
+    where each product dequantises anew. `short_of_memory`: there is too little memory for CUDA graphs. `why` is the
+    report's reason for `recomputed`, `products` its words for the dtypes of products with frozen weights.
     """
 
     against: str | None = None
@@ -152,9 +153,9 @@ def _make_plan(fast: FastNeoX, model: torch.nn.Module, recipe: Recipe, precision
     fp8, products = choose_products(fast, recipe, precision)
     layers = len(fast.model.gpt_neox.layers)
     copy = fast.dequantized_bytes(fp8=fp8) if precision.nf4 or fp8 else 0
-    if copy and not precision.nf4:  # 16-bit weights have been found to leave room for it
+    if copy and not precision.nf4:  # choose_products has checked that the copy fits
         fast.prepare(layers, fp8=True, dequantized=True)
-    elif copy:  # where it will be taken, most likely, compile for it, not for both
+    elif copy:  # a layer with cached weights is another graph: compile the one that will probably be used
         likely = recipe.recompute != "all" and copy <= free_memory_bytes()[0] / 2
         fast.prepare(1, fp8=fp8, dequantized=likely)
     budget = measure_memory_budget(fast, model, recipe, zero_stage)
@@ -166,7 +167,7 @@ def _make_plan(fast: FastNeoX, model: torch.nn.Module, recipe: Recipe, precision
         budget = dataclasses.replace(budget, available_bytes=beside_graphs)
     recomputed, why = layers_to_recompute(budget, recipe, layers)
     offloaded = fast.offloaded or (recomputed == layers and budget.available_bytes < layers * budget.layer_input_bytes)
-    # Where nf4 is not unpacked once, a pass does it for one layer at a time: KEPT_FREE has room for those.
+    # Without the cache nf4 is dequantised for one layer at a time, which KEPT_FREE has room for.
     if precision.nf4 and (
         recipe.recompute == "all" or recomputed or copy > budget.available_bytes - layers * budget.saved_bytes
     ):
@@ -174,7 +175,7 @@ def _make_plan(fast: FastNeoX, model: torch.nn.Module, recipe: Recipe, precision
     return Plan(None, recomputed, why, graphed and not (tight or offloaded), tight, offloaded, fp8, copy, products)
 
 
-def plan_sharded(fast: ShardedNeoX, recipe: Recipe, precision: Precision) -> Plan:
+def plan_sharded(fast: FastNeoX, recipe: Recipe, precision: Precision) -> Plan:
     """Compare; under ZeRO-3 all layers are recomputed, so there is nothing to choose."""
     if reason := reason_of_difference(fast, precision):
         return Plan(reason)
@@ -184,20 +185,22 @@ def plan_sharded(fast: ShardedNeoX, recipe: Recipe, precision: Precision) -> Pla
 
 
 def choose_products(fast: FastNeoX, recipe: Recipe, precision: Precision) -> tuple[bool, str]:
-    """Whether frozen weights are to be rounded to fp8 for their products, and the report's words for the products.
+    """Whether frozen weights are rounded to fp8 for their products, and the report's words for the products.
 
-    The first layer is compared with the plain one so. Raises UserError where fp8 was asked for by name in vain.
+    The first layer's gradients in fp8 are compared with the plain ones. Raises UserError where --compute-dtype fp8 was
+    asked for and is not possible.
     """
     compute = SHORT[precision.compute]
     if precision.fp8 or not precision.fp8_products:
         return False, f"fp8 and {compute}" if precision.fp8 else compute
     reason, copy, free_bytes = None, fast.dequantized_bytes(fp8=True), free_memory_bytes()[0]
     if odd := sorted({width for width in fast.widths() if width % FP8_WIDTH}):
-        reason = f"fp8 units take widths that are multiples of {FP8_WIDTH}, and this model has {odd[0]}"
+        reason = f"fp8 products need widths that are multiples of {FP8_WIDTH}, and this model has {odd[0]}"
     elif not precision.nf4 and (
         copy > free_bytes / 2 or (recipe.recompute != "auto" and recipe.compute_dtype == "auto")
     ):
-        reason = f"a copy of {precision.base} weights in fp8 takes {copy / 2**30:.1f} GiB, --base-precision fp8 none"
+        size = f"{copy / 2**30:.1f} GiB"
+        reason = f"an fp8 copy of the {precision.base} weights takes {size}, and --base-precision fp8 needs no copy"
     else:
         fast.prepare(1, fp8=True, dequantized=not precision.nf4)
         difference = fast.difference()
@@ -205,14 +208,14 @@ def choose_products(fast: FastNeoX, recipe: Recipe, precision: Precision) -> tup
         if difference > MOST_DIFFERENT_FP8:
             reason = f"in fp8 a layer's gradients differ by {difference:.0%} from the plain ones"
     if reason and recipe.compute_dtype == "fp8":
-        raise UserError(f"compute_dtype fp8 cannot be had here: {reason}. Set --compute-dtype to bf16.")
+        raise UserError(f"compute_dtype fp8 is not possible here: {reason}. Set --compute-dtype to bf16.")
     if reason:
         return False, f"{compute} ({reason})"
-    return True, f"fp8 and {compute} (gradients within {difference:.1%}; --compute-dtype {compute} is without fp8)"
+    return True, f"fp8 and {compute} (gradients within {difference:.1%}; --compute-dtype {compute} turns fp8 off)"
 
 
 def install(fast: FastNeoX, plan: Plan) -> None:
-    """Do what the plan says, and become the model's forward."""
+    """Carry out the plan and replace the model's forward."""
     fast.recomputed = plan.recomputed
     if plan.offloaded:
         fast.offload_to_cpu()
@@ -223,41 +226,37 @@ def install(fast: FastNeoX, plan: Plan) -> None:
 
 
 def report(fast: FastNeoX, plan: Plan, precision: Precision) -> str:
-    """The line about what was installed."""
+    """The line that says what was installed."""
     kind = "fp8" if plan.fp8 else SHORT[precision.compute]
     line = (
         f"fast path: attention inside documents, {fast.tokens:,} packed tokens, compiled layers, {plan.recomputed} of "
         f"{len(fast.model.gpt_neox.layers)} layers recomputed ({plan.why}), {precision.base}"
-        + (
-            f" dequantised once into {plan.dequantized_bytes / 2**30:.1f} GiB of {kind}"
-            if plan.dequantized_bytes
-            else ""
-        )
+        + (f" converted once to {plan.dequantized_bytes / 2**30:.1f} GiB of {kind}" if plan.dequantized_bytes else "")
         + f", products in {plan.products}"
         + (", no CUDA graphs because memory is short" if plan.short_of_memory else "")
-        + (f", {what_is_offloaded(fast)} in the machine's memory" if plan.offloaded else "")
+        + (f", {what_is_offloaded(fast)} offloaded to CPU memory" if plan.offloaded else "")
     )
     settings = (os.environ.get(name, "") for name in ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"))
     if plan.offloaded and not any(EXPANDABLE in setting for setting in settings):
-        line += f"; start with PYTORCH_CUDA_ALLOC_CONF={EXPANDABLE} if that is still too much for the GPU's"
+        line += f"; if GPU memory still runs out, start with PYTORCH_CUDA_ALLOC_CONF={EXPANDABLE}"
     return line
 
 
 def reason_of_difference(fast: FastNeoX, precision: Precision) -> str | None:
-    """Why the plain path is taken where a layer's fast gradient is too far from the plain one's."""
+    """The reason for the plain path where a layer's gradients differ too much from the plain ones, else None."""
     if (difference := fast.difference()) > (MOST_DIFFERENT_FP8 if precision.fp8 else MOST_DIFFERENT):
-        return f"on this GPU the fast layer differs by {difference:.0%} from the plain one, please report it"
+        return f"on this GPU a layer's gradients differ by {difference:.0%} from the plain ones, please report it"
     return None
 
 
 def what_is_offloaded(fast: FastNeoX) -> str:
-    """A tied or trained embedding stays on the GPU."""
+    """The report's words for what offload_to_cpu() moved: a tied or trained embedding stays on the GPU."""
     moved = isinstance(fast.model.get_input_embeddings(), HostEmbedding)
     return "layers' inputs and the embedding" if moved else "layers' inputs"
 
 
 def plain_path(reason: str, recipe: Recipe, precision: Precision) -> FastPath:
-    """transformers and peft as they are, and why. Raises UserError where compute_dtype fp8 was asked for by name."""
+    """The choice of transformers' and peft's own code, with the reason. UserError for --compute-dtype fp8."""
     if recipe.compute_dtype == "fp8" and not precision.fp8:
         raise UserError(
             f"compute_dtype fp8 needs the fast path, and this run takes the plain one ({reason}): set --compute-dtype "
@@ -270,7 +269,9 @@ def plain_path(reason: str, recipe: Recipe, precision: Precision) -> FastPath:
 
 @dataclass(frozen=True)
 class MemoryBudget:
-    """Bytes of the GPU that layers may keep, that are free, that a layer saves or has as input, and that graphs add."""
+    """Bytes of GPU memory: available for the layers' saved activations, free before training, saved by one layer, of a
+    layer's input, and needed by CUDA graphs on top.
+    """
 
     available_bytes: int
     free_bytes: int
@@ -298,12 +299,10 @@ def measure_memory_budget(fast: FastNeoX, model: torch.nn.Module, recipe: Recipe
 
 
 def layers_to_recompute(budget: MemoryBudget, recipe: Recipe, layers: int) -> tuple[int, str]:
-    """How many layers keep only their input, and why: as few as the memory allows."""
+    """How many layers are recomputed, as few as the memory allows, and the report's reason."""
     if recipe.recompute != "auto":
         return (layers if recipe.recompute == "all" else 0), f"--recompute {recipe.recompute}"
     available_bytes = budget.available_bytes - layers * budget.layer_input_bytes
     number = min(layers, max(0, layers - int(available_bytes // max(1, budget.saved_bytes - budget.layer_input_bytes))))
-    return (
-        number,
-        f"a layer keeps {budget.saved_bytes / 2**30:.2f} GiB and {budget.free_bytes / 2**30:.1f} GiB are free",
-    )
+    saved, free = (size / 2**30 for size in (budget.saved_bytes, budget.free_bytes))
+    return number, f"a layer saves {saved:.2f} GiB of activations and {free:.1f} GiB are free"

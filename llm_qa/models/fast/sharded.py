@@ -1,10 +1,10 @@
 """GPT-NeoX's training pass under ZeRO-3, where a layer's weights are on a GPU only while DeepSpeed has gathered them.
 
 DeepSpeed gathers what a module owns in the hooks of that module's call, before its forward and again before its
-backward pass, and shares it out again after each. So everything that reads weights happens here inside the call of the
-module that owns them: a decoder layer (a leaf module, llm_qa.training.zero3, so that one gather brings all of it), the
-embedding, the last norm, the head. For its backward pass a layer keeps its input alone, never a gathered weight; it is
-computed again there, from the weights that the hook has gathered again.
+backward pass, and partitions it again after each. So weights are read only inside the call of the module that owns
+them: a decoder layer (a leaf module, llm_qa.training.zero3, so that one gather brings all of it), the embedding, the
+last norm, the head. A layer saves only its input for the backward pass, never a gathered weight, and is recomputed
+there from the weights that the hook has gathered again.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from llm_qa.models.fast.ops.lora_layer import recomputing
 
 
 class PackedInputs(NamedTuple):
-    """What a decoder layer is given beside its input; the fields are layer_forward's arguments of these names."""
+    """A decoder layer's arguments besides its input; each field is layer_forward's argument of that name."""
 
     rotary: tuple[Tensor, Tensor]
     bounds: tuple[Tensor, Tensor]
@@ -35,10 +35,10 @@ class PackedInputs(NamedTuple):
 
 
 class _RecomputedLayer(torch.autograd.Function):
-    """A decoder layer, x (tokens, d) -> (tokens, d), that keeps x alone and reads its weights in both passes.
+    """A decoder layer, x (tokens, d) -> (tokens, d), that saves only x and reads its weights in both passes.
 
-    `trained` are the layer's trained parameters. They are arguments only so that their gradients go through autograd,
-    which is where DeepSpeed takes them; their values are read from the layer.
+    `trained` are the layer's trained parameters. They are arguments only so that autograd delivers their gradients,
+    which DeepSpeed's hooks collect; their values are read from the layer.
     """
 
     @staticmethod
@@ -63,7 +63,7 @@ class ShardedNeoX(FastNeoX):
     """FastNeoX whose weights are read inside the calls of the modules that own them; every layer is recomputed."""
 
     def install(self) -> None:
-        """Become the forward of the model, its decoder layers and its head, for what FastNeoX.forward passes on."""
+        """Replace the forward of the model, of its decoder layers and of its head."""
         super().install()
         self.recomputed = len(self.model.gpt_neox.layers)
         for layer in self.model.gpt_neox.layers:
@@ -75,12 +75,12 @@ class ShardedNeoX(FastNeoX):
         """A decoder layer's forward: transformers' own unless `packed` is given."""
         if packed is None:
             return usual(x, *args, **rest)
-        run = self.layer if packed.rows is None else layer_forward  # the last layer of some rows is not compiled
+        run = self.layer if packed.rows is None else layer_forward  # on selected rows the last layer is not compiled
         trained = [parameter for parameter in layer.parameters() if parameter.requires_grad]
         return _RecomputedLayer.apply(run, layer, packed, x, *trained)
 
     def head_call(self, head, usual: Callable, hidden: Tensor, targets: Tensor | None = None) -> Tensor:
-        """The head's forward: its logits, or with targets their cross entropy, summed."""
+        """The head's forward: the logits, or with `targets` the summed cross entropy."""
         if targets is None:
             return usual(hidden)
         return linear_cross_entropy(hidden, head.weight.to(hidden.dtype), targets)
@@ -99,11 +99,11 @@ class ShardedNeoX(FastNeoX):
         return 0.0
 
     def device(self) -> torch.device:
-        """This process's GPU; a weight that is shared out may lie elsewhere."""
+        """This process's GPU; a partitioned weight may be kept in CPU memory."""
         return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
     def difference(self, tokens: int = 512) -> float:
-        """FastNeoX's with the first layer gathered; the largest of all processes, so that all take the same path."""
+        """FastNeoX.difference with the first layer gathered; the largest over all ranks, so that all choose alike."""
         with gathered(self.model.gpt_neox.layers[0]):
             found = torch.tensor(super().difference(tokens), device=self.device())
         if torch.distributed.is_initialized():
@@ -113,7 +113,7 @@ class ShardedNeoX(FastNeoX):
 
 @contextmanager
 def gathered(module: torch.nn.Module) -> Iterator[None]:
-    """Inside, a module's parameters are whole on every process; what is written to them is lost. Every rank enters."""
+    """Gather a module's parameters whole on every rank; writes to them are lost. Every rank must enter."""
     import deepspeed
 
     with deepspeed.zero.GatheredParameters(list(module.parameters())):

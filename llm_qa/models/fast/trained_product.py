@@ -1,7 +1,7 @@
-"""A product with a trained weight whose value only the layer's sum reads: it is left out where a layer is recomputed.
+"""A linear layer with a trained weight whose output is only added to the residual: recomputation skips it.
 
-The backward pass of y = x @ W^T + bias needs x and W, not y. Opaque to torch.compile, like the products of
-lora_layer.py, because whether a pass is a repetition is known only when it runs.
+The backward pass of y = x @ W^T + bias needs x and W, not y. A custom operation, opaque to torch.compile like those of
+lora_layer.py, because only at run time is it known whether a forward pass is a recomputation.
 """
 
 from __future__ import annotations

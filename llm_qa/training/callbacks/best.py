@@ -1,7 +1,7 @@
-"""The best checkpoint by validation loss: it is saved, kept, and at the end it is what the run's final folder holds.
+"""The best checkpoint by validation loss is saved, kept, and becomes the run's final weights.
 
-Everything is read from Trainer's log history, which is part of every checkpoint: nothing else has to survive a kill,
-and a resumed run chooses what an undisturbed one would.
+The losses are read from Trainer's log history, which every checkpoint contains, so a resumed run chooses the same
+checkpoint as one that was not interrupted.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from llm_qa.training.checkpoint.resume import all_checkpoints, checkpoint_step, 
 
 
 def validation_losses(state: TrainerState) -> dict[int, float]:
-    """Step -> validation loss, in nats a label token, of every evaluation so far."""
+    """Step -> validation loss, in nats per label token, of every evaluation so far."""
     return {entry["step"]: entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry}
 
 
 def best_first(losses: dict[int, float], steps: Iterable[int]) -> list[int]:
-    """Those of `steps` that were validated, the lowest loss first, and the earlier one of equals."""
+    """Those of `steps` that were validated, by increasing loss; of equal losses the earlier step first."""
     return sorted((step for step in {*steps} if step in losses), key=lambda step: (losses[step], step))
 
 
@@ -39,7 +39,7 @@ def check_early_stopping(recipe: Recipe, validates: bool) -> None:
 
 
 class BestCheckpoint(TrainerCallback):
-    """Saves the best evaluation so far, whatever the schedule, and ends training after `early_stopping` worse ones."""
+    """Saves a checkpoint at each new lowest validation loss; stops after `early_stopping` evaluations without one."""
 
     def __init__(self, recipe: Recipe):
         self.keeps_best = recipe.keep == "best"
@@ -53,12 +53,12 @@ class BestCheckpoint(TrainerCallback):
         return sum(step > best for step in losses) >= self.patience
 
     def on_train_begin(self, args, state, control, **kwargs):
-        """A run that was killed between its early stop and its end does not train on."""
+        """Stop at once in a run that had stopped early and was killed before its end."""
         if self._is_over(state):
             state.max_steps = state.global_step
 
     def on_evaluate(self, args, state, control, **kwargs):
-        """Trainer saves after it has evaluated. The step at which training stops early counts as the last one."""
+        """Request a save where the loss is the lowest so far (Trainer saves after evaluating), and stop early."""
         losses = validation_losses(state)
         over = self._is_over(state)
         if over and state.global_step < state.max_steps:
@@ -76,7 +76,7 @@ class BestCheckpoint(TrainerCallback):
 
 @dataclass(frozen=True)
 class Kept:
-    """Which weights a run ends with: the step, its validation loss, its checkpoint (None: what training ended with)."""
+    """The chosen weights: their step, validation loss and checkpoint (None: the weights at the end of training)."""
 
     step: int
     validation_loss: float
@@ -87,9 +87,9 @@ class Kept:
 
 
 def choose_best(state: TrainerState, run_dir: str | Path) -> Kept | None:
-    """The best weights that are left at the end of training; what is missing or damaged is said. None: no validation.
+    """The best weights that still exist at the end of training; None without validation. Prints what is missing.
 
-    To be called by the main process alone, when the last checkpoint is safe.
+    To be called by the main process only, when the last checkpoint is safely on the disk.
     """
     losses = validation_losses(state)
     there = {checkpoint_step(path): path for path in all_checkpoints(Path(run_dir) / files.CHECKPOINTS)}
@@ -106,7 +106,7 @@ def choose_best(state: TrainerState, run_dir: str | Path) -> Kept | None:
 
 
 def unusable(checkpoint: Path) -> str:
-    """Why a run cannot end with the weights of a checkpoint, in words; '' where it can."""
+    """Why the weights of a checkpoint cannot become the final ones; '' where they can."""
     if problems := invalid_reasons(checkpoint):
         return f"is damaged ({'; '.join(problems[:3])})"
     if not list(checkpoint.glob("*.safetensors")):

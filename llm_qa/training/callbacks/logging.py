@@ -1,4 +1,4 @@
-"""What happens around a training step: tokens counted, a line logged."""
+"""Callbacks that count tokens and log training steps."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from llm_qa.training.log_file import LogFile
 
 
 class RealTokens(TrainerCallback):
-    """Counts tokens that are not padding into `state.num_input_tokens_seen`, over all ranks, without a sync a step.
+    """Counts tokens of all ranks without padding in `state.num_input_tokens_seen`, without a synchronisation per step.
 
-    Trainer's own count takes every pad token for padding, so where pad is eos it loses each document's last token.
+    Trainer's own count leaves out every pad token, so where pad is eos it misses each document's last token.
     """
 
     def __init__(self):
@@ -37,26 +37,26 @@ class RealTokens(TrainerCallback):
             self.pending = tokens if self.pending is None else self.pending + tokens
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
-        """Listen to what enters the model."""
+        """Register a hook on the model's inputs."""
         self.hook = model.register_forward_pre_hook(self._count, with_kwargs=True)
 
     def on_step_end(self, args, state, control, **kwargs):
-        """Move the count to the state when someone is going to read it; an evaluation may lead to a checkpoint."""
+        """Update the state where it is about to be logged or saved; an evaluation may lead to a checkpoint."""
         read = control.should_log or control.should_save or control.should_evaluate
         if self.pending is not None and (read or state.global_step >= state.max_steps):
             state.num_input_tokens_seen += int(sum_over_ranks([self.pending.item()], args.device)[0])
             self.pending = None
 
     def on_train_end(self, args, state, control, **kwargs):
-        """Stop listening."""
+        """Remove the hook."""
         self.hook.remove()
 
 
 class StepLog(TrainerCallback, ExportableState):
-    """One dense line a logged step on the screen and one JSON object in log.jsonl; a progress bar below.
+    """One dense line per logged step on the screen, one JSON object in log.jsonl, and a progress bar.
 
-    Seconds and tokens go on across restarts. Lines of steps after the checkpoint that a run resumes from are dropped:
-    those steps are done again.
+    Seconds and tokens are counted across restarts. Lines of steps after the checkpoint that a run resumes from are
+    dropped, as those steps are repeated.
     """
 
     def __init__(self, run_dir: Path, flops_per_token: float = 0.0, peak_flops: float | None = None):
@@ -69,7 +69,7 @@ class StepLog(TrainerCallback, ExportableState):
         self.bar: tqdm  # from on_train_begin on
 
     def state(self) -> dict:
-        """What Trainer saves with each checkpoint."""
+        """The state that Trainer saves with each checkpoint."""
         return {"args": {}, "attributes": {"seconds_before": self.elapsed()}}
 
     def elapsed(self) -> float:
@@ -87,16 +87,16 @@ class StepLog(TrainerCallback, ExportableState):
         self.bar = progress(total=state.max_steps, what="training", unit="steps", resume_at=state.global_step)
 
     def on_step_end(self, args, state, control, **kwargs):
-        """Move the bar; the last step is always validated. The first one tells how long the start took."""
+        """Advance the bar, request a validation at the last step, and after the first step print the start-up time."""
         if self.start_up_seconds is None:
             self.start_up_seconds = round(time.time() - command_started(), 1)
-            say(f"first update {format_seconds(self.start_up_seconds)} after the start")
+            say(f"first update finished after {format_seconds(self.start_up_seconds)}")
         self.bar.update(1)
         if state.global_step >= state.max_steps and args.eval_strategy != IntervalStrategy.NO:
             control.should_evaluate = True
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        """Write what Trainer measured, with throughput and memory."""
+        """Log Trainer's metrics with throughput and memory."""
         if "loss" in logs:
             line = self._training_line(args, state, logs)
         elif "eval_loss" in logs:
@@ -109,7 +109,7 @@ class StepLog(TrainerCallback, ExportableState):
             say(self.as_text(line, state.max_steps))
 
     def on_save(self, args, state, control, **kwargs):
-        """A disk that took a checkpoint has room for the lines before it, which a kill must not lose."""
+        """Retry lines that the disk refused earlier: it has just had room for a checkpoint."""
         if is_main_process():
             self.file.catch_up()
 

@@ -1,4 +1,4 @@
-"""The loss since the last logged step, kept in each checkpoint: the first logged line after a resume is whole."""
+"""Stores the loss since the last logged step in each checkpoint, for the first logged line after a resume."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from llm_qa.training.internals import loss_since_log, restore_loss_since_log
 
 
 class LossSoFar(TrainerCallback, ExportableState):
-    """Keeps the loss since the last logged step in the checkpoint, which Trainer forgets.
+    """Saves the sum of losses since the last logged step, which Trainer does not save.
 
-    Without it the first line after a resume averages only the steps since then. One number a rank: the logged loss is
-    their mean.
+    Without it the first line after a resume would average only the steps after it. There is one number per rank; the
+    logged loss is their mean.
     """
 
     def __init__(self, trainer: Trainer):
@@ -22,7 +22,7 @@ class LossSoFar(TrainerCallback, ExportableState):
         self.last_logged = 0
 
     def state(self) -> dict:
-        """What Trainer saves with each checkpoint."""
+        """The state that Trainer saves with each checkpoint."""
         return {"args": {}, "attributes": {"by_rank": self.by_rank, "last_logged": self.last_logged}}
 
     def remember(self) -> None:
@@ -31,7 +31,7 @@ class LossSoFar(TrainerCallback, ExportableState):
         self.by_rank = gather_over_ranks(loss, self.trainer.args.device)
 
     def on_train_begin(self, args, state, control, **kwargs):
-        """Give the numbers back; on another number of processes each gets their mean, which keeps the logged loss."""
+        """Restore the numbers; with another number of processes each gets their mean, which keeps the logged loss."""
         saved = state.stateful_callbacks.get(type(self).__name__) if state.global_step else None
         if not saved or not saved["attributes"]["by_rank"]:
             return

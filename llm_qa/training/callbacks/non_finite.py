@@ -1,4 +1,4 @@
-"""Stop before a NaN or an infinite gradient reaches the weights, and say which records it came from."""
+"""Stop before a NaN or an infinite gradient reaches the weights, and name the records in question."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from llm_qa.data.packing import PackedDataset, count_real_tokens
 from llm_qa.distributed import all_gather
 from llm_qa.training.internals import had_bad_gradients, is_zero_optimizer, skip_bad_updates
 
-MOST_RECORDS = 20  # named in a sentence
+MOST_RECORDS = 20  # at most so many record ids in the message
 
 
 class NonFiniteError(Failed):
-    """A loss or gradient that is NaN or infinite; no checkpoint holds anything of it."""
+    """A loss or gradient is NaN or infinite; no checkpoint was written after it."""
 
 
 class StopOnNonFinite(TrainerCallback):
-    """Look at every gradient just before the update; the last checkpoint stays as it is.
+    """Checks every gradient just before the update; the last checkpoint is not touched.
 
-    Under DeepSpeed the engine has updated by then: it is told to skip an update of bad gradients in every precision, as
-    it does for 16 bits, and asked whether it did. An fp16 run is left to its loss scaler, which skips such a step by
-    design; its logged loss must still be finite.
+    DeepSpeed's engine has already updated by then: it is configured to skip updates with non-finite gradients in every
+    precision, as it does in 16 bits, and asked whether it skipped. In fp16 the loss scaler skips such steps by design,
+    so only the logged loss is checked.
     """
 
     def __init__(self, train_set: PackedDataset | None = None):
@@ -36,7 +36,7 @@ class StopOnNonFinite(TrainerCallback):
         self.asked: tuple | None = None
 
     def on_train_begin(self, args, state, control, model=None, optimizer=None, **kwargs):
-        """Listen to what enters the model and the loss that leaves it."""
+        """Register hooks on the model's inputs and on its loss."""
         self.hook = model.register_forward_hook(self._remember, with_kwargs=True)
         skip_bad_updates(getattr(optimizer, "optimizer", None))
 
@@ -45,11 +45,11 @@ class StopOnNonFinite(TrainerCallback):
             self.passes.append((kwargs["input_ids"], kwargs["position_ids"], output["loss"].detach()))
 
     def on_step_begin(self, args, state, control, **kwargs):
-        """A new update, new batches."""
+        """Forget the batches of the last update."""
         self.passes = []
 
     def on_pre_optimizer_step(self, args, state, control, model=None, optimizer=None, **kwargs):
-        """Look at every gradient, or ask the engine that has them."""
+        """Check every gradient, or ask the engine that holds them."""
         if args.fp16:
             return
         engine = getattr(optimizer, "optimizer", None)
@@ -69,9 +69,9 @@ class StopOnNonFinite(TrainerCallback):
             self._stop(state.global_step + 1, args.process_index)
 
     def _skip_on_the_gpu(self, optimizer, finite: torch.Tensor, step: int, rank: int) -> None:
-        """Let a fused optimizer skip a bad update by itself, and ask later: asking now would make the GPU wait.
+        """Let a fused optimizer skip a bad update itself and read the result later: reading now would synchronise.
 
-        `found_inf` is what torch's GradScaler gives its optimizers; weights and moments stay as they are.
+        `found_inf` is the flag that torch's GradScaler sets on optimizers; with it weights and moments do not change.
         """
         self._ask(rank)
         optimizer.found_inf = (~finite).float()
@@ -94,23 +94,23 @@ class StopOnNonFinite(TrainerCallback):
         raise NonFiniteError(self.sentence("a gradient", step, "; ".join(told)))
 
     def on_step_end(self, args, state, control, **kwargs):
-        """Nothing is logged, validated or saved before the answer about this step is in."""
+        """Read this step's result before anything is logged, validated or saved."""
         if control.should_save or control.should_log or control.should_evaluate or state.global_step >= state.max_steps:
             self._ask(args.process_index)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        """A loss that is logged must be a number."""
+        """Stop where a logged loss is not finite."""
         for key in ("loss", "eval_loss"):
             if key in logs and not math.isfinite(logs[key]):
                 what = f"the {key.replace('eval_', 'validation ')}"
                 raise NonFiniteError(self.sentence(what, state.global_step, self.where(args.process_index)))
 
     def on_train_end(self, args, state, control, **kwargs):
-        """Stop listening."""
+        """Remove the hooks."""
         self.hook.remove()
 
     def where(self, rank: int) -> str:
-        """The passes of this update whose loss is bad (or all of them) with the ids of their records; '' unknown."""
+        """The passes of this update with a non-finite loss (or all), with their record ids; '' where unknown."""
         if not self.passes or self.train_set is None:
             return ""
         bad = [i for i, (_, _, loss) in enumerate(self.passes) if not torch.isfinite(loss).all()]
@@ -128,12 +128,14 @@ class StopOnNonFinite(TrainerCallback):
             for document in self.train_set.packs[pack] if pack is not None else ():
                 ids[self.train_set.pairs.record_ids[document]] = None
         named = list(ids)[:MOST_RECORDS] + ([f"and {len(ids) - MOST_RECORDS} more"] if len(ids) > MOST_RECORDS else [])
-        passes = f"pass {', '.join(str(i + 1) for i in bad)} of {len(self.passes)}" if bad else "every pass"
+        passes = (
+            f"forward pass {', '.join(str(i + 1) for i in bad)} of {len(self.passes)}" if bad else "every forward pass"
+        )
         return f"rank {rank}, {passes}, records {', '.join(named) or 'unknown'}"
 
     @staticmethod
     def sentence(what: str, step: int, where: str = "") -> str:
-        """What happened, where, and what helps."""
+        """The error message: what happened, where, and what helps."""
         place = f" ({where})" if where else ""
         return (
             f"Step {step}: {what} is not a finite number{place}, so training stopped before it "

@@ -1,4 +1,4 @@
-"""Ending in good order: on a signal, or before the wall-clock budget is spent. All ranks agree on the step."""
+"""Saves and stops on a signal or before the wall-clock budget is spent, at the same step on all ranks."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ from transformers import TrainerCallback
 from llm_qa.console import say
 from llm_qa.distributed import sum_over_ranks
 
-SAME_EVENT_SECONDS = 1.0  # Slurm, a terminal and torchrun all pass one wish on: what comes at once is one wish
-PR_SET_PDEATHSIG = 1  # prctl(2): the signal to get when the parent dies
+SAME_EVENT_SECONDS = (
+    1.0  # Slurm, a terminal and torchrun may each forward one signal: signals within this time count as one
+)
+PR_SET_PDEATHSIG = 1  # prctl(2): which signal to receive when the parent dies
 
 
 def under_a_launcher() -> bool:
@@ -34,10 +36,10 @@ def command_started() -> float:
 
 
 class StopInTime(TrainerCallback):
-    """Save and stop when the wall-clock budget is nearly spent or SIGTERM, SIGINT or SIGHUP came.
+    """Saves and stops when the wall-clock budget is nearly spent or after SIGTERM, SIGINT or SIGHUP.
 
-    The budget counts from the start of the command. What is kept back of it: two of the slowest steps, the slowest
-    validation, and what `seconds_to_save` says.
+    The budget counts from the start of the command. Training stops when less than two of the slowest steps, the slowest
+    validation and `seconds_to_save` are left of it.
     """
 
     def __init__(self, max_hours: float | None, seconds_to_save: Callable[[], float] = lambda: 0.0):
@@ -50,10 +52,10 @@ class StopInTime(TrainerCallback):
         self.mark = 0.0
 
     def catch_signals(self) -> None:
-        """From now on a signal asks for a stop after the step; another one, a second later or more, ends at once.
+        """Let a signal request a stop after the step; another one, at least a second later, ends at once.
 
-        A thread hears of them even while the main thread waits in a collective. A launcher that dies counts as SIGHUP,
-        so that its workers save instead of living on.
+        A thread receives signals even while the main thread waits in a collective. Where the launcher dies, its workers
+        get SIGHUP, so that they save and stop.
         """
         ours, theirs = socket.socketpair()
         theirs.setblocking(False)
@@ -65,7 +67,7 @@ class StopInTime(TrainerCallback):
             signal.signal(number, lambda *_: None)
         if under_a_launcher() and sys.platform == "linux":
             ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGHUP)
-        self.wakeup = theirs  # or it would be closed
+        self.wakeup = theirs  # keeps it from being closed
         threading.Thread(target=self._listen, args=(ours, set(caught)), daemon=True).start()
 
     def _listen(self, ours: socket.socket, caught: set[int]) -> None:
@@ -76,13 +78,13 @@ class StopInTime(TrainerCallback):
             name = signal.Signals(number[0]).name
             if self.signal is None:
                 self.signal, first_at = name, time.monotonic()
-                say(f"{name}: saving after this step, then stopping (again: stop at once)")
+                say(f"{name}: saving after this step, then stopping (send it again to stop at once)")
             elif name != "SIGHUP" and time.monotonic() - first_at > SAME_EVENT_SECONDS:
                 say(f"{name} again: stopped at once, without saving")
                 os._exit(128 + number[0])
 
     def on_step_begin(self, args, state, control, **kwargs):
-        """Remember when the step began."""
+        """Note when the step began."""
         self.mark = time.time()
 
     def _since_mark(self) -> float:
@@ -94,7 +96,7 @@ class StopInTime(TrainerCallback):
         return 2 * self.step_seconds + self.validation_seconds + self.seconds_to_save()
 
     def on_step_end(self, args, state, control, **kwargs):
-        """Ask whether any rank wants to stop, and if so save now."""
+        """Save and stop now where any rank wants to stop."""
         self.step_seconds = max(self.step_seconds, self._since_mark())
         out_of_time = self.deadline is not None and self.mark + self._kept_back() > self.deadline
         votes = sum_over_ranks([float(self.signal is not None), float(out_of_time)], args.device)
@@ -104,10 +106,10 @@ class StopInTime(TrainerCallback):
         control.should_save = control.should_training_stop = True
 
     def on_evaluate(self, args, state, control, **kwargs):
-        """Learn how long a validation takes: it must fit into the budget too."""
+        """Note how long a validation takes, as it must fit into the budget."""
         self.validation_seconds = max(self.validation_seconds, self._since_mark())
 
     def on_epoch_end(self, args, state, control, **kwargs):
-        """Trainer takes an early stop for the end of an epoch: no validation then, which would cost what is left."""
+        """Skip the validation where training stops within an epoch: Trainer would validate and exceed the budget."""
         if self.reason is not None:
             control.should_evaluate = False

@@ -1,6 +1,6 @@
 """A checkpoint's manifest: the size and sha256 of every file, so that damage is found before anything is loaded.
 
-`manifest.json` is the last file that is written into a checkpoint; it guards itself with a sha256 of its own content.
+`manifest.json` is the last file that is written into a checkpoint; it contains a sha256 of its own content.
 """
 
 from __future__ import annotations
@@ -16,15 +16,14 @@ from typing import Any
 from llm_qa import files
 from llm_qa.migrations import migrate, stamped
 
-# DeepSpeed's universal copy of a checkpoint, which is made anew from verified files whenever it is needed.
+# DeepSpeed's universal copy of a checkpoint is not listed: it is made from verified files whenever it is needed.
 ADDED_LATER = ("latest_universal",)
 UNIVERSAL = "_universal"
-BLOCK_BYTES = 1 << 20
 FEWEST_THREADS = 2
 
 
 def listed_files(folder: Path) -> list[Path]:
-    """Every file that belongs to a checkpoint, relative to it, in order; hidden ones and the universal copy do not."""
+    """Every file that belongs to a checkpoint, relative to it, sorted, without hidden files and the universal copy."""
     found = []
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)
@@ -36,18 +35,15 @@ def listed_files(folder: Path) -> list[Path]:
 
 
 def sha256_from_disk(path: Path) -> str:
-    """Hex sha256 of a file's bytes as the disk has them: what the system still keeps in memory is given up first."""
-    digest = hashlib.sha256()
+    """Hex sha256 of a file's bytes as the disk has them: the system's cached copy is dropped first."""
     with open(path, "rb") as file:
         if hasattr(os, "posix_fadvise"):
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        while block := file.read(BLOCK_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def flush(path: Path) -> None:
-    """Wait until a file's bytes, or a folder's names, are on the disk."""
+    """fsync a file, or the names in a folder."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -56,7 +52,7 @@ def flush(path: Path) -> None:
 
 
 def write_manifest(folder: Path, about: dict[str, Any]) -> None:
-    """Hash and flush every file of `folder`, then write manifest.json with `about` beside the list. OSError passes."""
+    """Hash and flush every file of `folder`, then write manifest.json with the list and `about`. Raises OSError."""
     names = listed_files(folder)
 
     def entry(name: Path) -> dict[str, Any]:
@@ -81,9 +77,9 @@ def _render(content: dict[str, Any]) -> str:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a checkpoint of any format, as one of today's.
+    """The manifest of a checkpoint, migrated to the current format.
 
-    Raises ValueError, in words, where it is missing or not as it was written.
+    Raises ValueError with the reason where it is missing or was changed.
     """
     try:
         text = (folder / files.MANIFEST).read_text(encoding="utf-8")
@@ -104,9 +100,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def damage(folder: Path) -> list[str]:
-    """What is wrong with a checkpoint, in words, file by file; empty when every byte is as it was written.
+    """A description of every damaged file of a checkpoint; empty when every byte is as it was written.
 
-    Links are damage too: what they lead to may change, or be no file of this folder at all.
+    Links count as damage, because their target may change or lie outside the folder.
     """
     try:
         expected = read_manifest(folder)["files"]

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: which one training goes on from, and on how many processes it can."""
+"""The checkpoint that training resumes from, and whether it can on this number of processes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from llm_qa.training.checkpoint.manifest import UNIVERSAL, damage
 from llm_qa.training.checkpoint.storage import clear_leftovers
 from llm_qa.training.strategy import Strategy
 
-# What Trainer's random states and DeepSpeed's shares name beside tensors: data, no behaviour.
+# Types besides tensors in the pickles of Trainer's random states and DeepSpeed's partitions: they hold data, not code.
 HARMLESS = {
     *("numpy._core.multiarray._reconstruct", "numpy.ndarray", "numpy.dtype", "numpy.dtypes.UInt32DType"),
     *("deepspeed.runtime.fp16.loss_scaler.LossScaler", "deepspeed.runtime.fp16.loss_scaler.DynamicLossScaler"),
@@ -34,7 +34,7 @@ def checkpoint_step(path: Path) -> int:
 
 
 def layout(checkpoint: Path) -> tuple[int, int]:
-    """(ZeRO stage, number of processes) that wrote a checkpoint; stage 0 is one process or DDP."""
+    """(ZeRO stage, number of processes) with which a checkpoint was written; stage 0 is one process or DDP."""
     optimizer_shares = list(checkpoint.glob("global_step*/*zero_pp_rank_*_optim_states.pt"))
     model_shares = list(checkpoint.glob("global_step*/zero_pp_rank_*_model_states.pt"))
     if optimizer_shares:
@@ -43,35 +43,37 @@ def layout(checkpoint: Path) -> tuple[int, int]:
 
 
 def check_layout(checkpoint: Path, strategy: Strategy) -> bool:
-    """Refuse a checkpoint of another engine; True when it must be reshaped first, for another number of processes.
+    """Refuse a checkpoint of another engine; True when it must first be converted for another number of processes.
 
-    One process and DDP read each other's checkpoints as they are. ZeRO's hold one share of the optimizer for each
-    process; DeepSpeed's universal checkpoint turns them into whole tensors.
+    One process and DDP read each other's checkpoints unchanged. ZeRO's hold one partition of the optimizer state for
+    each process; DeepSpeed's universal checkpoint turns them into whole tensors.
     """
     stage, processes = layout(checkpoint)
     if stage != strategy.zero_stage:
         before = f"ZeRO-{stage}" if stage else "one process or DDP"
         raise UserError(
-            f"{checkpoint} was made by {before} and this is {strategy}: the optimizer's state is kept differently "
-            "there, so use the accelerate config that the run began with, or begin anew with --resume never."
+            f"{checkpoint} was made by {before} and this is {strategy}: the optimizer's state is stored in "
+            "another form, so use the accelerate config that the run began with, or start again with --resume never."
         )
     if processes == strategy.processes:
         return False
-    say(f"{checkpoint} was made on {processes} processes and goes on with {strategy}; dropout draws other numbers")
+    say(
+        f"{checkpoint} was made on {processes} processes and goes on with {strategy}; dropout uses other random numbers"
+    )
     return stage > 0
 
 
 def make_universal(checkpoint: Path) -> None:
-    """Turn the shares of a ZeRO checkpoint into whole tensors beside them, which any number of processes can load.
+    """Convert the partitions of a ZeRO checkpoint to whole tensors, which any number of processes can load.
 
-    DeepSpeed's own converter, in a process of its own (https://www.deepspeed.ai/tutorials/universal-checkpointing/).
+    Uses DeepSpeed's converter in a separate process (https://www.deepspeed.ai/tutorials/universal-checkpointing/).
     """
     (shares,) = [p for p in checkpoint.glob("global_step*") if not p.name.endswith(UNIVERSAL)]
     whole = shares.with_name(f"{shares.name}{UNIVERSAL}")
-    for old in (whole, *checkpoint.glob(f".{whole.name}.*")):  # from before, in no manifest
+    for old in (whole, *checkpoint.glob(f".{whole.name}.*")):  # of an earlier start; no manifest lists it
         shutil.rmtree(old, ignore_errors=True)
     say(f"making {whole}, which any number of processes can load")
-    # A name of its own: the converter of a start that was killed may still be writing.
+    # A unique name, because the converter of a start that was killed may still be writing.
     staged = whole.with_name(f".{whole.name}.{uuid.uuid4().hex}")
     cores = os.cpu_count() or 1
     command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state"]
@@ -92,10 +94,11 @@ def all_checkpoints(folder: Path) -> list[Path]:
 
 
 def missing_states(checkpoint: Path) -> list[str]:
-    """What a checkpoint lacks that training needs to go on as if it had never stopped, in words.
+    """Descriptions of the states that a checkpoint lacks for resuming as if training had never stopped.
 
-    Weights alone (`save_only_model`) resume without an error, with fresh moments, learning rate and random numbers.
-    DeepSpeed keeps the optimizer in shares, one for each process, and may keep the scheduler there too.
+    From weights alone (`save_only_model`) Trainer would resume without an error, but with new optimizer moments,
+    learning rate and random numbers. DeepSpeed stores one partition of the optimizer per process, sometimes with the
+    scheduler.
     """
     names = {path.name for path in checkpoint.iterdir()}
     stage, processes = layout(checkpoint)
@@ -113,10 +116,9 @@ def missing_states(checkpoint: Path) -> list[str]:
 
 
 def invalid_reasons(checkpoint: Path) -> list[str]:
-    """Why nothing should be loaded from a checkpoint: it is not what was written, lacks a state that training needs to
-    go on alike, or loading it could run code.
+    """Why a checkpoint must not be loaded: it is damaged, lacks a state, or loading it could run code.
 
-    DeepSpeed unpickles its shares whole, so what they name is held against a list first, without running any of it.
+    DeepSpeed unpickles its partitions, so the types that they name are first compared with a list, without loading.
     """
     found = damage(checkpoint) or missing_states(checkpoint)
     if not found:
@@ -127,17 +129,17 @@ def invalid_reasons(checkpoint: Path) -> list[str]:
         for path in sorted(pickles):
             try:
                 strangers = set(torch.serialization.get_unsafe_globals_in_checkpoint(path)) - HARMLESS
-            except Exception:  # whatever a pickle that is none can raise
-                strangers = {"what nobody can read"}
+            except Exception:  # a damaged pickle can raise anything
+                strangers = {"something unreadable"}
             if strangers:
                 found.append(f"{path.relative_to(checkpoint)} would run {min(strangers)} when it is loaded")
     return found
 
 
 def newest_checkpoint(run_dir: str | Path) -> Path | None:
-    """The newest whole checkpoint of a run; newer ones that are not are named and set aside. None without any.
+    """The newest intact checkpoint of a run, None without any; newer damaged ones are reported and set aside.
 
-    To be called by the main process alone, with the run's lock: it tidies and renames.
+    To be called by the main process only, with the run's lock: it deletes leftovers and renames.
     """
     folder = Path(run_dir) / files.CHECKPOINTS
     clear_leftovers(folder)
@@ -149,14 +151,14 @@ def newest_checkpoint(run_dir: str | Path) -> Path | None:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         say(f"{checkpoint} is damaged ({'; '.join(problems[:3])}{more}) and set aside as {aside.name}")
     if found:
-        say(f"no whole checkpoint is left in {folder}: training begins anew")
+        say(f"no intact checkpoint is left in {folder}: training starts again")
     return None
 
 
 def set_later_aside(checkpoint: Path) -> None:
-    """Set aside the checkpoints after the one that a run goes on from, which it will make anew.
+    """Set aside the checkpoints after the one that a run goes on from, which it will make again.
 
-    A kill before that, or their turn to be deleted, would mix the old ones with the new.
+    Otherwise a kill before that, or the deletion of old checkpoints, would mix the old ones with the new.
     """
     for later in all_checkpoints(checkpoint.parent):
         if checkpoint_step(later) > checkpoint_step(checkpoint):
@@ -164,7 +166,7 @@ def set_later_aside(checkpoint: Path) -> None:
 
 
 def set_aside(checkpoint: Path, why: str) -> Path:
-    """Rename a checkpoint to `<why>-<its name>.<n>` so that nothing takes it for one; returns the new path."""
+    """Rename a checkpoint to `<why>-<its name>.<n>` so that it no longer counts as one; returns the new path."""
     number = 1
     while (aside := checkpoint.with_name(f"{why}-{checkpoint.name}.{number}")).exists():
         number += 1

@@ -1,8 +1,8 @@
-"""A checkpoint becomes one in a single rename: staged out of sight, hashed, flushed, renamed, read back, and only then
-do older ones go. Functions on files alone; `trainer_hooks.py` lets Trainer use them.
+"""Writes checkpoints atomically: staged in a hidden folder, hashed, flushed, renamed and read back.
 
-A process may end between any two lines here: `clear_leftovers` tidies what it left, and what is named
-`checkpoint-<step>` is whole.
+Only then are older checkpoints deleted. These functions only handle files; `trainer_hooks.py` connects them to Trainer.
+A process may be killed between any two lines here: `clear_leftovers` deletes what it left, and a folder named
+`checkpoint-<step>` is always complete.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ RESERVE = ".reserve"
 
 
 class SaveError(Exception):
-    """A checkpoint could not be written, or is not what was written; the older ones are untouched."""
+    """A checkpoint could not be written or reads back differently; older checkpoints are unchanged."""
 
 
 def disk_problem(error: BaseException) -> str:
@@ -34,7 +34,7 @@ def disk_problem(error: BaseException) -> str:
 
 
 def clear_leftovers(checkpoints: Path) -> None:
-    """Remove what a save that never finished left behind."""
+    """Delete what unfinished saves have left."""
     for path in [checkpoints / STAGING, *checkpoints.glob(f"{REMOVING}*")]:
         shutil.rmtree(path, ignore_errors=True)
 
@@ -45,7 +45,7 @@ def reserve(checkpoints: Path, needed_bytes: int) -> Path:
     clear_leftovers(checkpoints)
     staging = checkpoints / STAGING
     staging.mkdir()
-    with open(staging / RESERVE, "wb") as file:  # asks quotas too, which the free space of a disk does not show
+    with open(staging / RESERVE, "wb") as file:  # respects quotas, which the disk's free space does not show
         if needed_bytes and hasattr(os, "posix_fallocate"):
             os.posix_fallocate(file.fileno(), 0, needed_bytes)
     (staging / RESERVE).unlink()
@@ -53,7 +53,7 @@ def reserve(checkpoints: Path, needed_bytes: int) -> Path:
 
 
 def commit(staged: Path, final: Path, about: dict[str, Any]) -> None:
-    """Turn a staged folder into the checkpoint `final`; SaveError when the disk gives back other bytes."""
+    """Turn a staged folder into the checkpoint `final`; SaveError when it reads back differently."""
     write_manifest(staged, about)
     if final.exists():  # the same step saved again
         remove(final)
@@ -61,11 +61,11 @@ def commit(staged: Path, final: Path, about: dict[str, Any]) -> None:
     flush(final.parent)
     if problems := damage(final):
         shutil.rmtree(final, ignore_errors=True)
-        raise SaveError(f"what the disk gives back is not what was written: {'; '.join(problems[:3])}")
+        raise SaveError(f"it reads back differently from what was written: {'; '.join(problems[:3])}")
 
 
 def remove(checkpoint: Path) -> None:
-    """Delete a checkpoint: out of sight first, so that no half of one is ever taken for a whole."""
+    """Delete a checkpoint. It is hidden first, so that a half-deleted one is never taken for a checkpoint."""
     doomed = checkpoint.with_name(f"{REMOVING}{checkpoint.name}")
     shutil.rmtree(doomed, ignore_errors=True)
     os.replace(checkpoint, doomed)

@@ -1,12 +1,13 @@
-"""Trainer's checkpoints made safe: its own save, led into a staging folder, and a disk that fails ends nothing.
+"""Makes Trainer's checkpoints safe: they are staged, checked and renamed, and a full disk does not end training.
 
 Trainer writes into the final folder and deletes old checkpoints unread
 (https://github.com/huggingface/transformers/blob/v5.23.0/src/transformers/trainer.py, `_save_checkpoint`). What is
-saved stays Trainer's; where, when it counts and which old ones go is decided here, by all ranks together.
+saved is left to Trainer; where it is saved, when it counts as a checkpoint and which old ones are deleted is decided
+here, by all ranks together.
 
-Training waits for what Trainer writes and no longer: one thread of the main process hashes it, flushes it, renames it
-and reads it back while training goes on. All ranks hear what became of it before the next save, and before training
-ends or stops; the thread itself speaks with nobody.
+Training waits only while Trainer writes: a thread of the main process hashes, flushes, renames and reads back while
+training goes on. All ranks learn the result before the next save and before training ends or stops; the thread itself
+does not communicate.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from llm_qa.training.checkpoint.resume import all_checkpoints, checkpoint_step
 from llm_qa.training.checkpoint.storage import STAGING, SaveError, commit, disk_problem, remove, reserve
 
 WRITING_BYTES_PER_SECOND = 100e6  # a slow disk, until the first save has been timed
-NICENESS = 10  # of a thread beside training: about a tenth of a core that both want
+NICENESS = 10  # of the saving thread: it gets about a tenth of a core that training also uses
 TRIES_AGAIN, SAVED_AS_IT_IS = "the next save tries again", "what was trained is saved now"
 
 
@@ -73,40 +74,40 @@ class CheckpointingTrainer(Trainer):
         self.checkpoints = Path(self.args.output_dir)
         self.staging: Path | None = None
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint", initializer=let_training_go_first)
-        self.commit: Future | None = None  # of the main process
-        self.unsettled: int | None = None  # the step whose checkpoint the ranks have yet to hear of, the same on each
+        self.commit: Future | None = None  # in the main process
+        self.unsettled: int | None = None  # step of the checkpoint whose result is pending, the same on all ranks
         self.last_bytes = 0
-        self.save_seconds = 0.0  # the slowest so far, from the first byte to the last that was read back
+        self.save_seconds = 0.0  # of the slowest save so far, from the first byte written to the last read back
 
     def _get_output_dir(self, trial) -> str:
         return str(self.staging) if self.staging else super()._get_output_dir(trial)
 
     def train(self, *arguments, **keywords):
-        """Trainer's training; a checkpoint on its way is finished whatever ends it, and no process leaves before."""
+        """Trainer's training; a pending checkpoint is finished before this returns, also after an error."""
         self.last_bytes = run_on_main(lambda: sum(map(folder_bytes, all_checkpoints(self.checkpoints)[-1:])))
         try:
             return super().train(*arguments, **keywords)
         finally:
-            if self.commit is not None:  # after an error, which the other ranks need not share
+            if self.commit is not None:  # after an error, which the other ranks may not have
                 wait([self.commit])
                 if error := self.commit.exception():
                     say(f"Step {self.unsettled}: no checkpoint could be saved ({disk_problem(error) or error})")
 
     def _run_epoch(self, *arguments, **keywords) -> None:
-        """Trainer's epoch; none for a checkpoint of the last step, from which Trainer would take one step too many."""
+        """Trainer's epoch, skipped on resuming from the last step, as Trainer would take one step too many."""
         if self.state.global_step < self.state.max_steps:
             super()._run_epoch(*arguments, **keywords)
         else:
             self.control.should_training_stop = True
 
     def _finalize_training(self, *arguments):
-        """Trainer's end, with the last checkpoint known to be safe; which one is the best is decided in `best.py`."""
+        """Trainer's end of training, after the last checkpoint is safe; `best.py` chooses the best one."""
         self._settle(SAVED_AS_IT_IS)
         self.state.best_model_checkpoint = None
         return super()._finalize_training(*arguments)
 
     def needed_bytes(self) -> int:
-        """Bytes of the next checkpoint: those of the run's last one, or before it an estimate (`memory.py`)."""
+        """Bytes of the next checkpoint: the size of the last one, or before the first an estimate (`memory.py`)."""
         if self.last_bytes:
             return self.last_bytes
         optim, stage = str(getattr(self.args.optim, "value", self.args.optim)), int(self.is_deepspeed_enabled)
@@ -117,12 +118,12 @@ class CheckpointingTrainer(Trainer):
         )
 
     def seconds_to_save(self) -> float:
-        """How long a save that begins now takes until it is safe, the one before it included where it is not yet."""
+        """Seconds until a save that begins now is safe, including a pending one before it."""
         whole = self.save_seconds or self.needed_bytes() / WRITING_BYTES_PER_SECOND
         return 2 * whole if self.commit is not None and not self.commit.done() else whole
 
     def _save_checkpoint(self, model, trial) -> None:
-        """One save by all ranks: staged everywhere and made safe in the background, or given up and said aloud."""
+        """One save by all ranks: staged by each and made safe in the background, or given up with a message."""
         step = self.state.global_step
         and_now = SAVED_AS_IT_IS if step >= self.state.max_steps else TRIES_AGAIN
         self.loss_so_far.remember()
@@ -138,7 +139,7 @@ class CheckpointingTrainer(Trainer):
         if not problem:
             self.staging = self.checkpoints / STAGING
             try:
-                # A rank that fails inside DeepSpeed leaves the others in a collective: there they end with it.
+                # Where a rank fails inside DeepSpeed, the others wait in a collective, so the run ends.
                 problem = self._attempt(lambda: self._stage(model, trial))
             finally:
                 self.staging = None
@@ -153,7 +154,7 @@ class CheckpointingTrainer(Trainer):
             self._settle(and_now)
 
     def _is_left_out(self) -> bool:
-        """Whether a save gives way to the one before it: only one of the schedule, which others will follow."""
+        """Whether a save is skipped for a pending one: only a scheduled save, which others will follow."""
         scheduled = self.args.save_strategy == SaveStrategy.STEPS and not self.control.should_training_stop
         losses = validation_losses(self.state) if self.saving.keep_best else {}
         if not scheduled or best_first(losses, losses)[:1] == [self.state.global_step]:
@@ -162,7 +163,7 @@ class CheckpointingTrainer(Trainer):
         return bool(wait([self.commit], self.patience_seconds).not_done)  # type: ignore[list-item]
 
     def _attempt(self, work: Callable) -> str:
-        """Do `work` on this rank and hear what went wrong on any; '' when nothing did."""
+        """Do `work` on this rank; returns the first error of any rank, '' when there is none."""
         problem = ""
         try:
             work()
@@ -180,29 +181,29 @@ class CheckpointingTrainer(Trainer):
         try:
             reserve(self.checkpoints, self.needed_bytes())
         except OSError as error:
-            # Of an estimate one cannot be sure, of the last one's size one can. Under DeepSpeed a disk that fills up in
-            # the middle of a save ends the run: the other ranks wait in a collective.
+            # The last checkpoint's size is certain, an estimate is not. Under DeepSpeed a disk that fills up during a
+            # save ends the run, because the other ranks wait in a collective.
             if self.last_bytes or self.is_deepspeed_enabled or error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
             say(
                 f"Step {self.state.global_step}: a checkpoint is estimated at {self.needed_bytes():,} bytes"
-                f"{free_bytes(self.checkpoints)}: trying all the same"
+                f"{free_bytes(self.checkpoints)}: trying nevertheless"
             )
             reserve(self.checkpoints, 0)
 
     def _stage(self, model, trial) -> None:
-        """Trainer's own save."""
-        self.state.best_global_step = None  # of a schedule on plateaus: Trainer would name the staged folder for it
+        """Trainer's own save, into the staging folder."""
+        self.state.best_global_step = None  # else Trainer would record the staged folder (reduce_lr_on_plateau)
         super()._save_checkpoint(model, trial)
         if is_main_process():
             staged = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
             (staged / "training_args.bin").unlink(missing_ok=True)  # a pickle that nobody reads
 
     def _publish(self, step: int, losses: dict[int, float], began: float) -> tuple[int, float]:
-        """Make the staged checkpoint of a step count, and let old ones go; returns (its bytes, seconds since `began`).
+        """Make the staged folder a checkpoint and delete old ones; returns (bytes, seconds since `began`).
 
-        Beside it stays the one with the lowest of `losses`. In a thread of its own, while training goes on: nothing
-        that training changes is read here.
+        The checkpoint with the lowest of `losses` is kept too. Runs in a thread while training goes on, so it reads
+        nothing that training changes.
         """
         final = self.checkpoints / f"checkpoint-{step}"
         commit(self.checkpoints / STAGING / final.name, final, {"step": step, **self.saving.about})
@@ -218,7 +219,7 @@ class CheckpointingTrainer(Trainer):
         return size, time.monotonic() - began
 
     def _settle(self, and_now: str = TRIES_AGAIN) -> None:
-        """Wait until the last checkpoint is safe, or say that it is not; every rank must call it."""
+        """Wait until the pending checkpoint is safe, or report that it is not; every rank must call it."""
         if self.unsettled is None:
             return
         problem = self._attempt(self._hear)
@@ -232,7 +233,7 @@ class CheckpointingTrainer(Trainer):
             self.save_seconds = max(self.save_seconds, seconds)
 
     def _hear(self) -> None:
-        """Wait for the thread; whatever ended it is a checkpoint that was not saved, no end of this rank alone."""
+        """Wait for the thread. Any error of it means an unsaved checkpoint; it does not end this rank alone."""
         error = self.commit and self.commit.exception()
         if error:
             raise SaveError(disk_problem(error) or f"{type(error).__name__}: {error}") from error
@@ -252,9 +253,9 @@ class CheckpointingTrainer(Trainer):
 
 
 def let_training_go_first() -> None:
-    """Lower the priority of this thread and of those that it starts: Linux has one for each, other systems have not."""
+    """Lower the priority of this thread and of those that it starts; only Linux has priorities per thread."""
     if sys.platform == "linux":
-        with suppress(OSError):  # forbidden here: it costs training a little, no more
+        with suppress(OSError):  # not permitted: training is a little slower
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
 
 
@@ -264,7 +265,7 @@ def folder_bytes(folder: Path) -> int:
 
 
 def free_bytes(folder: Path) -> str:
-    """How much is free where a folder is, as the end of a clause; '' where even that cannot be asked."""
+    """The free space of a folder's disk as the end of a clause; '' where it cannot be determined."""
     try:
         return f" and {shutil.disk_usage(folder).free:,} are free"
     except OSError:

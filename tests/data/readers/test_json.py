@@ -50,7 +50,7 @@ def test_the_shapes_of_a_record(tmp_path, value):
 def test_the_start_of_a_conversation_is_its_context(tmp_path, value):
     result = read(tmp_path, [value])
     assert (
-        "1 conversation with several questions: only the answer to the last is learned" in result.files[0]["notes"][0]
+        "1 conversation with several questions: only the answer to the last is trained" in result.files[0]["notes"][0]
     )
     record = result.records[0]
     assert record.pairs() == [("다?", "라\n마")]

@@ -79,7 +79,7 @@ def test_columns_can_be_named(tmp_path):
     assert (result.records[0].id, result.records[0].category) == ("7", "일상")
     with pytest.raises(UserError, match="has no column '없음' \\(--question-column\\); it has 번호, 물음"):
         read(tmp_path, "번호,물음,대답\n7,왜요?,그래서요.\n", columns=ColumnNames(("없음",), ("대답",)))
-    with pytest.raises(UserError, match="no question column that can be recognised among 번호, 물음"):
+    with pytest.raises(UserError, match="no question column that is recognised among 번호, 물음"):
         read(tmp_path, "번호,물음,대답\n7,왜요?,그래서요.\n")
 
 

@@ -66,7 +66,7 @@ def test_named_columns_find_the_header_below_a_title_too(tmp_path):
     text = "안내문,\n문의,회신\n가?,나\n"
     result = read(tmp_path, text, ColumnNames(("문의",), ("회신",)))
     assert result.records[0].pairs() == [("가?", "나")]
-    with pytest.raises(UserError, match="no question column that can be recognised among 문의, 회신: name it with --q"):
+    with pytest.raises(UserError, match="no question column that is recognised among 문의, 회신: name it with --q"):
         read(tmp_path, text)
 
 

@@ -217,7 +217,7 @@ def test_odd_values_in_optional_files_are_dashes(run, tmp_path):
 def test_memory_is_the_worst_rank(run, tmp_path):
     training = files.read_json(run / files.TRAINING) | {"peak_memory_bytes": [9_400_000_000, 9_900_000_000]}
     files.write_json(run / files.TRAINING, training)
-    assert "9.9 GB (most of 2 ranks)" in written([run], tmp_path / "out")[1]
+    assert "9.9 GB (highest of 2 ranks)" in written([run], tmp_path / "out")[1]
 
 
 def test_a_run_without_base_is_reported_without_comparison(tmp_path):
@@ -299,11 +299,9 @@ def test_scores_of_other_predictions_are_refused(run):
 def test_different_data_is_refused(run, tmp_path):
     other = make_run(tmp_path / "runs", "other")
     make_evaluation(other, make_rows(tuned=False), label="base", data_sha256="cd" * 32)
-    refused([other], "cannot stand side by side")
+    refused([other], "cannot be compared")
     make_evaluation(other, make_rows(tuned=True), data_sha256="cd" * 32)
-    assert f"--run {other} --base --data data/bundled --split test" in refused(
-        [run, other], "cannot stand side by side"
-    )
+    assert f"--run {other} --base --data data/bundled --split test" in refused([run, other], "cannot be compared")
 
 
 def test_different_questions_are_refused(run, tmp_path):

@@ -124,8 +124,8 @@ def test_no_category_at_all_gives_no_category_scores():
     [
         (lambda rows: rows.clear(), "holds no predictions"),
         (lambda rows: rows.append(copy.deepcopy(rows[0])), "repeats question 0 of record a"),
-        (lambda rows: rows[0].pop("prediction"), "has no proper prediction"),
-        (lambda rows: rows[0].update(stopped="yes"), "has no proper stopped"),
+        (lambda rows: rows[0].pop("prediction"), "has no valid prediction"),
+        (lambda rows: rows[0].update(stopped="yes"), "has no valid stopped"),
         (lambda rows: rows[0].update(references=[]), "no reference answer"),
         (lambda rows: rows[0].update(references=["벽지", ""]), "no reference answer"),
         (lambda rows: rows[0].update(reference_bits=[1.0]), "not one number of bits a reference"),

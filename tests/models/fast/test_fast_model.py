@@ -142,11 +142,11 @@ def test_flops_of_products_that_are_not_made(batch):
     assert fast.skipped_flops(4.0) == pytest.approx(expected)
 
 
-def test_more_learned_tokens_than_were_said_are_an_error(batch, monkeypatch):
+def test_more_label_tokens_than_the_maximum_are_an_error(batch, monkeypatch):
     monkeypatch.setattr(fast_model, "TILE", 8)
     _, fast = build(base_precision="fp32")
     fast = FastNeoX(fast.model, fast.shape.dtype, TOKENS, int((batch["labels"] != IGNORED).sum()) // 2, compiled=False)
-    with pytest.raises(RuntimeError, match="more labels than"):
+    with pytest.raises(RuntimeError, match="more label tokens than"):
         fast.loss(**batch)
 
 

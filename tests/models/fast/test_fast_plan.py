@@ -37,8 +37,8 @@ def test_polyglot_s_kind_of_model_takes_it():
         ({}, {}, None, "no GPU"),
         ({}, {}, T4, "compute capability 7.5"),
         ({"hidden_dropout": 0.1}, {}, H200, "dropout"),
-        ({"use_parallel_residual": False}, {}, H200, "built otherwise"),
-        ({"hidden_act": "gelu_new"}, {}, H200, "built otherwise"),
+        ({"use_parallel_residual": False}, {}, H200, "different structure"),
+        ({"hidden_act": "gelu_new"}, {}, H200, "different structure"),
     ],
 )
 def test_what_cannot_take_it_is_told_why(model, values, capability, reason):
@@ -72,7 +72,7 @@ def test_as_few_layers_are_recomputed_as_the_memory_allows(monkeypatch, free_gib
     budget = measure_memory_budget(fast, frozen, make_recipe({}))
     number, why = layers_to_recompute(budget, make_recipe({}), 40)
     assert number == recomputed
-    assert "a layer keeps 1.06 GiB" in why
+    assert "a layer saves 1.06 GiB" in why
     assert layers_to_recompute(budget, make_recipe({"recompute": "all"}), 40)[0] == 40
     assert layers_to_recompute(budget, make_recipe({"recompute": "none"}), 40)[0] == 0
 
@@ -121,7 +121,7 @@ def test_nf4_is_unpacked_once_where_the_copy_fits_beside_what_layers_keep(monkey
     monkeypatch.setattr("llm_qa.models.fast.plan.free_memory_bytes", lambda: (free_mib * 2**20, free_mib * 2**20))
     path = choose_fast_path(model, recipe, precision, 128, 128, 0, H200)
     assert path.active
-    assert ("dequantised once into" in path.report) == dequantized
+    assert ("converted once to" in path.report) == dequantized
     fast = model.get_base_model().forward.func.__self__
     assert len(fast.prepared) == 4 * model.config.num_hidden_layers * dequantized
 
@@ -160,7 +160,7 @@ def test_where_memory_is_too_short_the_machine_keeps_what_it_can(monkeypatch, fr
     monkeypatch.setattr("llm_qa.models.fast.plan.free_memory_bytes", lambda: (int(free_mib * 2**20),) * 2)
     path = choose_fast_path(model, recipe, precision, 128, 128, 0, H200)
     assert before == [first]
-    assert ("layers' inputs and the embedding in the machine's memory" in path.report) == offloaded
+    assert ("layers' inputs and the embedding offloaded to CPU memory" in path.report) == offloaded
     assert isinstance(model.get_input_embeddings(), HostEmbedding) == offloaded
 
 
@@ -188,7 +188,10 @@ def test_a_kernel_that_does_not_fit_the_gpu_leaves_the_plain_path(monkeypatch):
     monkeypatch.setattr("llm_qa.models.fast.plan.free_memory_bytes", lambda: (2**30, 2**30))
     path = choose_fast_path(model, recipe, resolve_precision(recipe, None), 128, 128, 0, H200)
     assert not path.active
-    assert "plain path (its kernels for --lora-r 256 in fp32 need more than this GPU has)" in path.report
+    assert (
+        "plain path (the fast path's kernels for --lora-r 256 in fp32 need more shared memory or registers than"
+        in path.report
+    )
     assert model.get_base_model().forward == before
 
 
@@ -257,7 +260,7 @@ def test_planning_alone_changes_nothing(monkeypatch):
             {},
             100,
             "dequantized",
-            "nf4 dequantised once into 0.0 GiB of fp8, products in fp8 and bf16 (gradients within",
+            "nf4 converted once to 0.0 GiB of fp8, products in fp8 and bf16 (gradients within",
         ),
         ({}, 5, "per use", "nf4, products in fp8 and bf16 (gradients within"),
         ({"recompute": "all"}, 100, "per use", "nf4, products in fp8 and bf16 (gradients within"),
@@ -265,10 +268,15 @@ def test_planning_alone_changes_nothing(monkeypatch):
             {"base_precision": "16bit"},
             100,
             "dequantized",
-            "bf16 dequantised once into 0.0 GiB of fp8, products in fp8 and",
+            "bf16 converted once to 0.0 GiB of fp8, products in fp8 and",
         ),
-        ({"base_precision": "16bit"}, 5, None, "bf16, products in bf16 (a copy of bf16 weights in fp8 takes 0.0 GiB"),
-        ({"base_precision": "16bit", "recompute": "none"}, 100, None, "bf16, products in bf16 (a copy of bf16 weights"),
+        ({"base_precision": "16bit"}, 5, None, "bf16, products in bf16 (an fp8 copy of the bf16 weights takes 0.0 GiB"),
+        (
+            {"base_precision": "16bit", "recompute": "none"},
+            100,
+            None,
+            "bf16, products in bf16 (an fp8 copy of the bf16",
+        ),
         ({"base_precision": "fp8"}, 100, None, "fp8, products in fp8 and bf16"),
         ({"compute_dtype": "bf16", "recompute": "all"}, 100, None, "nf4, products in bf16"),
     ],
@@ -290,13 +298,13 @@ def test_where_fp8_differs_too_much_products_stay_in_bf16_unless_it_was_asked_fo
     fast = model.get_base_model().forward.func.__self__
     assert {weight[0].dtype for weight in fast.prepared.values()} == {torch.bfloat16}
     _, choose = planned(monkeypatch, {"compute_dtype": "fp8"}, differences=(0.01, 0.3))
-    with pytest.raises(UserError, match="fp8 cannot be had here: in fp8 a layer's .* Set --compute-dtype to bf16"):
+    with pytest.raises(UserError, match="fp8 is not possible here: in fp8 a layer's .* Set --compute-dtype to bf16"):
         choose()
 
 
 def test_fp8_on_the_plain_path_is_refused_where_it_was_asked_for(monkeypatch):
     _, choose = planned(monkeypatch, {"compute_dtype": "fp8"}, differences=(0.5,))
-    with pytest.raises(UserError, match="takes the plain one .*differs by 50%.* set --compute-dtype to bf16"):
+    with pytest.raises(UserError, match="takes the plain one .*differ by 50%.* set --compute-dtype to bf16"):
         choose()
     _, choose = planned(monkeypatch, {}, differences=(0.5,))
     assert choose().report.endswith("nf4, products in bf16")

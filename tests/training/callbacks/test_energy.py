@@ -1,4 +1,4 @@
-"""Energy: the library's calls by a stand-in for it, and counting over a stop. No GPU is needed."""
+"""Energy: nvidia-ml-py's calls with counters of our own, and counting over a stop. No GPU is needed."""
 
 from types import SimpleNamespace
 
@@ -6,48 +6,64 @@ import pytest
 import torch
 from transformers import TrainerControl, TrainerState
 
-from llm_qa.training.callbacks.energy import EnergyUsed, _millijoules, energy_joules
+from llm_qa.training.callbacks import energy
+from llm_qa.training.callbacks.energy import EnergyUsed, energy_joules
 
 
-class Nvml:
-    """Three calls of NVML: 0 is success. Handles are 1-based places in `counters`."""
+@pytest.fixture
+def gpus(monkeypatch):
+    """Visible GPUs with the UUIDs b and GPU-a, and millijoules by UUID; the rest is nvidia-ml-py itself."""
+    pynvml = pytest.importorskip("pynvml")
+    counters = {"GPU-a": 1500, "GPU-b": 2**40}
 
-    def __init__(self, counters, *, broken=""):
-        self.counters, self.broken = counters, broken
+    def handle(uuid):
+        if uuid not in counters:
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_FOUND)
+        return uuid
 
-    def nvmlInit_v2(self):
-        return int(self.broken == "init")
-
-    def nvmlDeviceGetHandleByUUID(self, uuid, device):
-        if self.broken == "handle" or uuid not in self.counters:
-            return 6
-        device._obj.value = 1 + list(self.counters).index(uuid)
-        return 0
-
-    def nvmlDeviceGetTotalEnergyConsumption(self, device, counted):
-        if self.broken == "energy":
-            return 3
-        counted._obj.value = list(self.counters.values())[device.value - 1]
-        return 0
-
-
-def test_the_counters_of_all_gpus_are_summed_or_nothing_is_told():
-    counters = {b"GPU-a": 1500, b"GPU-b": 2**40}
-    assert _millijoules(Nvml(counters), ["b", "GPU-a"]) == 2**40 + 1500
-    assert _millijoules(Nvml(counters), ["a", "other"]) is None
-    for broken in ("init", "handle", "energy"):
-        assert _millijoules(Nvml(counters, broken=broken), ["a"]) is None
-
-
-def test_without_gpus_or_with_those_of_other_machines_it_is_not_known(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert energy_joules() is None
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda i: SimpleNamespace(uuid="x"))
-    monkeypatch.setattr("llm_qa.training.callbacks.energy.LIBRARY", "libnowhere.so")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda i: SimpleNamespace(uuid=["b", "GPU-a"][i]))
+    monkeypatch.setattr(pynvml, "nvmlInit", lambda: None)
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetHandleByUUID", handle)
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetTotalEnergyConsumption", counters.__getitem__)
+    return counters
+
+
+def launch(monkeypatch, processes, of_all):
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+    monkeypatch.setenv("WORLD_SIZE", str(of_all))
+
+
+def test_the_counters_of_the_launch_are_summed(gpus, monkeypatch):
+    launch(monkeypatch, 1, 1)
+    assert energy_joules() == 2**40 / 1000
+    launch(monkeypatch, 2, 2)
+    assert energy_joules() == (2**40 + 1500) / 1000
+
+
+def test_what_is_not_known_of_all_gpus_is_not_told(gpus, monkeypatch):
+    launch(monkeypatch, 2, 4)
+    assert energy_joules() is None, "GPUs of another machine"
+    launch(monkeypatch, 2, 2)
+    del gpus["GPU-a"]
+    assert energy_joules() is None, "a GPU that NVML does not know"
+
+
+@pytest.mark.parametrize("call", ["nvmlInit", "nvmlDeviceGetTotalEnergyConsumption"])
+def test_an_error_of_the_driver_is_no_energy(gpus, monkeypatch, call):
+    def fails(*arguments):
+        raise energy.pynvml.NVMLError(energy.pynvml.NVML_ERROR_NOT_SUPPORTED)
+
+    monkeypatch.setattr(energy.pynvml, call, fails)
     assert energy_joules() is None
-    monkeypatch.setenv("WORLD_SIZE", "4")
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+
+
+def test_without_gpus_or_the_package_there_is_no_energy(gpus, monkeypatch):
+    assert energy_joules() is not None
+    monkeypatch.setattr(energy, "pynvml", None)
+    assert energy_joules() is None
+    monkeypatch.undo()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert energy_joules() is None
 
 

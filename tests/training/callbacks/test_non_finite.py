@@ -61,7 +61,7 @@ def test_the_records_of_the_bad_pass_are_named(records, tokenizer):
         stop.passes.append((batch["input_ids"], batch["position_ids"], torch.tensor(loss)))
     expected = {pairs.record_ids[document] for index in (3, 8) for document in packs.packs[index]}
     told = stop.where(rank=2)
-    assert told.startswith("rank 2, pass 2 of 3, records R")
+    assert told.startswith("rank 2, forward pass 2 of 3, records R")
     assert set(told.partition("records ")[2].split(", ")) == expected
 
 

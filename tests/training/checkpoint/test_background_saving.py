@@ -117,7 +117,7 @@ def test_one_that_turns_out_bad_is_told_at_the_next_save_which_tries_again(
     assert names(tmp_path) == ["checkpoint-2", "checkpoint-6"]
     said = capsys.readouterr().out
     assert "Step 4: no checkpoint could be saved in " in said
-    assert "(what the disk gives back is not what was written: optimizer.pt has other bytes" in said
+    assert "(it reads back differently from what was written: optimizer.pt has other bytes" in said
     assert "the next save tries again" in said
     assert outcome(tmp_path) == outcome(undisturbed)
 

@@ -1,9 +1,9 @@
-"""Causal attention inside the documents of a packed sequence, on queries, keys and values as the projection lays them.
+"""Causal attention inside the documents of a packed sequence, on queries, keys and values in the projection's layout.
 
-A document is given by where it starts and ends, so a pass over it costs what its own length asks for: short documents
-leave most of a mask's blocks empty. Opaque to torch.compile, like the products beside it. `packed` is contiguous,
-(tokens, heads * 3 * width): of each head its query, key and value; starts and ends are int32 (tokens,), of each
-token's document: its first token, and one past its last.
+Each token is given the start and end of its document in place of a mask, so the cost follows the documents' lengths:
+with short documents most blocks of a mask would be empty. A custom operation, opaque to torch.compile. `packed` is
+contiguous, (tokens, heads * 3 * width): of each head its query, key and value; starts and ends are int32 (tokens,), of
+each token's document: its first token, and one past its last.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ def document_bounds(position_ids: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def document_mask(starts: Tensor) -> Tensor:
-    """Who may see whom, bool (tokens, tokens): a query its own document up to itself."""
+    """The attention mask, bool (tokens, tokens): True where a query (row) may attend to a key (column)."""
     places = torch.arange(len(starts), device=starts.device)
     return (places[:, None] >= places) & (places >= starts[:, None])
 
 
 @torch.library.custom_op("llm_qa::attend", mutates_args=())
 def attend(packed: Tensor, starts: Tensor, ends: Tensor, heads: int) -> tuple[Tensor, Tensor]:
-    """The attention output (tokens, heads * width) and, for its gradient, log sums, fp32 (heads, tokens)."""
+    """The attention output (tokens, heads * width) and its log-sum-exp for the backward pass, fp32 (heads, tokens)."""
     if packed.is_cuda:
         from llm_qa.models.fast.ops import attention_kernels
 
@@ -53,7 +53,7 @@ def _(packed, starts, ends, heads):
 def attend_backward(
     grad: Tensor, packed: Tensor, attended: Tensor, sums: Tensor, starts: Tensor, ends: Tensor, heads: int
 ) -> Tensor:
-    """The gradient of packed from that of the attention output (Dao et al. 2022, arXiv:2205.14135, appendix B)."""
+    """The gradient of packed, from that of the attention output (Dao et al. 2022, arXiv:2205.14135, appendix B)."""
     if packed.is_cuda:
         from llm_qa.models.fast.ops import attention_kernels
 
@@ -87,7 +87,7 @@ def _scores(query: Tensor, key: Tensor, starts: Tensor) -> Tensor:
 
 def _keep(ctx, inputs, output):
     packed, starts, ends, ctx.heads = inputs
-    ctx.set_materialize_grads(False)  # the sums are given to the backward pass alone
+    ctx.set_materialize_grads(False)  # the log-sum-exp is only for the backward pass and has no gradient
     ctx.save_for_backward(packed, *output, starts, ends)
 
 

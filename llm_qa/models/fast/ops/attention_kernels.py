@@ -1,7 +1,7 @@
 """Triton kernels of attention inside packed documents (Dao 2023, arXiv:2307.08691, with bounds in place of a mask).
 
-Imported only where there is a GPU; `attention` says what each computes, and tests hold them together. A program walks
-from where its documents start to where they end: with documents of 74 tokens that is two or three tiles.
+Imported only where there is a GPU; `attention` says what each computes, and tests compare them. A program loops only
+over the tiles between the start and the end of its documents: with documents of 74 tokens that is two or three tiles.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import triton.language as tl
 
 from llm_qa.models.fast.ops.lora_kernels import precision
 
-# Own rows, rows walked over, warps and stages of the three kernels, measured fastest on an H200 at heads of 128.
+# Rows of a program, rows of each loop step, warps and stages of the three kernels; fastest on an H200, heads of 128.
 ATTEND = (64, 32, 4, 3)
 QUERY = (64, 16, 4, 3)
 KEY = (64, 32, 4, 3)
@@ -42,7 +42,7 @@ def _attend_kernel(
     packed += 3 * head * width
     start = tl.load(starts + own, mask=own < tokens, other=tokens)
     query = _rows(packed, own, tokens, stride, columns, width)
-    most = tl.full((OWN,), -1e30, tl.float32)  # finite: what a row gathers before its document begins is scaled to 0
+    most = tl.full((OWN,), -1e30, tl.float32)  # finite, so that sums of masked scores are later scaled by 0
     total, value = tl.zeros((OWN,), tl.float32), tl.zeros((OWN, WIDTH), tl.float32)
     for first in range(tl.min(start), tl.minimum(tokens, (tl.program_id(1) + 1) * OWN), WALKED):
         walked = first + tl.arange(0, WALKED)
@@ -61,7 +61,7 @@ def _attend_kernel(
 
 
 def _tiles(width: int, shape: tuple[int, int, int, int], dtype: torch.dtype) -> dict[str, int]:
-    """The launch's keywords; wider heads take half the rows, fp32 waits with less ahead, as shared memory asks for."""
+    """Keyword arguments of a launch; wide heads get half the rows and fp32 fewer stages, to fit into shared memory."""
     own, walked, warps, stages = shape
     stages = 2 if dtype == torch.float32 else stages
     part = 1 if width <= 128 else 2
@@ -87,7 +87,7 @@ def _attend_query_kernel(
     grad, packed, attended, sums, inner, out, starts, tokens, width, scale,
     PRECISION: tl.constexpr, WIDTH: tl.constexpr, OWN: tl.constexpr, WALKED: tl.constexpr,
 ):  # fmt: skip
-    """Gradient of the queries, and for the other kernel `inner`: of each query the sum of grad * output."""
+    """Gradient of the queries; for the other kernel `inner`, for each query the sum of gradient * output."""
     head, heads = tl.program_id(0), tl.num_programs(0)
     own, columns = tl.program_id(1) * OWN + tl.arange(0, OWN), tl.arange(0, WIDTH)
     stride, short = 3 * heads * width, heads * width
@@ -107,8 +107,8 @@ def _attend_query_kernel(
         score = tl.dot(query, tl.trans(k), input_precision=PRECISION) * (scale * 1.4426950408889634)
         seen = (walked[None, :] <= own[:, None]) & (walked[None, :] >= start[:, None])
         weight = tl.where(seen, tl.exp2(score - log_sum[:, None]), 0.0)
-        slopes = weight * (tl.dot(dy, tl.trans(v), input_precision=PRECISION) - dot[:, None])
-        total = tl.dot(slopes.to(k.dtype), k, total, input_precision=PRECISION)
+        score_grad = weight * (tl.dot(dy, tl.trans(v), input_precision=PRECISION) - dot[:, None])
+        total = tl.dot(score_grad.to(k.dtype), k, total, input_precision=PRECISION)
     _store(out + 3 * head * width, own, tokens, stride, columns, width, total * scale)
 
 
@@ -117,7 +117,7 @@ def _attend_key_kernel(
     grad, packed, sums, inner, out, ends, tokens, width, scale,
     PRECISION: tl.constexpr, WIDTH: tl.constexpr, OWN: tl.constexpr, WALKED: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of the keys and values: the walk goes over the queries that see them."""
+    """Gradients of the keys and values: the loop is over the queries that attend to them."""
     head, heads = tl.program_id(0), tl.num_programs(0)
     own, columns = tl.program_id(1) * OWN + tl.arange(0, OWN), tl.arange(0, WIDTH)
     stride, short = 3 * heads * width, heads * width
@@ -136,8 +136,8 @@ def _attend_key_kernel(
         seen = (own[:, None] <= walked[None, :]) & (walked[None, :] < end[:, None])
         weight = tl.where(seen, tl.exp2(score - log_sum[None, :]), 0.0)
         of_value = tl.dot(weight.to(dy.dtype), dy, of_value, input_precision=PRECISION)
-        slopes = weight * (tl.dot(v, tl.trans(dy), input_precision=PRECISION) - dot[None, :])
-        of_key = tl.dot(slopes.to(query.dtype), query, of_key, input_precision=PRECISION)
+        score_grad = weight * (tl.dot(v, tl.trans(dy), input_precision=PRECISION) - dot[None, :])
+        of_key = tl.dot(score_grad.to(query.dtype), query, of_key, input_precision=PRECISION)
     _store(out + (3 * head + 1) * width, own, tokens, stride, columns, width, of_key * scale)
     _store(out + (3 * head + 2) * width, own, tokens, stride, columns, width, of_value)
 

@@ -1,7 +1,7 @@
-"""Output head and cross entropy in chunks: logits of the whole batch (4 bytes x 30,080 a token) never exist at once.
+"""Output head and cross entropy in chunks: a whole batch's logits (4 bytes x 30,080 per token) never exist.
 
-The gradient of a chunk is taken while its logits are there (the arrangement of Liger-Kernel's fused linear cross
-entropy, arXiv:2410.10989), so a backward pass only scales it.
+The gradient of a chunk is computed in the forward pass, while its logits are in memory (as in Liger-Kernel's fused
+linear cross entropy, arXiv:2410.10989); the backward pass only scales it.
 """
 
 from __future__ import annotations
@@ -57,6 +57,6 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Ten
     """Sum over tokens of -log softmax(hidden @ weight^T)[target], in nats, a fp32 scalar.
 
     hidden (tokens, d) and weight (words, d) of one dtype, targets (tokens,) int64, below 0 where there is no label:
-    those tokens are computed too, so they are best left out before. Softmax and sum are fp32.
+    those tokens are computed too, so leave them out before the call. Softmax and sum are fp32.
     """
     return _LinearCrossEntropy.apply(hidden, weight, targets)

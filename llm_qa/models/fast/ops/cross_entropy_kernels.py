@@ -1,4 +1,4 @@
-"""A Triton kernel for softmax cross entropy and its gradient in one reading of the logits.
+"""A Triton kernel for softmax cross entropy and its gradient that reads the logits once.
 
 Imported only where there is a GPU; `cross_entropy.cross_entropy` says what it computes, and tests compare the two.
 """
@@ -30,7 +30,7 @@ def _cross_entropy_kernel(logits, targets, losses, words, WORDS: tl.constexpr):
 
 
 def cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """See loss.cross_entropy; the gradient takes the logits' place."""
+    """See cross_entropy.cross_entropy; the gradient overwrites the logits."""
     (rows, words), block = logits.shape, triton.next_power_of_2(logits.shape[1])
     losses = torch.empty(rows, dtype=torch.float32, device=logits.device)
     _cross_entropy_kernel[(rows,)](

@@ -1,26 +1,26 @@
-"""Products with frozen weights in fp8 (e4m3), a scale a row: twice the matrix rate of bf16 on Hopper, Ada and later.
+"""Products with frozen weights in fp8 (e4m3), one scale per row: twice bf16's matrix rate on Hopper, Ada and later.
 
 Both factors of a product are scaled by row to fill e4m3's range and multiplied with fp32 accumulation
-(Micikevicius et al. 2022, arXiv:2209.05433). e4m3 is a floating-point format: a channel of activations 100 times the
-others leaves those their three bits behind the point, where integers of 8 bits would lose them, so that a scale a row
-is fine enough. The GPU wants both factors contiguous along the summed dimension, so a weight is kept twice: by output
-row for the forward product, by input row for the gradient of the input.
+(Micikevicius et al. 2022, arXiv:2209.05433). e4m3 is a floating-point format: where one channel of activations is 100
+times larger than the others, these keep their three mantissa bits, which 8-bit integers would lose. One scale per row
+is therefore enough. The GPU needs both factors contiguous along the summed dimension, so a weight is stored twice: by
+output row for the forward product, by input row for the gradient of the input.
 """
 
 from __future__ import annotations
 
 import torch
 
-LARGEST = 448.0  # of e4m3
+LARGEST = 448.0  # the largest number of e4m3
 
 
 def scale_of(largest: torch.Tensor) -> torch.Tensor:
-    """What numbers of at most `largest` are divided by to fill e4m3's range."""
+    """The scale that numbers of at most `largest` are divided by to fill e4m3's range."""
     return largest.clamp_min(1e-12) / LARGEST
 
 
 def quantize_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(rows, width) -> float8_e4m3fn of the same shape and fp32 scales (rows, 1); x is about their product."""
+    """(rows, width) -> float8_e4m3fn of the same shape and fp32 scales (rows, 1); their product is x, rounded."""
     if x.is_cuda:
         from llm_qa.models.fast.ops import lora_kernels
 
@@ -33,11 +33,13 @@ def product(x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor) -> torch
     """x @ (weight * scale)^T with x rounded to fp8 by row: (tokens, k), fp8 (n, k), fp32 (n, 1) -> (tokens, n)."""
     rounded, x_scale = quantize_rows(x)
     if x.is_cuda:
-        # Summed in the matrix units' own precision: off by 0.2 to 0.4% where rounding to fp8 is by 4%, and faster.
+        # use_fast_accum: an error of 0.2 to 0.4%, beside 4% from rounding to fp8, and faster.
         return torch._scaled_mm(
             rounded, weight.t(), scale_a=x_scale, scale_b=scale.t(), out_dtype=x.dtype, use_fast_accum=True
         )
-    return ((rounded.float() @ weight.float().T) * x_scale * scale.T).to(x.dtype)  # the same products, no fp8 units
+    return ((rounded.float() @ weight.float().T) * x_scale * scale.T).to(
+        x.dtype
+    )  # the same numbers on a device without fp8 products
 
 
 class _Product(torch.autograd.Function):
@@ -54,7 +56,7 @@ class _Product(torch.autograd.Function):
 
 
 class Fp8Linear(torch.nn.Linear):
-    """A frozen linear layer in fp8, made from one in 16 or 32 bits. Its weights are bytes to every other library."""
+    """A frozen linear layer in fp8, made from one in 16 or 32 bits. Its weights are stored as uint8."""
 
     def __init__(self, layer: torch.nn.Linear):
         super().__init__(layer.in_features, layer.out_features, bias=False, device="meta")
@@ -84,7 +86,7 @@ class Fp8Linear(torch.nn.Linear):
 
 
 def quantize_fp8(model: torch.nn.Module, linears: dict[str, torch.nn.Module]) -> None:
-    """Replace linear layers (by full name) by fp8 ones, a layer at a time, so that memory for one of them is enough."""
+    """Replace linear layers (by full name) by fp8 ones, one at a time, so that at most one is in memory twice."""
     for name, layer in linears.items():
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, Fp8Linear(layer))

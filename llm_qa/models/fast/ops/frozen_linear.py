@@ -1,14 +1,14 @@
-"""Products with a frozen weight, however it is kept: `forward` is x @ W^T, `backward` is dy @ W.
+"""Products with a frozen weight in any storage format: `forward` is x @ W^T, `backward` is dy @ W.
 
-A weight travels as a list of tensors, because that is what a compiled graph can be given:
+A weight is passed as a list of tensors, because a custom operation takes tensors:
 
     [W]                                              in 16 or 32 bits
     [packed, absmax, code]                           bitsandbytes' nf4
     [packed, absmax, code, absmax2, code2, offset]   the same, its scales quantised too
-    [..., row scales (n, 1), column scales (k, 1)]   nf4 that each product rounds to fp8 on its way
-    [W, scale, W^T, scale]                           fp8, in both layouts that its products ask for
+    [..., row scales (n, 1), column scales (k, 1)]   nf4 that each product converts to fp8
+    [W, scale, W^T, scale]                           fp8, in the layouts of both products
 
-nf4 multiplied in fp8 is rounded twice: nf4 is off by about 9% of a weight, e4m3 by 2% of what that gave.
+nf4 multiplied in fp8 is rounded twice: the error of nf4 is about 9% of a weight, that of e4m3 another 2%.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ import torch
 
 from llm_qa.models.fast.ops import fp8
 
-NF4_BLOCK, NESTED_BLOCK = 64, 256  # weights a scale, scales a second scale
-FP8_WIDTH = 64  # what a weight's sides are multiples of: the matrix units ask for 16, nf4's blocks for 64
-FP8_LAYOUTS = 2  # by output row for the forward product, by input row for the gradient: a byte a weight each
+NF4_BLOCK, NESTED_BLOCK = 64, 256  # weights per scale, scales per second-level scale
+FP8_WIDTH = 64  # a weight's sides must be multiples of it: fp8 products need 16, nf4's blocks 64
+FP8_LAYOUTS = 2  # by output row for the forward product, by input row for the gradient: one byte per weight each
 
 
 def frozen_weight(layer: torch.nn.Module, dtype: torch.dtype) -> list[torch.Tensor]:
@@ -56,7 +56,7 @@ def dequantize(weight: list[torch.Tensor], shape: tuple[int, int], dtype: torch.
 
 
 def second_scales(weight: list[torch.Tensor]) -> list[torch.Tensor]:
-    """absmax2, code2 and offset of nf4 tensors; where there are none, something that a kernel may be given instead."""
+    """absmax2, code2 and offset of nf4 tensors; where there are none, placeholders for a kernel's arguments."""
     return weight[3:] or [weight[1]] * 3
 
 
@@ -64,14 +64,14 @@ def second_scales(weight: list[torch.Tensor]) -> list[torch.Tensor]:
 
 
 def rounded_per_use(weight: list[torch.Tensor]) -> bool:
-    """Whether the list ends with the scales of nf4 that is multiplied in fp8."""
+    """Whether the list is nf4 with fp8 scales, which each product converts to fp8."""
     return weight[0].dtype == torch.uint8 and weight[-1].ndim == 2
 
 
 def with_fp8_scales(weight: list[torch.Tensor], shape: tuple[int, int]) -> list[torch.Tensor]:
-    """nf4 tensors -> the same followed by the scales of their rows and columns in fp8, which nf4 does not change."""
+    """nf4 tensors -> the same followed by the fp8 scales of rows and columns, computed once."""
     whole = dequantize(weight, shape, torch.bfloat16)
-    # A norm reads the weights without a copy of their absolute values.
+    # The infinity norm needs no copy of the absolute values.
     largest = [torch.linalg.vector_norm(whole, torch.inf, dim=dim, dtype=torch.float32) for dim in (1, 0)]
     return [*weight, *(fp8.scale_of(value)[:, None] for value in largest)]
 
@@ -93,7 +93,7 @@ def nf4_to_fp8(weight: list[torch.Tensor], shape: tuple[int, int], transposed: b
 
 
 def cache_dequantized(weight: list[torch.Tensor], shape: tuple[int, int], dtype: torch.dtype) -> list[torch.Tensor]:
-    """nf4 tensors, or 16-bit ones for products in fp8, as products read them without further work.
+    """nf4 tensors, or 16-bit ones for products in fp8, in the format that products use without conversion.
 
     nf4 becomes [W] of `dtype`; nf4 with fp8 scales and 16-bit weights become fp8 in both layouts.
     """

@@ -1,9 +1,9 @@
-"""The products of LoRA: a large matrix against one of rank r, with the dropout of its input inside.
+"""The products of LoRA: a large matrix with a small one of rank r, dropout of the input included.
 
 LoRA adds scale * dropout(x) @ A^T @ B^T to a linear layer (Hu et al. 2021, arXiv:2106.09685). Written with
-torch.nn.functional it reads and writes a dropped-out copy of x, and the update before it is added. Here each large
-matrix is read once, and the mask is a hash of the element's place: nothing of it is kept, a backward pass and a
-recomputation make it again, and it is the same on CPU and GPU.
+torch.nn.functional, it writes and reads a copy of x after dropout, and the update before it is added. Here each large
+matrix is read once. The dropout mask is a hash of an element's index: it is not saved, the backward pass and
+recomputation compute it again, and it is the same on CPU and GPU.
 
 `seed` is an int64 tensor of one element on x's device, so that a compiled graph does not depend on its value. A mask is
 given as a `threshold` of 16 bits (`dropout_threshold`): 0 drops nothing.

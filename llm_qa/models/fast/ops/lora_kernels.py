@@ -1,10 +1,10 @@
-"""Triton kernels that stream a large matrix past a small one, 4-bit weights to 16 bits or fp8, and rows to fp8.
+"""Triton kernels: products of a large and a small matrix, 4-bit weights to 16 bits or fp8, rows to fp8.
 
 Imported only where there is a GPU. The plain PyTorch functions of the same names in `lora`, `frozen_linear` and `fp8`
-say what each computes; tests hold them together. Dropout masks are a hash of (seed, element), so that a backward pass
-or a recomputation makes the same mask again instead of keeping it. Small factors are read as they are, in any strides
-and dtype, and rounded to the large one's dtype inside, where a launch for that would take longer than it saves. The
-shapes of tiles (rows, columns, warps, stages) are those measured fastest on an H200 at polyglot-ko-12.8b's widths.
+say what each computes; tests compare them. Dropout masks are a hash of (seed, element), so that the backward pass or
+recomputation computes the same mask again instead of saving it. Small factors may have any strides and dtype; they are
+converted to the large one's dtype inside the kernel, which is faster than a launch of its own. The shapes of tiles
+(rows, columns, warps, stages) are those measured fastest on an H200 at polyglot-ko-12.8b's widths.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ import torch
 import triton
 import triton.language as tl
 
-PROGRAMS = 512  # at least so many share a large matrix; fewer would not fill the GPU
-MORE_PROGRAMS = 2048  # where each has much to do beside its sum
-MOST_PARTS = 16  # that a sum is split into for it
+PROGRAMS = 512  # programs that a large matrix is divided among at least; fewer would not fill the GPU
+MORE_PROGRAMS = 2048  # the same where each program has much work besides its sum
+MOST_PARTS = 16  # parts that a sum is split into at most for that
 
 
 @triton.jit
 def _hash(index, seed):
-    """32 well mixed bits of a 32-bit counter (the constants are Wellons' lowbias32)."""
+    """A 32-bit hash of a 32-bit counter (the constants are Wellons' lowbias32)."""
     h = index.to(tl.uint32) * 2654435769 + seed
     h = (h ^ (h >> 16)) * 0x7FEB352D
     h = (h ^ (h >> 15)) * 0x846CA68B
@@ -73,7 +73,7 @@ def shrink(x, a, seed, threshold: int, scale: float, shape=(32, 64, 2, 4)) -> to
     """See lora.shrink."""
     (tokens, width), rank = x.shape, a.shape[0]
     rows, columns, warps, stages = shape
-    if a.stride(1) != 1 or rank > 32:  # read again and again, in wide tiles: worth a copy
+    if a.stride(1) != 1 or rank > 32:  # read many times, in wide tiles: a contiguous copy pays
         a = a.to(x.dtype).contiguous()
     blocks = triton.cdiv(tokens, rows)
     parts = torch.empty((parts_for(blocks, width // (4 * columns)), tokens, rank), device=x.device)
@@ -180,7 +180,7 @@ def add_parts(parts: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
 
 
 def parts_for(blocks: int, most: int, programs: int = PROGRAMS) -> int:
-    """Into how many parts a sum is split when `blocks` programs make one: more where they alone are few."""
+    """The number of parts that each sum is split into: more than 1 where `blocks` programs would not fill the GPU."""
     return max(1, min(MOST_PARTS, most, programs // blocks))
 
 
@@ -191,7 +191,7 @@ def _dequantize_kernel(
     place = tl.program_id(0).to(tl.int64) * BYTES + tl.arange(0, BYTES)
     inside = place < count
     byte = tl.load(packed + place, mask=inside, other=0)
-    block = place // 32  # 64 weights, two a byte
+    block = place // 32  # 64 weights, two in a byte
     scale = tl.load(absmax + block, mask=inside, other=0)
     if NESTED:
         scale = tl.load(code2 + scale) * tl.load(absmax2 + block // 256, mask=inside, other=0.0) + tl.load(offset)
@@ -202,7 +202,7 @@ def _dequantize_kernel(
 
 
 def dequantize_nf4(packed, absmax, code, absmax2, code2, offset, out) -> torch.Tensor:
-    """See products.dequantize; `out` is filled."""
+    """See frozen_linear.dequantize; `out` is filled."""
     count, size = packed.numel(), 1024
     nested = absmax.dtype == torch.uint8
     _dequantize_kernel[(triton.cdiv(count, size),)](
@@ -216,7 +216,7 @@ def _nf4_to_fp8_kernel(
     packed, absmax, code, absmax2, code2, offset, scales, out, rows, blocks,
     NESTED: tl.constexpr, TRANSPOSED: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """A program takes blocks of 64 weights that share an absmax: one after the other, or the same one of ROWS rows."""
+    """A program converts blocks of 64 weights with one absmax: successive ones, or one column block of ROWS rows."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     block = row * blocks + tl.program_id(1) if TRANSPOSED else row
     inside = row < rows
@@ -240,7 +240,7 @@ def _nf4_to_fp8_kernel(
 
 
 def nf4_to_fp8(packed, absmax, code, absmax2, code2, offset, scales, out, transposed: bool, shape=(64, 2)):
-    """See products.nf4_to_fp8; `out` is filled, straight from 4 bits: half the bytes of a copy in 16 bits."""
+    """See frozen_linear.nf4_to_fp8; `out` is filled directly from 4 bits, without a 16-bit copy."""
     rows, width = out.shape[::-1] if transposed else out.shape
     blocks = width // 64
     rows, across = (rows, blocks) if transposed else (rows * blocks, 1)
@@ -255,7 +255,7 @@ def nf4_to_fp8(packed, absmax, code, absmax2, code2, offset, scales, out, transp
 @triton.jit
 def _rows_to_fp8_kernel(
     x, out, scales, width, LARGEST: tl.constexpr, FIRST: tl.constexpr, REST: tl.constexpr
-):  # a row in two parts, because a block's length is a power of two and a row's (5 x 2^n) is none
+):  # in two parts: a Triton block's length is a power of two, and a row's (5 x 2^n) is not
     row = tl.program_id(0).to(tl.int64) * width
     columns, more = tl.arange(0, FIRST), FIRST + tl.arange(0, REST)
     value = tl.load(x + row + columns, mask=columns < width, other=0.0).to(tl.float32)
@@ -281,10 +281,10 @@ def rows_to_fp8(x) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def padded(rank: int) -> int:
-    """The rank, or tl.dot's smallest side."""
+    """The rank, but at least tl.dot's smallest side."""
     return max(16, triton.next_power_of_2(rank))
 
 
 def precision(x: torch.Tensor) -> str:
-    """tl.dot's for x; tf32 says nothing about 16-bit products."""
+    """tl.dot's input_precision for x; it has no effect on 16-bit products."""
     return "ieee" if x.dtype == torch.float32 else "tf32"

@@ -1,8 +1,8 @@
-"""The four linear layers of a GPT-NeoX decoder layer with LoRA, as operations that torch.compile does not look into.
+"""The four linear layers of a GPT-NeoX decoder layer with LoRA, as custom operations that are opaque to torch.compile.
 
-y = x @ W^T + bias + scale * dropout(x) @ A^T @ B^T. A frozen product and its LoRA update are separate: the update is
-added by whatever reads the product next (the rotation, GELU, the residual sum), in the pass over memory that this makes
-anyway. Opaque, because a compiler that saw a dequantised weight or a dropout mask would keep them for the way back.
+y = x @ W^T + bias + scale * dropout(x) @ A^T @ B^T. The frozen product and its LoRA update are separate: the update is
+added by the operation that reads the product next (rotary embedding, GELU, residual sum), which reads that memory
+anyway. Opaque, because a compiler that sees a dequantised weight or a dropout mask saves it for the backward pass.
 Tensors are of one compute dtype; a is (rank, k), b (n, rank), fp32 or 16 bits; d = dropout(x) @ A^T, (tokens, rank).
 """
 
@@ -19,37 +19,39 @@ from transformers.models.gpt_neox.modeling_gpt_neox import apply_rotary_pos_emb
 from llm_qa.models.fast.ops import frozen_linear, lora
 from llm_qa.models.fast.ops.attention import attend, attend_backward
 
-_again = False
+_recomputing = False
 
 
 @contextmanager
 def recomputing() -> Iterator[None]:
-    """Inside, products whose values only the first pass needs are left out: nobody may read them."""
-    global _again
-    before, _again = _again, True
+    """Inside, a forward pass leaves out products that the backward pass does not need; their values are undefined."""
+    global _recomputing
+    before, _recomputing = _recomputing, True
     try:
         yield
     finally:
-        _again = before
+        _recomputing = before
 
 
 def is_recomputing() -> bool:
     """True inside `recomputing`."""
-    return _again
+    return _recomputing
 
 
 def _product(x: Tensor, weight: Sequence[Tensor], outputs: int, last: bool) -> Tensor:
-    return x.new_empty((x.shape[0], outputs)) if last and _again else frozen_linear.forward(x, list(weight), outputs)
+    return (
+        x.new_empty((x.shape[0], outputs)) if last and _recomputing else frozen_linear.forward(x, list(weight), outputs)
+    )
 
 
-# --- a frozen product, and what LoRA's update of it will be made of ---------------------------------------------------
+# --- a frozen product, and the first half of its LoRA update ----------------------------------------------------------
 
 
 @torch.library.custom_op("llm_qa::lora_product", mutates_args=())
 def lora_product(
     x: Tensor, weight: Sequence[Tensor], a: Tensor, seed: Tensor, outputs: int, threshold: int, last: bool
 ) -> tuple[Tensor, Tensor]:
-    """x @ W^T (tokens, outputs) without bias and update, and d. `last`: only the layer's sum reads the product."""
+    """x @ W^T (tokens, outputs) without bias and update, and d. `last`: the product is only added to the residual."""
     d = lora.shrink(x, a, seed, threshold, lora.keep_scale(threshold))
     return _product(x, weight, outputs, last), d
 
@@ -70,7 +72,7 @@ def lora_product_backward(
 
 
 def _input_gradient(dy, dd, x, weight, a, seed, threshold, wanted) -> Tensor:
-    if not wanted:  # the first layer's input is made of frozen weights
+    if not wanted:  # the first layer's input comes from a frozen embedding
         return x.new_empty(0)
     dx = frozen_linear.backward(dy, list(weight), x.shape[1])
     return lora.expand(dd, a, seed, threshold, lora.keep_scale(threshold), dx)
@@ -96,11 +98,11 @@ def _product_backward(ctx, dy, dd):
 lora_product.register_autograd(_product_backward, setup_context=_keep_product)
 
 
-# --- attention: bias and update of queries, keys and values, their rotation, and what they mix ------------------------
+# --- attention: bias and update of queries, keys and values, rotary embedding, attention output -----------------------
 
 
 def apply_rotary(packed: Tensor, cos: Tensor, sin: Tensor, heads: int) -> Tensor:
-    """The first places of each query and key rotated (Su et al. 2021, arXiv:2104.09864); values are left.
+    """Rotary embedding of queries and keys (Su et al. 2021, arXiv:2104.09864); values are unchanged.
 
     packed is (tokens, heads * 3 * width), cos and sin are (tokens, rotated).
     """
@@ -110,7 +112,7 @@ def apply_rotary(packed: Tensor, cos: Tensor, sin: Tensor, heads: int) -> Tensor
 
 
 def apply_rotary_backward(grad: Tensor, cos: Tensor, sin: Tensor, heads: int) -> Tensor:
-    """The gradient of packed from that of apply_rotary(packed); `grad` may be overwritten."""
+    """The gradient of packed, from the gradient of apply_rotary(packed); `grad` may be overwritten."""
     if grad.is_cuda:
         from llm_qa.models.fast.ops import lora_layer_kernels
 
@@ -134,7 +136,7 @@ def attention(
     packed: Tensor, d: Tensor, b: Tensor, bias: Tensor, cos: Tensor, sin: Tensor, starts: Tensor, ends: Tensor,
     heads: int, scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """attend(rotate(packed, ...), starts, ends), and for the way back what rotate gave and attend's sums."""
+    """attend(rotate(packed, ...), starts, ends); for the backward pass also the output of rotate and log-sum-exp."""
     rotated = rotate(packed, d, b, bias, cos, sin, heads, scale)
     attended, sums = attend(rotated, starts, ends, heads)
     return attended, rotated, sums
@@ -152,7 +154,7 @@ def attention_backward(
     grad: Tensor, attended: Tensor, rotated: Tensor, sums: Tensor, d: Tensor, b: Tensor, cos: Tensor, sin: Tensor,
     starts: Tensor, ends: Tensor, heads: int, scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients of packed, d and b. A rotation is linear: its gradient is rotated back, and nothing is kept for it."""
+    """Gradients of packed, d and b. Rotation is linear: its backward is the inverse rotation, without saved input."""
     packed = apply_rotary_backward(attend_backward(grad, rotated, attended, sums, starts, ends, heads), cos, sin, heads)
     return packed, *_update_gradients(packed, d, b, scale)
 
@@ -163,8 +165,8 @@ def _(grad, attended, rotated, sums, d, b, cos, sin, starts, ends, heads, scale)
 
 
 def _update_gradients(dy: Tensor, d: Tensor, b: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """Gradients of d and b where scale * d @ b^T was added to what has the gradient dy."""
-    dd = lora.shrink(dy, b.T, d, 0, scale)  # nothing is dropped: the seed is not read
+    """Gradients of d and b, where dy is the gradient of a sum that scale * d @ b^T was added to."""
+    dd = lora.shrink(dy, b.T, d, 0, scale)  # no dropout (threshold 0): d stands in for the seed, which is not read
     return dd, lora.weight_grad(d, dy, d, 0, scale, b.T).T
 
 
@@ -184,7 +186,7 @@ def _attention_backward(ctx, grad, of_rotated, of_sums):
 attention.register_autograd(_attention_backward, setup_context=_keep_attention)
 
 
-# --- the perceptron: up, GELU, and the frozen product down ------------------------------------------------------------
+# --- MLP: dense_h_to_4h (up), GELU, and the frozen product of dense_4h_to_h (down) ------------------------------------
 
 
 def gelu(h: Tensor, d: Tensor, b: Tensor, bias: Tensor, scale: float) -> Tensor:
@@ -200,9 +202,9 @@ def gelu_backward(
     du: Tensor, dd: Tensor, a: Tensor, h: Tensor, d: Tensor, b: Tensor, bias: Tensor, seed: Tensor, threshold: int,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients of h, a and b from du and dd, those of u = gelu(h, ...) and of dropout(u) @ a^T; du without dd's part.
+    """Gradients of h, a and b from du, that of u = gelu(h, ...), and dd, that of dropout(u) @ a^T.
 
-    GELU's value is made again, and LoRA's gradients are summed while it is there. `du` may be overwritten.
+    du does not yet contain dd's part. u is recomputed and used for LoRA's gradients. `du` may be overwritten.
     """
     keep = lora.keep_scale(threshold)
     if h.is_cuda:
@@ -223,9 +225,9 @@ def mlp(
     x: Tensor, up: Sequence[Tensor], up_a: Tensor, up_b: Tensor, up_bias: Tensor, down: Sequence[Tensor],
     down_a: Tensor, seeds: Tensor, threshold: int, scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """gelu(x @ up^T + ...) @ down^T without the last bias and update, its d, and (h, d) of the way up for the way back.
+    """gelu(x @ up^T + ...) @ down^T without down's bias and update, down's d, and for the backward pass h and d of up.
 
-    seeds (2, 1) are of the dropout on the way up and down.
+    seeds (2, 1) are of the dropout of up and down.
     """
     keep = lora.keep_scale(threshold)
     d_up = lora.shrink(x, up_a, seeds[0], threshold, keep)
@@ -265,7 +267,7 @@ def _(dy, dd_down, x, h, d_up, up, up_a, up_b, up_bias, down, down_a, seeds, thr
 def _keep_mlp(ctx, inputs, output):
     x, up, up_a, up_b, up_bias, down, down_a, seeds, ctx.threshold, ctx.scale = inputs
     _, _, h, d_up = output
-    ctx.set_materialize_grads(False)  # h and d are given to the backward pass alone: they have no gradients
+    ctx.set_materialize_grads(False)  # h and d are only for the backward pass and have no gradients
     ctx.ups = len(up)
     ctx.save_for_backward(x, h, d_up, up_a, up_b, up_bias, down_a, seeds, *up, *down)
 
@@ -284,7 +286,7 @@ def _mlp_backward(ctx, dy, dd_down, _dh, _dd_up):
 mlp.register_autograd(_mlp_backward, setup_context=_keep_mlp)
 
 
-# --- the layer's sum --------------------------------------------------------------------------------------------------
+# --- the residual sum -------------------------------------------------------------------------------------------------
 
 
 @torch.library.custom_op("llm_qa::residual", mutates_args=())
@@ -310,7 +312,7 @@ def _(x, first, d_first, b_first, second, d_second, b_second, bias, scale):
 def residual_backward(
     dy: Tensor, d_first: Tensor, b_first: Tensor, d_second: Tensor, b_second: Tensor, scale: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of d_first, b_first, d_second and b_second; both updates are served by one reading of dy."""
+    """Gradients of d_first, b_first, d_second and b_second; dy is read once for both updates."""
     rank = d_first.shape[1]
     both_d, both_b = torch.cat([d_first, d_second], dim=1), torch.cat([b_first, b_second], dim=1)
     dd, db = _update_gradients(dy, both_d, both_b, scale)

@@ -1,7 +1,7 @@
-"""Triton kernels of a GPT-NeoX layer: what reads a large product next adds the bias and LoRA's update to it.
+"""Triton kernels of a GPT-NeoX layer: the operation after a large product adds the bias and LoRA's update to it.
 
 Imported only where there is a GPU; the plain PyTorch functions of the same names in `lora_layer` say what each
-computes, and tests hold them together. Sums over a whole row or column are taken while its elements pass by.
+computes, and tests compare them. Sums over a row or column are accumulated in the same kernel.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from llm_qa.models.fast.ops.lora_kernels import MORE_PROGRAMS, add_parts, padded
 
 @triton.jit
 def _normal(value):
-    """The normal distribution's function and density. erf by Abramowitz and Stegun 7.1.26: wrong by 1.5e-7 at most."""
+    """The normal CDF and density. erf by Abramowitz and Stegun 7.1.26, error at most 1.5e-7."""
     bell = tl.exp(-0.5 * value * value)
-    t = tl.rsqrt(1.0 + 0.23164189 * tl.abs(value))  # its square is the reciprocal, in less time than a division
+    t = tl.rsqrt(1.0 + 0.23164189 * tl.abs(value))  # squared, it is the reciprocal; faster than a division
     t = t * t
     tail = t * (1.421413741 + t * (-1.453152027 + t * 1.061405429))
     tail = 0.5 * bell * t * (0.254829592 + t * (-0.284496736 + tail))
@@ -69,11 +69,13 @@ def gelu(h, d, b, bias, scale: float, shape=(64, 128, 8)) -> torch.Tensor:
 def _gelu_backward_tile(
     h, du, left_d, left_dd, right_b, right_a, bias, kept, place, mask, keep, scale, PRECISION: tl.constexpr
 ):
-    """GELU's kept value, and the gradient of its argument, which is stored over du's tile."""
+    """GELU's value after dropout, and the gradient of its argument, which is stored over du's tile."""
     grad = tl.where(kept, tl.dot(left_dd, right_a, input_precision=PRECISION) * keep, 0.0)
     grad += tl.load(du + place, mask=mask, other=0.0).to(tl.float32)
     value = tl.load(h + place, mask=mask, other=0.0).to(tl.float32) + bias
-    value += tl.dot(left_d, right_b, input_precision=PRECISION) * scale  # measured faster than summed inside
+    value += (
+        tl.dot(left_d, right_b, input_precision=PRECISION) * scale
+    )  # measured faster than accumulating inside tl.dot
     normal, density = _normal(value)
     grad = (grad * (normal + value * density)).to(left_d.dtype)
     tl.store(du + place, grad, mask=mask)
@@ -173,7 +175,7 @@ def residual(x, first, d_first, b_first, second, d_second, b_second, bias, scale
 
 @triton.jit
 def _angles(cos, sin, rows, rotary_columns, half, mask):
-    """cos and sin of each row's rotation; 1 and 0, no rotation, where the mask is False."""
+    """cos and sin of each row's rotation; 1 and 0 (no rotation) where the mask is False."""
     place = rows[:, None] * (2 * half) + rotary_columns[None, :]
     c = tl.load(cos + place, mask=mask, other=1.0).to(tl.float32)
     return c, tl.load(sin + place, mask=mask, other=0.0).to(tl.float32)
@@ -185,7 +187,7 @@ def _rotate_kernel(
     PRECISION: tl.constexpr, RANK: tl.constexpr, ROWS: tl.constexpr, HALF: tl.constexpr, REST: tl.constexpr,
 ):  # fmt: skip
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    part, parts = tl.program_id(1), tl.num_programs(1)  # query, key and value of one head after the other
+    part, parts = tl.program_id(1), tl.num_programs(1)  # query, key and value of one head, in this order
     rotary_columns, rest = tl.arange(0, HALF), tl.arange(0, REST) + 2 * half
     rotated_mask = (rows[:, None] < tokens) & (rotary_columns[None, :] < half)
     rest_mask = (rows[:, None] < tokens) & (rest[None, :] < width)
