@@ -221,7 +221,7 @@ def test_answers_of_other_settings_are_not_replaced_without_a_word(run):
 def test_every_question_knows_its_group_and_cut_answers_are_counted(run):
     files.write_json(run / files.TRAINING, {files.ANSWER_TOKENS: 7})
     done = run_script("scripts/evaluate.py", "--run", run, "--limit", "3")
-    assert "--max-new-tokens 128: 99 of 100 training answers" in done.stdout
+    assert "--max-new-tokens 128: 99% of the training answers" in done.stdout
     assert scores(run)["generation"]["max_new_tokens"] == 128
     assert evaluate(run).returncode == 0
     rows = predictions(run)
