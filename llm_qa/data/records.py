@@ -103,9 +103,7 @@ def split_records(
     for category in sorted(by_category):
         members = by_category[category]
         rng.shuffle(members)
-        for group in sorted(
-            members, key=len, reverse=True
-        ):  # large groups first, so that small ones balance the splits
+        for group in sorted(members, key=len, reverse=True):  # small groups last, to balance the splits
             dealt += len(group)
             split = max(wanted, key=lambda name: (shares[name] * dealt - total[name], shares[name]))
             total[split] += len(group)

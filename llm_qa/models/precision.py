@@ -109,7 +109,7 @@ def resolve_precision(recipe: Recipe, capability: tuple[int, int] | None) -> Pre
         )
     half = "bf16" if has_bf16 else "fp16"
     compute: str = recipe.compute_dtype
-    if compute in ("auto", "fp8"):  # fp8 is for products with frozen weights; this is what all else is computed in
+    if compute in ("auto", "fp8"):  # the dtype of all but fp8 products
         compute = "fp32" if capability is None else half
     if recipe.base_precision in ("nf4", "fp8"):
         weights = compute

@@ -70,7 +70,7 @@ def test_tuned_base_and_copied_answers(run):
 
     before = {path: path.read_bytes() for path in run.glob("eval/*/*")}
     again = evaluate(run, "--base")
-    assert again.stdout.count("answered before") == 2
+    assert again.stdout.count("the answers of an earlier evaluation are scored again") == 2
     assert {path: path.read_bytes() for path in run.glob("eval/*/*")} == before
 
 
@@ -221,7 +221,7 @@ def test_answers_of_other_settings_are_not_replaced_without_a_word(run):
 def test_every_question_knows_its_group_and_cut_answers_are_counted(run):
     files.write_json(run / files.TRAINING, {files.ANSWER_TOKENS: 7})
     done = run_script("scripts/evaluate.py", "--run", run, "--limit", "3")
-    assert "--max-new-tokens 128: 99 of 100 training answers" in done.stdout
+    assert "--max-new-tokens 128: 99% of the training answers" in done.stdout
     assert scores(run)["generation"]["max_new_tokens"] == 128
     assert evaluate(run).returncode == 0
     rows = predictions(run)
@@ -317,7 +317,7 @@ def test_training_data_that_is_gone_is_said_and_not_guessed(run):
     files.write_json(environment_file, {"data": "/nowhere", "data_sha256": "0" * 64})
     done = evaluate(run, "--data", data, "--limit", "1")
     assert done.returncode == 0, done.stderr
-    assert "that is gone" in done.stdout
+    assert "which is missing" in done.stdout
     place = next(path.name for path in (run / "eval").iterdir())
     found = files.read_json(files.evaluation_dir(run, "test", data=place) / files.SCORES)
     assert found["contamination"] is None

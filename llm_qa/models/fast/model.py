@@ -271,9 +271,7 @@ class FastNeoX:
             layer.train(training)
             for parameter, value in started:
                 parameter.data.copy_(value)
-        through = (
-            wanted[0].float() - grad.float()
-        )  # without the residual connection, whose gradient is the same in both
+        through = wanted[0].float() - grad.float()  # without the residual connection
         sizes = [value.float().norm() for value in (through, *wanted[1:])]
         apart = [(one.float() - other.float()).norm() for one, other in zip(got, wanted, strict=True)]
         return (torch.stack(apart) / torch.stack(sizes)).max().item()

@@ -17,9 +17,8 @@ from transformers import TrainerCallback
 from llm_qa.console import say
 from llm_qa.distributed import sum_over_ranks
 
-SAME_EVENT_SECONDS = (
-    1.0  # Slurm, a terminal and torchrun may each forward one signal: signals within this time count as one
-)
+# Slurm, a terminal and torchrun may each forward one signal: signals within this time count as one.
+SAME_EVENT_SECONDS = 1.0
 PR_SET_PDEATHSIG = 1  # prctl(2): which signal to receive when the parent dies
 
 

@@ -46,8 +46,8 @@ def test_the_published_files_are_items_of_the_hubs_form(folder, tmp_path):
 @pytest.mark.parametrize(
     ("task", "old", "new", "sentence"),
     [
-        ("copa", "\t1\r\n", "\t3\r\n", "line 2: Answer is '3', no label"),
-        ("boolq", "FALSE", "아니요", "line 2: Answer is '아니요', no label"),
+        ("copa", "\t1\r\n", "\t3\r\n", "line 2: Answer is '3', not a label"),
+        ("boolq", "FALSE", "아니요", "line 2: Answer is '아니요', not a label"),
         ("wic", "Target", "Word", "line 2, has no Target, as wic's TSV has it"),
         ("hellaswag", "\t3\n", "\n", "line 2, has no label"),
     ],

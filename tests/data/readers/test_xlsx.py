@@ -70,7 +70,7 @@ def test_a_sheet_is_asked_for_by_name_or_number(tmp_path):
         read_files([path], sheet="셋째")
     table = tmp_path / "a.csv"
     table.write_text("질문,답변\n가?,나\n", encoding="utf-8")
-    with pytest.raises(UserError, match="--sheet 2 names a sheet of an Excel workbook, and there is none"):
+    with pytest.raises(UserError, match="--sheet 2 names a sheet of an Excel workbook, and no file is one"):
         read_files([table], sheet="2")
 
 

@@ -81,7 +81,7 @@ def test_data_that_changed_since_training_is_other_data(project, capsys):
     prepare([project / "other.csv"], mine, PreparationOptions(), overwrite=True)
     assert data_name(run, mine) == evaluated_in(run, None) != ""
     assert training_records(run, mine) is None
-    assert "that is gone" in capsys.readouterr().out
+    assert "which is missing" in capsys.readouterr().out
 
 
 def test_records_are_grouped_as_the_data_was(project):

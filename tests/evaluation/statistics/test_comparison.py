@@ -167,7 +167,7 @@ def test_better_bits_alone_are_not_called_better_answers():
         after["prediction"] = before["prediction"]
     _, told = compared(base, tuned)
     assert told.kind == "mixed"
-    assert "does not measurably give better ones" in told.text
+    assert "does not answer measurably better" in told.text
 
 
 def test_without_base_nothing_is_claimed():

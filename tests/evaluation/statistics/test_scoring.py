@@ -128,7 +128,7 @@ def test_no_category_at_all_gives_no_category_scores():
         (lambda rows: rows[0].update(stopped="yes"), "has no valid stopped"),
         (lambda rows: rows[0].update(references=[]), "no reference answer"),
         (lambda rows: rows[0].update(references=["벽지", ""]), "no reference answer"),
-        (lambda rows: rows[0].update(reference_bits=[1.0]), "not one number of bits a reference"),
+        (lambda rows: rows[0].update(reference_bits=[1.0]), "not have one number of bits for each reference"),
         (lambda rows: rows[0].update(reference_bits=[1.0, "2"]), "bits that are not numbers"),
         (lambda rows: rows[1].update(category="마감재"), "a second category"),
         (lambda rows: rows.insert(0, ["not", "an", "object"]), "is not a JSON object"),

@@ -73,9 +73,7 @@ def _gelu_backward_tile(
     grad = tl.where(kept, tl.dot(left_dd, right_a, input_precision=PRECISION) * keep, 0.0)
     grad += tl.load(du + place, mask=mask, other=0.0).to(tl.float32)
     value = tl.load(h + place, mask=mask, other=0.0).to(tl.float32) + bias
-    value += (
-        tl.dot(left_d, right_b, input_precision=PRECISION) * scale
-    )  # measured faster than accumulating inside tl.dot
+    value += tl.dot(left_d, right_b, input_precision=PRECISION) * scale  # faster than inside tl.dot
     normal, density = _normal(value)
     grad = (grad * (normal + value * density)).to(left_d.dtype)
     tl.store(du + place, grad, mask=mask)
