@@ -144,7 +144,7 @@ def _load_run(path: Path, name: str, split: str, data: Path | None) -> RunFolder
         raise UserError(f"The run {path} does not exist: name a folder that scripts/train.py wrote with --run.")
     remedy = evaluate_command(path, split, data=str(data or ""))
     place = evaluated_in(path, data)
-    tuned = load_evaluation(path, split, files.TUNED, place)
+    tuned = load_evaluation(path, split, files.TUNED, place, remedy=remedy)
     if tuned is None:
         others = sorted(found.parent.parent.name for found in path.glob(f"eval/*/{split}/{files.SCORES}"))
         on = f" on {data}" if data else ""
@@ -155,7 +155,7 @@ def _load_run(path: Path, name: str, split: str, data: Path | None) -> RunFolder
         )
     evaluations = {files.TUNED: tuned}
     for label, what in ((files.BASE, "The base of"), (files.NEAREST, "The nearest training answers of")):
-        evaluations[label] = load_evaluation(path, split, label, place)
+        evaluations[label] = load_evaluation(path, split, label, place, remedy=remedy)
         if evaluations[label]:
             check_same_data(f"{what} {path}", evaluations[label][0], "the tuned model", tuned[0], remedy)
             whose = f"{what} {path}", "its tuned model"
