@@ -15,6 +15,11 @@ from llm_qa.data.groups import group_records
 from llm_qa.data.text import leakage_key
 
 
+def passage_of(context: str, system: str) -> str:
+    """A context without the system message that it starts with."""
+    return context.removeprefix(system).strip()
+
+
 @dataclass(frozen=True)
 class QARecord:
     """Questions that ask the same thing, and answers that are right for each of them.
@@ -33,7 +38,7 @@ class QARecord:
     @property
     def passage(self) -> str:
         """The context without the system message; records that share it belong to one group."""
-        return self.context.removeprefix(self.system).strip()
+        return passage_of(self.context, self.system)
 
     def pairs(self) -> list[tuple[str, str]]:
         """Every question with every answer, in order."""

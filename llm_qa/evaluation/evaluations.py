@@ -97,16 +97,18 @@ def write_evaluation(folder: Path, rows: list[dict], about: dict[str, Any], *, s
     say(f"{about['label']}: {len(rows):,} answers written to {folder}")
 
 
-def load_evaluation(run: Path, split: str, label: str, data: str = "") -> Evaluation | None:
+def load_evaluation(
+    run: Path, split: str, label: str, data: str = "", *, remedy: str | None = None
+) -> Evaluation | None:
     """The evaluation of a label, checked; None where nothing was evaluated; UserError where it is incomplete.
 
-    `data` is `run_data.data_name`. Scores of an older version, which treated records as independent, are computed
-    again.
+    `data` is `run_data.data_name`, `remedy` the command that evaluates on that data. Scores of an older version, which
+    treated records as independent, are computed again.
     """
     folder = files.evaluation_dir(run, split, label, data)
     if not folder.is_dir():
         return None
-    again = f"run `{evaluate_command(run, split)}` again"
+    again = f"run `{remedy or evaluate_command(run, split)}` again"
     for name in (files.PREDICTIONS, files.SCORES):
         if not (folder / name).is_file():
             raise UserError(f"{folder} has no {name}, so its evaluation did not finish: {again}.")

@@ -328,6 +328,12 @@ def test_training_data_that_is_gone_is_said_and_not_guessed(run):
     report = run_script("scripts/report.py", run, "--out", run / "report", "--data", data)
     assert report.returncode == 0, report.stderr
     assert "not checked" in (run / "report" / "report.md").read_text(encoding="utf-8")
+    (files.evaluation_dir(run, "test", data=place) / files.SCORES).unlink()
+    report = run_script("scripts/report.py", run, "--out", run / "report", "--data", data)
+    assert (
+        f"did not finish: run `python scripts/evaluate.py --run {run} --base --data {data} --split test`"
+        in report.stderr
+    )
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from llm_qa.console import progress
-from llm_qa.data.records import QARecord
+from llm_qa.data.records import QARecord, passage_of
 from llm_qa.data.text import leakage_key
 from llm_qa.evaluation.metrics.measures import chrf
 from llm_qa.evaluation.statistics.grouping import CLOSE, CLOSE_SIMILARITY, closeness
@@ -54,9 +54,10 @@ def with_closest(rows: list[dict[str, Any]], training: list[QARecord]) -> list[d
     """The rows with `closest_training`: similarity to the nearest training question and answer.
 
     {"question", "answer", "trained_on"}: that of the answer is the highest over the references; 1 means equal except
-    for case, spaces and punctuation; `trained_on` says whether this question with the same context was trained on.
+    for case, spaces and punctuation; `trained_on` says whether this question about the same passage was trained on,
+    under whatever system message.
     """
-    known = {_what_is_asked(text, record.context) for record in training for text in record.questions}
+    known = {_what_is_asked(text, record.passage) for record in training for text in record.questions}
     questions = CharacterIndex([text for record in training for text in record.questions])
     answers = CharacterIndex([text for record in training for text in record.answers])
     marked = []
@@ -64,13 +65,14 @@ def with_closest(rows: list[dict[str, Any]], training: list[QARecord]) -> list[d
         question = float(questions.similarities(row["question"]).max())
         answer = max(float(answers.similarities(text).max()) for text in row["references"])
         closest = {"question": round(question, 4), "answer": round(answer, 4)}
-        closest["trained_on"] = _what_is_asked(row["question"], row.get("context", "")) in known
+        passage = passage_of(row.get("context", ""), row.get("system", ""))
+        closest["trained_on"] = _what_is_asked(row["question"], passage) in known
         marked.append({**row, "closest_training": closest})
     return marked
 
 
-def _what_is_asked(question: str, context: str) -> tuple[str, str]:
-    return leakage_key(question), leakage_key(context)
+def _what_is_asked(question: str, passage: str) -> tuple[str, str]:
+    return leakage_key(question), leakage_key(passage)
 
 
 def nearest_answers(questions: list[str], training: list[QARecord]) -> list[str]:

@@ -39,7 +39,7 @@ def question_rows(records: list[QARecord], groups: dict[str, str]) -> list[dict[
             "group": groups[record.id],
             "question_index": index,
             "question": question,
-            **({"context": record.context} if record.context else {}),
+            **{key: text for key in ("context", "system") if (text := getattr(record, key))},
             "category": record.category,
             "references": list(record.answers),
             "reference_characters": [len(normalize_lines(reference)) for reference in record.answers],

@@ -157,7 +157,7 @@ def _load_run(path: Path, name: str, split: str, data: Path | None) -> RunFolder
         raise UserError(f"The run {path} does not exist: name a folder that scripts/train.py wrote with --run.")
     remedy = evaluate_command(path, split, data=str(data or ""))
     place = evaluated_in(path, data)
-    tuned = load_evaluation(path, split, files.TUNED, place)
+    tuned = load_evaluation(path, split, files.TUNED, place, remedy=remedy)
     if tuned is None:
         others = sorted(found.parent.parent.name for found in path.glob(f"eval/*/{split}/{files.SCORES}"))
         on = f" on {data}" if data else ""
@@ -166,7 +166,7 @@ def _load_run(path: Path, name: str, split: str, data: Path | None) -> RunFolder
             f"{path} has no evaluation of the {split} split{on}{elsewhere}: run `{remedy}` first, or choose another "
             "--split."
         )
-    base, nearest = (load_evaluation(path, split, label, place) for label in (files.BASE, files.NEAREST))
+    base, nearest = (load_evaluation(path, split, label, place, remedy=remedy) for label in (files.BASE, files.NEAREST))
     for what, evaluation in (("The base of", base), ("The nearest training answers of", nearest)):
         if evaluation:
             check_same_data(f"{what} {path}", evaluation, "the tuned model", tuned, remedy)

@@ -80,3 +80,13 @@ def test_the_same_question_of_another_passage_was_not_trained_on():
     ]
     rows = [with_closest(question_rows([one], {"A": "A"}), training)[0] for one in asked]
     assert [row["closest_training"]["trained_on"] for row in rows] == [False, True]
+
+
+@pytest.mark.parametrize("system", ["", "너는 상담원이다.", "짧게 답한다."])
+def test_another_system_message_makes_no_other_question(system):
+    said = "너는 상담원이다."
+    training = [QARecord("T", ("언제인가요?",), ("7일",), context=f"{said}\n\n마루는 7일 말립니다.", system=said)]
+    passages = ("마루는 7일 말립니다.", "3월입니다.")
+    asked = [QARecord("A", ("언제인가요?",), ("답",), "", f"{system}\n\n{text}".strip(), system) for text in passages]
+    rows = [with_closest(question_rows([one], {"A": "A"}), training)[0] for one in asked]
+    assert [row["closest_training"]["trained_on"] for row in rows] == [True, False]
