@@ -17,7 +17,7 @@ from pathlib import Path
 
 from llm_qa import files
 from llm_qa.config.recipe import Recipe, load_recipe, recipe_flags
-from llm_qa.console import is_main_process, run_script, say
+from llm_qa.console import ArgumentParser, is_main_process, run_script, say
 from llm_qa.data.preparation_flags import add_preparation_flags, preparation_options
 from llm_qa.distributed import first_to_say, run_on_main
 from llm_qa.migrations import renamed_flags
@@ -29,9 +29,7 @@ from llm_qa.training.watchdog import SILENCE_SECONDS, Watchdog
 
 def parse_arguments() -> tuple[argparse.Namespace, Recipe]:
     """The script's own flags and the resolved recipe; bad ones end here, before anything expensive."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("recipe", type=Path, help="a file of scripts/recipes/")
     parser.add_argument("--data", nargs="+", help="a prepared folder, or raw files (default: the bundled data)")
     parser.add_argument("--run", type=Path, help="the run's folder (default: runs/<recipe>)")

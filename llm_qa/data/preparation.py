@@ -265,7 +265,7 @@ def merged_lines(manifest: dict[str, Any]) -> list[str]:
     if manifest["merged"]:
         more = manifest["merged"] > 1
         lines.append(
-            f"merged: {manifest['merged']:,} row{'s' * more} ask{'s' * (not more)} what another row asks, so "
+            f"merged: {manifest['merged']:,} row{'s' * more} repeat{'s' * (not more)} the questions of another, so "
             f"{manifest['kept']:,} rows are "
             f"{records:,} records, each with all of its answers"
         )

@@ -96,7 +96,7 @@ def check_fit(recipe: Recipe, strategy: Strategy) -> None:
 
 
 def widest_pass(recipe: Recipe, strategy: Strategy) -> Recipe:
-    """Under ZeRO-3 on GPUs: the recipe with the largest micro-batch that fits, said aloud; its updates are the same."""
+    """Under ZeRO-3 on GPUs: the recipe with the largest micro-batch that fits, printed; its updates are the same."""
     gpu, model = gpu_total_bytes(), shapes_of(recipe) if strategy.zero_stage == 3 else None
     if gpu is None or model is None:
         return recipe
