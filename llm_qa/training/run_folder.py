@@ -24,7 +24,7 @@ from llm_qa.models.loading import final_folder, save_tokenizer
 from llm_qa.models.safety import ADAPTER_CONFIG
 from llm_qa.planning.cards import device_name
 from llm_qa.training.checkpoint.manifest import flush, read_manifest, sha256_from_disk
-from llm_qa.training.checkpoint.resume import set_later_aside
+from llm_qa.training.checkpoint.resume import all_checkpoints, set_later_aside
 from llm_qa.training.checkpoint.storage import disk_problem
 from llm_qa.training.run_signature import check_same
 
@@ -117,13 +117,26 @@ def is_beginning(run_dir: Path) -> bool:
 
 
 def is_finished(run_dir: str | Path, recipe: Recipe) -> bool:
-    """True when the run reached its last step and its final weights are in place."""
+    """True when the run reached its last step and its final weights are in place, those that `recipe.keep` asks for.
+
+    A finished run whose `keep` was changed ends anew from its newest checkpoint, which takes no step; without any
+    checkpoint it stays as it is.
+    """
     run_dir = Path(run_dir)
-    return (
-        (run_dir / files.TRAINING).is_file()
-        and read_json(run_dir / files.TRAINING).get("finished") is True
-        and final_folder(run_dir, recipe).is_dir()
-    )
+    training = read_json(run_dir / files.TRAINING) if (run_dir / files.TRAINING).is_file() else {}
+    if training.get("finished") is not True or not final_folder(run_dir, recipe).is_dir():
+        return False
+    return ended_with(run_dir, training) in (recipe.keep, None) or not all_checkpoints(run_dir / files.CHECKPOINTS)
+
+
+def ended_with(run_dir: Path, training: dict) -> str | None:
+    """Which `keep` the final weights of a finished run are of; None where both are the same, or it is not known."""
+    if "kept" not in training:  # a run of an earlier version
+        return None
+    if training["kept"]:
+        return None if training["kept"]["step"] == training["steps"] else "best"
+    log = files.read_jsonl(run_dir / files.LOG) if (run_dir / files.LOG).is_file() else []
+    return "last" if any("validation_loss" in line for line in log) else None
 
 
 def set_aside(run_dir: Path) -> None:

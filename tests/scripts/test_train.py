@@ -193,6 +193,14 @@ def test_the_adapter_is_the_best_checkpoints_when_training_went_past_it(recipe, 
     newest = last / "checkpoints" / "checkpoint-6" / "adapter_model.safetensors"
     assert (last / "adapter" / "adapter_model.safetensors").read_bytes() == newest.read_bytes() != kept.read_bytes()
 
+    # The line at the end of the first run names --keep last: it does what it says to that run, and can be undone.
+    for keep, expected in (("last", newest), ("best", kept)):
+        done = run_script("tests/train_getting_worse.py", *flags, run, "--keep", keep)
+        assert done.returncode == 0, done.stderr
+        assert "is already finished" not in done.stdout
+        assert (run / "adapter" / "adapter_model.safetensors").read_bytes() == expected.read_bytes()
+    assert "is already finished" in run_script("tests/train_getting_worse.py", *flags, run).stdout
+
 
 def test_another_recipe_in_the_same_folder_is_refused_with_the_difference(trained, recipe, prepared):
     run, _ = trained
