@@ -150,8 +150,8 @@ def evaluate(options: argparse.Namespace) -> None:
             write_evaluation(folder, with_cosines(answers, embedder), {**about, **whose}, seed=options.seed)
         delete_all_partial_results(folder)
     end_processes()
-    named = f" --data {data_dir}" if place else ""
-    say(f"now: python scripts/report.py {options.run} --out reports/{options.run.name} --split {options.split}{named}")
+    named, page = (f" --data {data_dir}", f"{options.run.name}-{data_dir.name}") if place else ("", options.run.name)
+    say(f"now: .venv/bin/python scripts/report.py {options.run} --out reports/{page} --split {options.split}{named}")
 
 
 if __name__ == "__main__":

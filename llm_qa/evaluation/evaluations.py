@@ -40,7 +40,7 @@ class Evaluation:
 
 def evaluate_command(run: Path | str, split: str, *, data: str = "") -> str:
     """The command that evaluates a run and its base."""
-    return f"python scripts/evaluate.py --run {run} --base{f' --data {data}' if data else ''} --split {split}"
+    return f".venv/bin/python scripts/evaluate.py --run {run} --base{f' --data {data}' if data else ''} --split {split}"
 
 
 # Keys of scores.json that are about the answers, besides those about the data and the scores.
@@ -151,7 +151,7 @@ def load_kobest(run: Path) -> dict[str, Any]:
     if not isinstance(tasks, dict) or not all("p_value" in task.get("f1", {}) for task in tasks.values()):
         raise UserError(
             f"{path} lacks scores that the report shows (an older version wrote it): run "
-            f"`python scripts/evaluate_kobest.py --run {run} --kobest-dir FOLDER` again."
+            f"`.venv/bin/python scripts/evaluate_kobest.py --run {run} --kobest-dir FOLDER` again."
         )
     return found
 

@@ -36,8 +36,8 @@ def check_hardware(recipe: Recipe, capability: tuple[int, int] | None) -> None:
     if capability is None and shape is not None and shape.parameters > CPU_LIMIT:
         raise UserError(
             f"{recipe.model} has {shape.parameters / 1e9:.1f} billion parameters and needs a CUDA GPU, and torch "
-            "sees none here: `make demo` trains the embedded model here instead, and --dry-run shows what "
-            "this recipe would do."
+            "sees none here: the recipe scripts/recipes/tiny.yaml trains a small practice model here instead, and "
+            "--dry-run shows what this recipe would do."
         )
     check_fp8_units(recipe, capability)
 

@@ -1,5 +1,6 @@
 """evaluate.py through the real command line: killed and resumed, on two processes, with other settings, bad input."""
 
+import csv
 import os
 import shutil
 import signal
@@ -197,8 +198,9 @@ def test_trained_on_questions_stand_in_the_first_line_and_other_data_beside_the_
     assert f"its evaluation goes to {run / 'eval' / place / 'test'}" in done.stdout
     assert len(files.read_jsonl(files.evaluation_dir(run, "test", data=place) / files.PREDICTIONS)) == 9
     assert predictions(run) == own, "the run's own evaluation is not touched"
-    command = done.stdout.splitlines()[-1].removeprefix("now: python ").split()
+    command = done.stdout.splitlines()[-1].removeprefix("now: .venv/bin/python ").split()
     assert command[-2:] == ["--data", str(other)]
+    assert command[-5] == f"reports/{run.name}-other", "not the page on the run's own data"
     report = run_script(*command[:-5], run / "report", *command[-4:])
     assert report.returncode == 0, report.stderr
     first = "5 of 9 test questions are in the training data."
@@ -283,8 +285,9 @@ def test_ctrl_c_keeps_the_answers_to_a_file_of_questions(run):
     assert done.returncode == 0, done.stderr
     assert "answering: going on after" in done.stdout
     assert not part.exists()
-    lines = out.read_text(encoding="utf-8-sig").splitlines()
-    assert [line.split(",")[0] for line in lines[1:]] == [str(i) for i in range(1, 40, 2)]
+    with out.open(encoding="utf-8-sig", newline="") as opened:  # an answer may have line breaks
+        written = list(csv.reader(opened))
+    assert [row[0] for row in written[1:]] == [str(i) for i in range(1, 40, 2)]
     assert "of 20 answers were cut after 200 tokens (--max-new-tokens)" in done.stdout
 
 
@@ -331,7 +334,7 @@ def test_training_data_that_is_gone_is_said_and_not_guessed(run):
     (files.evaluation_dir(run, "test", data=place) / files.SCORES).unlink()
     report = run_script("scripts/report.py", run, "--out", run / "report", "--data", data)
     assert (
-        f"did not finish: run `python scripts/evaluate.py --run {run} --base --data {data} --split test`"
+        f"did not finish: run `.venv/bin/python scripts/evaluate.py --run {run} --base --data {data} --split test`"
         in report.stderr
     )
 

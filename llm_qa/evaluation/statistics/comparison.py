@@ -166,7 +166,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 def _matched(base_rows: list[dict], tuned_rows: list[dict], name: str) -> list[dict]:
     """The base rows in the tuned rows' order; UserError where questions or references differ."""
-    remedy = f"evaluate both on the same data (python scripts/evaluate.py --run {name} --base)"
+    remedy = f"evaluate both on the same data (.venv/bin/python scripts/evaluate.py --run {name} --base)"
     base = {(row["id"], row["question_index"]): row for row in base_rows}
     tuned = {(row["id"], row["question_index"]) for row in tuned_rows}
     if different := sorted(base.keys() ^ tuned):
