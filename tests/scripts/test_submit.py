@@ -52,7 +52,7 @@ def test_every_question_becomes_a_vector(run, questions, tmp_path):
     ("arguments", "message"),
     [
         (["--file", "nowhere.csv"], "nowhere.csv"),
-        (["--batch-size", "0"], "--batch-size is 0"),
+        (["--batch-size", "0"], "--batch-size: 0 is not a whole number of at least 1"),
         (["--out", "{file}"], "would overwrite the questions"),
     ],
 )
