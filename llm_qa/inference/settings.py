@@ -12,8 +12,8 @@ SHORTEST_LIMIT = 128  # the default token limit of an answer is at least this
 
 
 MAX_NEW_TOKENS_HELP = (
-    f"longest answer in tokens (default: enough for 99 in 100 of the run's training answers, at least {SHORTEST_LIMIT}; "
-    "with --sampling original 300)"
+    "longest answer in tokens (default: enough for 99 in 100 of the run's training answers, at least "
+    f"{SHORTEST_LIMIT}; with --sampling original 300)"
 )
 
 
