@@ -63,7 +63,7 @@ def embedded_model(records: Iterable[QARecord]) -> Path:
     if (folder / "config.json").is_file():
         say(f"embedded model: from the cache, {folder}")
         return folder
-    say(f"embedded model: building a small GPT-NeoX from {len(texts):,} training texts")
+    say(f"embedded model: building a small GPT-NeoX from the training records' texts, {len(texts):,} documents")
     staged = folder.with_name(f".{folder.name}.{os.urandom(8).hex()}.part")
     try:
         staged.mkdir(parents=True)  # before the model is trained
