@@ -34,17 +34,26 @@ def parse_arguments() -> tuple[argparse.Namespace, Recipe]:
     parser.add_argument("--data", nargs="+", help="a prepared folder, or raw files (default: the bundled data)")
     parser.add_argument("--run", type=Path, help="the run's folder (default: runs/<recipe>)")
     parser.add_argument("--resume", default="auto", help="auto, never, or the path of a checkpoint")
-    parser.add_argument("--allow-change", nargs="+", default=[], choices=KINDS, help="go on though this has changed")
+    parser.add_argument(
+        "--allow-change",
+        nargs="+",
+        default=[],
+        choices=KINDS,
+        help="resume although this has changed since the run began",
+    )
     parser.add_argument(
         "--on-save-error", default="continue", choices=("continue", "stop"), help="when a checkpoint cannot be saved"
     )
     parser.add_argument(
         "--auto-micro-batch",
         action="store_true",
-        help="micro_batch_size by the GPU's memory (less, and under ZeRO-3 more)",
+        help="out of GPU memory: halve micro_batch_size and go on; under ZeRO-3 begin with the largest that should fit",
     )
     parser.add_argument(
-        "--rank-timeout", type=float, default=SILENCE_SECONDS, help="seconds until a dead rank ends all"
+        "--rank-timeout",
+        type=float,
+        default=SILENCE_SECONDS,
+        help="seconds of silence after which a process counts as dead and all are stopped",
     )
     parser.add_argument("--dry-run", action="store_true", help="print parameters and steps; touch no weights")
     add_preparation_flags(parser)
@@ -106,8 +115,9 @@ def main() -> int:
     # --- data: tokenised, and packed where the model keeps packed documents apart --------------------------------
     tokenizer = load_tokenizer(source)
     pairs = data_sets.tokenize_training_pairs(tokenizer, records, recipe, options.run)
-    packed, recipe = recipe, data_sets.keep_documents_apart(recipe, pairs, source, strategy, options.run)
-    if recipe != packed:
+    before = recipe
+    recipe = data_sets.keep_documents_apart(recipe, pairs, source, strategy, options.run)
+    if recipe != before:
         arguments = training_arguments(recipe, precision, strategy, options.run)
     data = data_sets.build_data_sets(tokenizer, records, pairs, recipe, strategy)
     schedule_validation(arguments, recipe, data.train, data.validation)

@@ -6,11 +6,9 @@ import csv
 import io
 from collections import deque
 from collections.abc import Iterator
-from pathlib import Path
 
-from llm_qa.console import UserError
 from llm_qa.data.readers.rows import LONGEST_LINE_CHARACTERS
-from llm_qa.data.text import invalid_reason, normalize
+from llm_qa.data.text import invalid_reason
 
 LARGEST_CELL_CHARACTERS = 1_000_000
 MOST_COLUMNS = 1_000
@@ -68,14 +66,6 @@ def all_rows(text: str) -> Iterator[tuple[int, list[str], str]]:
 def split_rows(text: str) -> Iterator[tuple[int, list[str], str]]:
     """`all_rows` without those of blank cells."""
     return ((line, cells, problem) for line, cells, problem in all_rows(text) if problem or any(map(str.strip, cells)))
-
-
-def read_header(path: Path, rows: Iterator[tuple[int, list[str], str]]) -> list[str]:
-    """The normalised column names from the first row. Raises UserError when it cannot be a header."""
-    _, header, problem = next(rows, (0, [], "no line with text"))
-    if problem := problem or header_problem(header):
-        raise UserError(f"{path} has no readable header: {problem}.")
-    return list(map(normalize, header))
 
 
 def header_problem(cells: list[str]) -> str:

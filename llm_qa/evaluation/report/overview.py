@@ -39,7 +39,7 @@ def headline(report: Report) -> str:
 
 
 def trained_on(report: Report) -> list[str]:
-    """['5 of 9 test questions stand in the training data.'], run by run where there are several; [] where none does."""
+    """['5 of 9 test questions are in the training data.'], run by run where there are several; [] where none does."""
     counts = {run.name: (run.tuned.contamination or {}).get("trained_on_questions") for run in report.runs}
     found = {name: count for name, count in counts.items() if count}
     if not found:

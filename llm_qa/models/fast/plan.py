@@ -22,11 +22,11 @@ from llm_qa.models.precision import BF16_CAPABILITY, SHORT, Precision
 from llm_qa.planning.cards import flops_per_token, free_memory_bytes
 from llm_qa.planning.memory import trained_weight
 
-LAST_LAYER = 3  # inputs of a layer that the last one keeps beside what the others do: it is not compiled
-MOST_DIFFERENT, MOST_DIFFERENT_FP8 = 0.05, 0.2  # of a layer's gradients from the plain ones, relative
-OFFLOAD_BELOW = 3  # times the embedding: with less memory free, it goes before a layer is tried
+LAST_LAYER_INPUTS = 3  # the last layer is not compiled and saves about so many layer inputs more than the others
+MAX_DIFFERENCE, MAX_DIFFERENCE_FP8 = 0.05, 0.2  # relative, of a layer's gradients from those of the plain path
+OFFLOAD_BELOW = 3  # with less than so many times its size free, the embedding is offloaded before a layer is measured
 EXPANDABLE = "expandable_segments:True"  # the allocator then leaves fewer holes: 0.4 GiB less at 7 GiB
-POOL_HOLES = 0.1  # share of the memory that CUDA graphs keep for good and leave unused: 14.3 GiB taken for 12.9
+GRAPH_POOL_WASTE = 0.1  # share of the CUDA graphs' memory pool that stays unused: 14.3 GiB were reserved for 12.9
 KEPT_FREE = 0.06  # share of the memory that is left to fragmentation, the head's logits and cuBLAS
 
 
@@ -134,7 +134,7 @@ class Plan:
 
 
 def make_plan(fast: FastNeoX, model: torch.nn.Module, recipe: Recipe, precision: Precision, zero_stage: int) -> Plan:
-    """Compare, measure, choose; the model is left as it was, whatever comes of it.
+    """Compare gradients, measure a layer's memory, choose; the model is left as it was, also after an error.
 
     Raises Triton's OutOfResources where a kernel does not fit the GPU.
     """
@@ -155,14 +155,14 @@ def _make_plan(fast: FastNeoX, model: torch.nn.Module, recipe: Recipe, precision
     copy = fast.dequantized_bytes(fp8=fp8) if precision.nf4 or fp8 else 0
     if copy and not precision.nf4:  # choose_products has checked that the copy fits
         fast.prepare(layers, fp8=True, dequantized=True)
-    elif copy:  # a layer with cached weights is another graph: compile the one that will probably be used
+    elif copy:  # a layer with cached weights is compiled separately: compile the kind that will probably be used
         likely = recipe.recompute != "all" and copy <= free_memory_bytes()[0] / 2
         fast.prepare(1, fp8=fp8, dequantized=likely)
     budget = measure_memory_budget(fast, model, recipe, zero_stage)
-    least = layers * (budget.saved_bytes if recipe.recompute == "none" else budget.layer_input_bytes)
+    needed = layers * (budget.saved_bytes if recipe.recompute == "none" else budget.layer_input_bytes)
     graphed = graphed and not fast.offloaded
-    beside_graphs = int((budget.available_bytes - budget.graph_bytes) * (1 - POOL_HOLES))
-    tight = graphed and beside_graphs < least
+    beside_graphs = int((budget.available_bytes - budget.graph_bytes) * (1 - GRAPH_POOL_WASTE))
+    tight = graphed and beside_graphs < needed
     if graphed and not tight:
         budget = dataclasses.replace(budget, available_bytes=beside_graphs)
     recomputed, why = layers_to_recompute(budget, recipe, layers)
@@ -205,7 +205,7 @@ def choose_products(fast: FastNeoX, recipe: Recipe, precision: Precision) -> tup
         fast.prepare(1, fp8=True, dequantized=not precision.nf4)
         difference = fast.difference()
         fast.prepared.clear()
-        if difference > MOST_DIFFERENT_FP8:
+        if difference > MAX_DIFFERENCE_FP8:
             reason = f"in fp8 a layer's gradients differ by {difference:.0%} from the plain ones"
     if reason and recipe.compute_dtype == "fp8":
         raise UserError(f"compute_dtype fp8 is not possible here: {reason}. Set --compute-dtype to bf16.")
@@ -244,7 +244,7 @@ def report(fast: FastNeoX, plan: Plan, precision: Precision) -> str:
 
 def reason_of_difference(fast: FastNeoX, precision: Precision) -> str | None:
     """The reason for the plain path where a layer's gradients differ too much from the plain ones, else None."""
-    if (difference := fast.difference()) > (MOST_DIFFERENT_FP8 if precision.fp8 else MOST_DIFFERENT):
+    if (difference := fast.difference()) > (MAX_DIFFERENCE_FP8 if precision.fp8 else MAX_DIFFERENCE):
         return f"on this GPU a layer's gradients differ by {difference:.0%} from the plain ones, please report it"
     return None
 
@@ -294,7 +294,7 @@ def measure_memory_budget(fast: FastNeoX, model: torch.nn.Module, recipe: Recipe
             reserve += parameter.numel() * (kept.gradient + kept.optimizer)
             graphs += parameter.numel() * 2 * kept.gradient  # the backward graph's gradients and their copies
     free_bytes, total = free_memory_bytes()
-    available_bytes = free_bytes - reserve - LAST_LAYER * layer_input_bytes - passing - int(KEPT_FREE * total)
+    available_bytes = free_bytes - reserve - LAST_LAYER_INPUTS * layer_input_bytes - passing - int(KEPT_FREE * total)
     return MemoryBudget(available_bytes, free_bytes, saved_bytes, layer_input_bytes, graphs)
 
 
