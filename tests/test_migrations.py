@@ -22,10 +22,11 @@ from command_line import run_script
 from safetensors.torch import load_file
 
 from llm_qa import files, migrations
-from llm_qa.config.recipe import RECIPE_FIELDS, load_recipe, load_stored_recipe, stored_recipe
+from llm_qa.config.recipe import RECIPE_FIELDS, load_recipe, load_stored_recipe, make_recipe, stored_recipe
 from llm_qa.config.training_arguments import installed_names
 from llm_qa.console import UserError
 from llm_qa.evaluation.evaluations import load_evaluation
+from llm_qa.migrations import stamped
 from llm_qa.models.loading import load_run, run_recipe
 from llm_qa.training.checkpoint.manifest import damage, read_manifest
 
@@ -192,3 +193,11 @@ def test_every_table_leads_to_names_of_today():
     for old, new in migrations.RENAMED_FLAGS.items():
         assert f'"{new}"' in scripts
         assert f'"{old}"' not in scripts
+
+
+def test_the_recipe_of_a_run_is_a_recipe_for_another(tmp_path):
+    stored = tmp_path / "recipe.yaml"
+    recipe = make_recipe({"learning_rate": 3e-4, "keep": "last"})
+    stored.write_text(yaml.safe_dump(stamped(recipe.to_dict())), encoding="utf-8")
+    assert load_recipe(stored) == recipe == load_stored_recipe(stored)
+    assert load_recipe(stored, {"keep": "best"}).keep == "best"

@@ -88,10 +88,13 @@ RECIPE_FIELDS = {f.name: f for f in dataclasses.fields(Recipe) if f.name != "tra
 def load_recipe(path: str | Path, overrides: dict[str, Any] | None = None) -> Recipe:
     """Read a recipe file, lay command-line overrides over it, check all of it.
 
-    A key under its earlier name is taken, with a line that says the new one. Raises UserError naming every problem in
-    one message, before anything is loaded.
+    A key under its earlier name is taken, with a line that says the new one; the recipe.yaml of a run is a recipe too.
+    Raises UserError naming every problem in one message, before anything is loaded.
     """
-    values, told = renamed_recipe_keys(_read_mapping(Path(path)), str(path))
+    written = _read_mapping(Path(path))
+    format_of(written, path)
+    written.pop(FORMAT_KEY, None)
+    values, told = renamed_recipe_keys(written, str(path))
     overrides, flags_told = renamed_recipe_keys(overrides or {}, "the command line")
     for line in (*told, *flags_told):
         say(f"note: {line}")
@@ -118,7 +121,7 @@ def stored_recipe(values: dict[str, Any], source: str) -> Recipe:
 
 
 def _read_mapping(path: Path) -> dict[str, Any]:
-    """Keys and values of a recipe file as they stand, without its format version."""
+    """Keys and values of a recipe file as they are written."""
     if not path.stem.strip("."):
         raise UserError(f"The recipe {path} has no name that a run folder could take: rename it.")
     try:
