@@ -180,7 +180,23 @@ def start_engine(strategy: Strategy) -> None:
     if strategy.deepspeed:
         import deepspeed
 
+        for lock in compile_locks():
+            say(
+                f"note: another process compiles DeepSpeed's {lock.parent.name}, which is waited for; where none does (one "
+                f"was killed while it did), delete {lock}"
+            )
         deepspeed.init_distributed("nccl" if torch.cuda.is_available() else "gloo", verbose=False)
+
+
+def compile_locks() -> list[Path]:
+    """Locks of operations that are being compiled into torch's folder for them, or were when a process was killed.
+
+    torch waits for such a file to go, without a word or an end (torch.utils.file_baton).
+    """
+    from torch.utils.cpp_extension import get_default_build_root
+
+    root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
+    return sorted(path for pattern in ("*/lock", "*/*/lock") for path in root.glob(pattern))
 
 
 def engine_report(trainer) -> dict:

@@ -12,6 +12,7 @@ from llm_qa.training.strategy import (
     Strategy,
     accumulation_steps,
     check_strategy,
+    compile_locks,
     fit_precision,
     micro_batch_size,
     read_strategy,
@@ -115,3 +116,13 @@ def test_zero_keeps_one_dtype_and_says_so(capsys):
     t4 = fit_precision(resolve_precision(load_recipe("scripts/recipes/qlora_12.8b_t4x2.yaml"), (7, 5)), ZERO3)
     assert t4.storage == torch.float16
     assert not capsys.readouterr().out
+
+
+def test_operations_that_are_waited_for_while_they_are_compiled_are_found(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    assert compile_locks() == []
+    lock = tmp_path / "cpu_adam" / "lock"
+    lock.parent.mkdir()
+    lock.touch()
+    (tmp_path / "py311_cpu" / "deepspeed_shm_comm").mkdir(parents=True)
+    assert compile_locks() == [lock]
