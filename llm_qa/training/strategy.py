@@ -182,8 +182,8 @@ def start_engine(strategy: Strategy) -> None:
 
         for lock in compile_locks():
             say(
-                f"note: another process is compiling DeepSpeed's {lock.parent.name}, which this run waits for; if none is "
-                f"(it was killed), delete {lock}"
+                f"note: another process is compiling DeepSpeed's {lock.parent.name}, which this run waits for; if none "
+                f"is (it was killed), delete {lock}"
             )
         deepspeed.init_distributed("nccl" if torch.cuda.is_available() else "gloo", verbose=False)
 
