@@ -245,6 +245,8 @@ def interrupted(*command, until):
         stderr=subprocess.PIPE,
         text=True,
         encoding="utf-8",
+        # Tests that a shell runs in the background ignore Ctrl-C, and so would what they start.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         deadline = time.monotonic() + 120
         while not until():
