@@ -159,11 +159,6 @@ def final_folder(run_dir: str | Path, recipe: Recipe) -> Path:
     return Path(run_dir) / (files.ADAPTER if recipe.method == "lora" else files.MODEL)
 
 
-def weights_of(run_dir: str | Path, recipe: Recipe, label: str = files.TUNED) -> Path:
-    """The folder (or hub id) of the weights of a run's tuned model, or of its base."""
-    return Path(base_of_run(run_dir, recipe)) if label == files.BASE else final_folder(run_dir, recipe)
-
-
 def finished_folder(run_dir: str | Path, recipe: Recipe) -> Path:
     """`final_folder` of a run that is finished; UserError for one that is not."""
     final = final_folder(run_dir, recipe)

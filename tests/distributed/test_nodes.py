@@ -1,8 +1,10 @@
 """Two machines, another number of processes: launches of their own that train together, die and go on."""
 
+import json
 import shutil
 import socket
 import time
+from pathlib import Path
 
 import pytest
 from launching import LEAST_FALL, attempt, command, fall, kill, losses, start, train, training, write_recipe
@@ -90,6 +92,23 @@ def test_a_run_goes_on_with_another_number_of_processes(kind, strategy, others, 
         assert "was made on 2 processes and goes on with" in printed
         assert training(other)["engine"]["processes"] == processes
         assert losses(other) == pytest.approx(losses(run), rel=1e-5)
+
+
+def test_each_group_of_parameters_counts_its_own_updates_on_another_number_of_processes(tmp_path):
+    """DeepSpeed loads one count for all of them (universal_steps.py); with its own settings this base is one group."""
+    config = json.loads(Path("ds_configs/zero3.json").read_text())
+    config["zero_optimization"]["sub_group_size"] = 1000
+    (tmp_path / "groups.json").write_text(json.dumps(config))
+    groups = ("--deepspeed_config_file", str(tmp_path / "groups.json"))
+    recipe = write_recipe(tmp_path, "lora_fp32")
+    run, other = tmp_path / "two", tmp_path / "one"
+    train("zero3", recipe, run, launch=groups)
+    shutil.copytree(run, other)
+    for path in ("checkpoints/checkpoint-4", "adapter"):
+        shutil.rmtree(other / path)
+    (other / "training.json").unlink()
+    train("zero3", recipe, other, "--allow-change", "processes", launch=(*groups, "--num_processes", "1"))
+    assert losses(other) == pytest.approx(losses(run), rel=1e-5)
 
 
 def test_another_engine_than_the_checkpoint_is_refused(tmp_path):
