@@ -107,6 +107,7 @@ def measure(baseline: str, recipe: Recipe, options: argparse.Namespace) -> dict:
         "baseline": baseline,
         "recipe": f"{recipe.model} {recipe.method} {row['settings']['base_precision']}",
         **row,
+        **({"milliseconds_by_category": trace.milliseconds} if trace else {}),
         "device": cards.device_name(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,

@@ -32,6 +32,7 @@ class Trace(TrainerCallback):
             activities=[torch.profiler.ProfilerActivity.CUDA, torch.profiler.ProfilerActivity.CPU]
         )
         self.rows: list[list[str]] = []
+        self.milliseconds: dict[str, float] = {}  # by category, what the GPU waited included
 
     def on_step_end(self, args, state, control, **kwargs):
         """Start before the last update; stop after it."""
@@ -57,6 +58,7 @@ class Trace(TrainerCallback):
             spent[name] += milliseconds
             largest[name].append((milliseconds, event.count, event.key))
         spent["the GPU waits"] = max(0.0, wall - sum(spent.values()))
+        self.milliseconds = {name: round(milliseconds, 1) for name, milliseconds in spent.items()}
         return [
             [
                 name,
