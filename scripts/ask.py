@@ -17,7 +17,7 @@ from llm_qa.data.text import LINE_BREAKS
 from llm_qa.evaluation.predict.batches import delete_partial_results
 from llm_qa.evaluation.predict.run_data import line_breaks_of_run
 from llm_qa.inference.question_files import check_csv_name, read_question, read_questions, write_answers
-from llm_qa.inference.settings import DECODERS, MAX_NEW_TOKENS_HELP, GenerationSettings, named_settings
+from llm_qa.inference.settings import DECODER_HELP, DECODERS, MAX_NEW_TOKENS_HELP, GenerationSettings, named_settings
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -40,16 +40,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--sampling", default="greedy", choices=("greedy", "original"), help="original: as the original notebooks did"
     )
-    parser.add_argument(
-        "--decoder", default="plain", choices=DECODERS, help="for --file; static: GPT-NeoX, greedy, fixed cache"
-    )
+    parser.add_argument("--decoder", default="auto", choices=DECODERS, help=DECODER_HELP)
     options = parser.parse_args()
     if bool(options.file) != bool(options.out):
         raise UserError("--file and --out go together: a CSV of questions in, a CSV of answers out.")
-    if options.decoder != "plain" and not options.file:
-        raise UserError(
-            f"--decoder {options.decoder} is only for the questions of a --file: name one, or leave it out."
-        )
     if options.file and options.question:
         raise UserError("Give a question or --file, not both.")
     if columns := [name for name in ("question_column", "id_column") if getattr(options, name) and not options.file]:
@@ -63,34 +57,31 @@ def parse_arguments() -> argparse.Namespace:
     return options
 
 
-def stream(model, tokenizer, question: str, context: str, settings: GenerationSettings) -> None:
-    """Print an answer as it is generated; a syllable is shown once all of its bytes are there.
+def stream(model, tokenizer, question: str, context: str, settings: GenerationSettings, decoder) -> None:
+    """Print an answer as it is generated, by a static decoder or, where it is None, by transformers' generate.
 
     UserError where the question does not fit into the model's context (`fit_questions`).
     """
-    import torch
-    from transformers import TextStreamer
-
     from llm_qa.data.prompts import encode_prompts
     from llm_qa.inference.fitting import fit_questions
+    from llm_qa.inference.streaming import stream_tokens, text_pieces
 
     question, context = fit_questions(tokenizer, model.config, [(question, context)], settings)[0]
-    prompt = torch.tensor(encode_prompts(tokenizer, [(question, context)]))
-    prompt = prompt.to(model.get_input_embeddings().weight.device)
-    output = model.generate(
-        input_ids=prompt,
-        attention_mask=torch.ones_like(prompt),
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        use_cache=True,
-        streamer=TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True),
-        **settings.arguments(),
-    )
-    if tokenizer.eos_token_id not in output[0, prompt.shape[1] :]:
+    (prompt,) = encode_prompts(tokenizer, [(question, context)])
+    last: list[int] = []
+
+    def watched():
+        for last[:] in stream_tokens(model, tokenizer, prompt, settings, decoder):
+            yield list(last)
+
+    for piece in text_pieces(tokenizer, watched()):
+        print(piece, end="", flush=True)
+    print()
+    if tokenizer.eos_token_id not in last:
         say(f"(cut after {settings.max_new_tokens:,} tokens: --max-new-tokens)")
 
 
-def converse(model, tokenizer, context: str, settings: GenerationSettings) -> None:
+def converse(model, tokenizer, context: str, settings: GenerationSettings, decoder) -> None:
     """Answer questions typed at the prompt until an empty line or the end of input."""
     say("type a question in Korean; an empty line ends, Ctrl-C ends an answer")
     while True:
@@ -105,7 +96,7 @@ def converse(model, tokenizer, context: str, settings: GenerationSettings) -> No
         if not question:
             return
         try:
-            stream(model, tokenizer, question, context, settings)
+            stream(model, tokenizer, question, context, settings, decoder)
         except UserError as error:
             say(f"{error} Type another.")
         except KeyboardInterrupt:
@@ -124,15 +115,17 @@ def main() -> int:
     whose = {"run": options.run, "model": options.model, "base_precision": options.base_precision}
     # Imported here, because they take seconds that --help and errors in flags should not wait for.
     from llm_qa.evaluation.predict.asking import answer_file, find_source
+    from llm_qa.inference.decoders import build_decoder
     from llm_qa.inference.fitting import fit_questions
+    from llm_qa.inference.generate import context_length
     from llm_qa.models.loading import load_tokenizer
 
-    source = find_source(settings, **whose, decoder=options.decoder)
+    source = find_source(**whose, decoder=options.decoder)
 
     if options.file:
         asked = [(row.question, row.context or context) for row in questions]
         part = options.out.with_name(f".{options.out.name}")
-        how = {"batch_size": options.batch_size, "part": part, "decoder": options.decoder}
+        how = {"batch_size": options.batch_size, "part": part}
         answers = answer_file(source, asked, settings, **how)
         write_answers(options.out, questions, answers)
         delete_partial_results(part)
@@ -142,10 +135,13 @@ def main() -> int:
         asked = [(question, context)]
         question, context = fit_questions(load_tokenizer(source.tokenizer), source.config, asked, settings)[0]
     model, tokenizer = source.load()
+    decoder = None
+    if source.decoder == "static":
+        decoder = build_decoder(model, tokenizer, rows=1, context=context_length(model.config))
     if question:
-        stream(model, tokenizer, question, context, settings)
+        stream(model, tokenizer, question, context, settings, decoder)
     else:
-        converse(model, tokenizer, context, settings)
+        converse(model, tokenizer, context, settings, decoder)
     return 0
 
 

@@ -30,7 +30,7 @@ from llm_qa.evaluation.evaluations import WHOSE, answered_before, say_what_is_re
 from llm_qa.evaluation.metrics.embedding import COMPETITION_EMBEDDER, load_embedder, with_cosines
 from llm_qa.evaluation.predict.contamination import contamination, nearest_rows, with_closest
 from llm_qa.evaluation.predict.run_data import data_name, data_of_run, groups_of_split, training_records
-from llm_qa.inference.settings import DECODERS, MAX_NEW_TOKENS_HELP, named_settings
+from llm_qa.inference.settings import DECODER_HELP, DECODERS, MAX_NEW_TOKENS_HELP, named_settings
 from llm_qa.migrations import renamed_flags
 
 
@@ -46,9 +46,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--sampling", default="greedy", choices=("greedy", "original"), help="original: as the original notebooks did"
     )
-    parser.add_argument(
-        "--decoder", default="plain", choices=DECODERS, help="static: GPT-NeoX, greedy; a fixed cache, CUDA graphs"
-    )
+    parser.add_argument("--decoder", default="auto", choices=DECODERS, help=DECODER_HELP)
     parser.add_argument("--seed", type=whole_number, default=0, help="of sampling and of the bootstrap")
     parser.add_argument("--limit", type=positive_int, help="only the first N records of the split")
     parser.add_argument(
@@ -86,7 +84,7 @@ def evaluate(options: argparse.Namespace) -> None:
     from llm_qa.models.loading import load_run, load_tokenizer
 
     settings = named_settings(options.sampling, options.max_new_tokens, seed=options.seed, run=options.run)
-    source = find_source(settings, run=options.run, decoder=options.decoder)
+    source = find_source(run=options.run, decoder=options.decoder)
     recipe, data_dir = source.recipe, options.data or data_of_run(options.run)
     place = data_name(options.run, data_dir)
     split = load_split(data_dir, options.split)
@@ -122,7 +120,7 @@ def evaluate(options: argparse.Namespace) -> None:
     for label in (files.TUNED, files.BASE) if options.base else (files.TUNED,):
         folder, whole = folder_of(label), recipe.method == "full"
         generation = {**settings.to_dict(), "batch_size": options.batch_size}
-        generation |= {"decoder": options.decoder} if options.decoder != "plain" else {}
+        generation |= {"decoder": source.decoder} if source.decoder != "plain" else {}
         weights = [source.base] if label == files.BASE else source.weights
         questions = [record.to_json() for record in records]
         key = answers_key(questions, weights, source.tokenizer, source.precision, recipe.model, label, generation)
@@ -140,7 +138,7 @@ def evaluate(options: argparse.Namespace) -> None:
             say(f"{label} model, {len(records):,} records of {data_dir}/{options.split}")
             uncovered = label == files.BASE and not whole
             with model.disable_adapter() if uncovered else contextlib.nullcontext():
-                how = (settings, options.batch_size, folder, key, options.decoder)
+                how = (settings, options.batch_size, folder, key, source.decoder)
                 answered = predict(model, tokenizer, rows, asked, *how)
             answers, seconds = answered.rows, answered.answering_seconds
             say(f"{label}: {len(rows):,} questions answered in {format_seconds(seconds)}")

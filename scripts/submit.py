@@ -24,7 +24,7 @@ from llm_qa.evaluation.metrics.embedding import (
 from llm_qa.evaluation.predict.batches import delete_partial_results
 from llm_qa.evaluation.predict.run_data import line_breaks_of_run
 from llm_qa.inference.question_files import check_csv_name, read_questions, write_answers
-from llm_qa.inference.settings import MAX_NEW_TOKENS_HELP, named_settings
+from llm_qa.inference.settings import DECODER_HELP, DECODERS, MAX_NEW_TOKENS_HELP, named_settings
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -47,6 +47,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--sampling", default="greedy", choices=("greedy", "original"), help="original: as the original notebooks did"
     )
+    parser.add_argument("--decoder", default="auto", choices=DECODERS, help=DECODER_HELP)
     options = parser.parse_args()
     for flag in ("out", "answers"):
         path = getattr(options, flag)
@@ -69,7 +70,8 @@ def main() -> int:
     # Imported here, because they take seconds that --help and errors in flags should not wait for.
     from llm_qa.evaluation.predict.asking import answer_file, find_source
 
-    source, asked = find_source(settings, run=options.run), [(row.question, row.context) for row in questions]
+    source = find_source(run=options.run, decoder=options.decoder)
+    asked = [(row.question, row.context) for row in questions]
     part = options.out.with_name(f".{options.out.name}")
     texts = answer_file(source, asked, settings, batch_size=options.batch_size, part=part)
     if options.answers:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from llm_qa.inference.continuous_batching import generate
 from llm_qa.inference.settings import ORIGINAL_SAMPLING, GenerationSettings
 from llm_qa.inference.static_decoder import StaticDecoder
 from llm_qa.planning.cards import peak_memory_bytes
@@ -58,7 +59,8 @@ def measure_answering(
         report = decoder.report
 
         def answer(part: torch.Tensor, new_tokens: int = new_tokens) -> int:
-            return sum(map(len, decoder.generate(part.tolist(), new_tokens)))
+            settings = GenerationSettings(max_new_tokens=new_tokens)
+            return sum(map(len, generate(decoder, part.tolist(), settings)))
 
         answer(prompts[:rows])  # all graphs
         finite = decoder.logits.isfinite().all().item()

@@ -7,16 +7,14 @@ from dataclasses import dataclass
 
 import torch
 
-from llm_qa.console import Failed, UserError, progress, say
+from llm_qa.console import UserError, progress
 from llm_qa.data.packing import collate_packs
 from llm_qa.data.prompts import encode_documents, encode_prompts
 from llm_qa.data.text import normalize_lines
+from llm_qa.inference.continuous_batching import generate
 from llm_qa.inference.settings import GenerationSettings
-from llm_qa.inference.static_decoder import StaticDecoder, reason_against
+from llm_qa.inference.static_decoder import StaticDecoder
 from llm_qa.models.isolation import attention_of
-from llm_qa.models.precision import gpu_capability
-
-MOST_DIFFERENT = 0.05  # relative distance allowed between the static decoder's and the model's own logits
 
 
 @dataclass(frozen=True)
@@ -44,42 +42,6 @@ def room_for_prompts(config, settings: GenerationSettings) -> int:
     return room
 
 
-def check_decoder(decoder: str, settings: GenerationSettings, config) -> None:
-    """UserError where the static decoder cannot be used with these settings and this config."""
-    if decoder == "plain":
-        return
-    greedy = not settings.do_sample and settings.repetition_penalty == 1.0
-    reason = reason_against(config, gpu_capability()) if greedy else "it is greedy, and these settings are not"
-    if reason:
-        raise UserError(f"--decoder static cannot answer here, because {reason}: set --decoder plain.")
-
-
-def static_decoder(
-    model, tokenizer, questions: list[tuple[str, str]], settings: GenerationSettings, rows: int
-) -> StaticDecoder:
-    """A static decoder with room for `questions`, `rows` at once, with the adapter enabled or disabled as it is now.
-
-    Its logits are first compared with the model's own. Raises UserError where it does not support the model or
-    settings.
-    """
-    check_decoder("static", settings, model.config)
-    longest = max(map(len, fitting_prompts(model, tokenizer, questions, settings)), default=1)
-    decoder = StaticDecoder(
-        model,
-        max(1, min(rows, len(questions))),
-        longest + settings.max_new_tokens,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    say(decoder.report)
-    if not (difference := decoder.difference()) <= MOST_DIFFERENT:  # NaN too
-        raise Failed(
-            f"The static decoder's logits differ by {difference:.0%} from the model's own here: answer with --decoder "
-            "plain, and please report it."
-        )
-    return decoder
-
-
 def fitting_prompts(
     model, tokenizer, questions: list[tuple[str, str]], settings: GenerationSettings
 ) -> list[list[int]]:
@@ -103,8 +65,8 @@ def generate_answers(
 ) -> list[Answer]:
     """Answer (question, context) pairs, in their order, by transformers' generate, or by `decoder` with its own rows.
 
-    Prompts are sorted by length, so that batches have little padding, and padded on the left. ValueError for a prompt
-    that leaves no room for the answer in the model's context.
+    transformers' batches are sorted by length, so that they have little padding, and padded on the left. ValueError for
+    a prompt that leaves no room for the answer in the model's context.
     """
     prompts = fitting_prompts(model, tokenizer, questions, settings)
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]), reverse=True)
@@ -112,7 +74,7 @@ def generate_answers(
     torch.manual_seed(settings.seed)
     with progress(total=len(prompts), what="answering", unit="questions", quiet=quiet) as bar:
         if decoder:
-            rows = decoder.generate(prompts, settings.max_new_tokens, answered=bar.update)
+            rows = generate(decoder, prompts, settings, answered=bar.update)
             return [_to_answer(tokenizer, row) for row in rows]
         for begin in range(0, len(order), batch_size):
             part = order[begin : begin + batch_size]

@@ -6,30 +6,20 @@ base and its adapter are not changed.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import psutil
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from llm_qa.models.fast.layer import LinearWeights
 from llm_qa.models.fast.ops.frozen_linear import dequantize, forward, frozen_weight
 from llm_qa.planning.cards import free_memory_bytes
 
 USABLE = 0.9  # of the free memory; the rest is for activations, cuBLAS and fragmentation
 
 
-class Linear(NamedTuple):
-    """A linear layer's tensors: the weight (see `frozen_linear`), and LoRA's a (rank, k) and scale * b (n, rank)."""
-
-    weight: list[Tensor]
-    bias: Tensor
-    a: Tensor | None
-    b: Tensor | None
-
-
-def linear(x: Tensor, layer: Linear) -> Tensor:
-    """x @ W^T + bias + scale * x @ A^T @ B^T: (tokens, k) -> (tokens, n) of x's dtype."""
+def linear(x: Tensor, layer: LinearWeights) -> Tensor:
+    """x @ W^T + bias + x @ A^T @ B^T, where B contains LoRA's scale: (tokens, k) -> (tokens, n) of x's dtype."""
     if layer.weight[0].dtype == x.dtype:
         y = F.linear(x, layer.weight[0], layer.bias)
     else:
@@ -52,19 +42,19 @@ def base_layer(module: torch.nn.Module) -> torch.nn.Module:
     return module.get_base_layer() if hasattr(module, "get_base_layer") else module
 
 
-def read_linear(module: torch.nn.Module, dtype: torch.dtype, folded: bool) -> Linear:
-    """The tensors of a linear layer, plain or with LoRA, to compute in `dtype`."""
+def read_linear(module: torch.nn.Module, dtype: torch.dtype, folded: bool) -> LinearWeights:
+    """The tensors of a linear layer, plain or with LoRA, to compute in `dtype`; b is multiplied by LoRA's scale."""
     base, lora = base_layer(module), active_lora(module)
     bias = base.bias.detach().to(dtype)
     if not folded:
         a, b = (value.to(dtype) for value in lora) if lora else (None, None)
-        return Linear(frozen_weight(base, dtype), bias, a, b)
+        return LinearWeights(frozen_weight(base, dtype), bias, a, b)
     wide = torch.promote_types(dtype, torch.float32)
     weight = frozen_weight(base, wide)
     whole = dequantize(weight, base_shape(base), wide) if weight[0].dtype == torch.uint8 else weight[0]
     if lora:
         whole = torch.addmm(whole, lora[1].to(wide), lora[0].to(wide))
-    return Linear([whole.to(dtype)], bias, None, None)
+    return LinearWeights([whole.to(dtype)], bias, None, None)
 
 
 def base_shape(base: torch.nn.Module) -> tuple[int, int]:
@@ -83,9 +73,14 @@ def choose_folding(modules: list[torch.nn.Module], dtype: torch.dtype, cache_byt
     if all(base.weight.dtype == dtype for base in bases) and not any(active_lora(module) for module in modules):
         return False, "there is no adapter or quantised weight to merge"
     needed = sum(outputs * inputs for outputs, inputs in map(base_shape, bases)) * dtype.itemsize
-    free = free_memory_bytes()[0] if bases[0].bias.is_cuda else psutil.virtual_memory().available
+    free = free_bytes(bases[0].bias.device)
     figures = f"{gibibytes(needed)} beside a cache of {gibibytes(cache_bytes)}, {gibibytes(free)} are free"
     return needed + cache_bytes <= USABLE * free, f"the copy takes {figures}"
+
+
+def free_bytes(device: torch.device) -> int:
+    """Free memory of a GPU, or of the machine."""
+    return free_memory_bytes()[0] if device.type == "cuda" else psutil.virtual_memory().available
 
 
 def gibibytes(count: int) -> str:

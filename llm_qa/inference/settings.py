@@ -17,7 +17,9 @@ MAX_NEW_TOKENS_HELP = (
 )
 
 
-DECODERS = ("plain", "static")  # transformers' generate; the project's own for GPT-NeoX, greedy only
+# transformers' generate; the project's own for GPT-NeoX, with a fixed cache and CUDA graphs; static where it is valid
+DECODERS = ("auto", "static", "plain")
+DECODER_HELP = "static: GPT-NeoX, a fixed cache and CUDA graphs; plain: transformers; auto: static on a GPU if valid"
 
 
 @dataclass(frozen=True)

@@ -1,40 +1,42 @@
-"""Greedy decoding for GPT-NeoX with a static cache and fixed buffers, so that a step is one CUDA graph.
+"""Decoding for GPT-NeoX with a static cache and fixed buffers, so that a step is one CUDA graph.
 
 A row of the batch answers one prompt, stored from position 0 of its cache, so there is no padding on the left and a row
-attends to the positions up to its own. A finished row gets the next prompt while the others go on
-(continuous batching: Yu et al. 2022, OSDI "Orca").
+attends to the positions up to its own. Each row has sampling settings of its own (`sampling.py`). Who wants answers
+uses `continuous_batching.py`, which gives a finished row the next prompt while the others go on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llm_qa.inference.merged_weights import Linear, choose_folding, linear, read_linear
-from llm_qa.models.fast.layer import linear_modules
+from llm_qa.inference.merged_weights import choose_folding, linear, read_linear
+from llm_qa.inference.sampling import Sampler, greedy
+from llm_qa.inference.settings import GenerationSettings
+from llm_qa.models.fast.layer import LayerWeights, linear_modules
 from llm_qa.models.fast.ops.lora_layer import rotate
 from llm_qa.models.precision import BF16_CAPABILITY, SHORT
 
 ALIGNED = 8  # the memory-efficient attention kernel needs a mask of a multiple of so many positions
 BUCKET = 64  # attention reads the cache up to a multiple of this, with one graph for each multiple
-LOOK_EVERY = 8  # steps between two checks by the host for finished rows
-REFILLED = 1 / 8  # share of rows that must have finished before new prompts are read
 PREFILL_TOKENS = 16_384  # tokens of prompts in one prefill
 
 
-class Layer(NamedTuple):
-    """One decoder layer's tensors; a norm is (weight, bias), a cache (heads, rows, context, width)."""
+class Request(NamedTuple):
+    """A prompt of token ids to be answered; `number` tells apart answers that are drawn with one seed."""
 
-    attention_norm: tuple[Tensor, Tensor]
-    mlp_norm: tuple[Tensor, Tensor]
-    query_key_value: Linear
-    dense: Linear
-    dense_h_to_4h: Linear
-    dense_4h_to_h: Linear
+    prompt: list[int]
+    settings: GenerationSettings
+    number: int = 0
+
+
+class Cache(NamedTuple):
+    """Keys and values of one layer, each (heads, rows, context, width)."""
+
     keys: Tensor
     values: Tensor
 
@@ -50,6 +52,12 @@ def reason_against(config, capability: tuple[int, int] | None) -> str | None:
     if capability is not None and capability < BF16_CAPABILITY:
         return f"the GPU's compute capability is {capability[0]}.{capability[1]}, and the kernels need 8.0"
     return None
+
+
+def cache_bytes(model: torch.nn.Module, rows: int, context: int) -> int:
+    """Bytes of the keys and values of all layers, for `rows` sequences of `context` tokens."""
+    positions, config = rows * -(-context // ALIGNED) * ALIGNED, model.config
+    return 2 * config.num_hidden_layers * positions * config.hidden_size * model.dtype.itemsize
 
 
 class StaticDecoder:
@@ -78,22 +86,22 @@ class StaticDecoder:
         self.heads, self.eps, self.pad = config.num_attention_heads, config.layer_norm_eps, pad_token_id
         cache = (self.heads, rows, self.context, config.hidden_size // self.heads)
         modules = [module for layer in neox.layers for module in linear_modules(layer)]
-        cache_bytes = 2 * len(neox.layers) * rows * self.context * config.hidden_size * self.dtype.itemsize
         why = "as asked"
         if folded is None:
-            folded, why = choose_folding(modules, self.dtype, cache_bytes)
+            folded, why = choose_folding(modules, self.dtype, cache_bytes(model, rows, context))
 
         def norm(module) -> tuple[Tensor, Tensor]:
             return module.weight.detach().to(self.dtype), module.bias.detach().to(self.dtype)
 
-        def tensors(layer) -> Layer:
+        def tensors(layer) -> LayerWeights:
             norms = norm(layer.input_layernorm), norm(layer.post_attention_layernorm)
-            qkv, dense, up, down = (read_linear(module, self.dtype, folded) for module in linear_modules(layer))
-            # zeros: what is masked is multiplied by 0, which would not make a NaN harmless
-            keys, values = (torch.zeros(cache, dtype=self.dtype, device=self.device) for _ in range(2))
-            return Layer(*norms, qkv, dense, up, down, keys, values)
+            return LayerWeights(*norms, *(read_linear(module, self.dtype, folded) for module in linear_modules(layer)))
+
+        def zeros() -> Tensor:  # what is masked is multiplied by 0, which would not make a NaN harmless
+            return torch.zeros(cache, dtype=self.dtype, device=self.device)
 
         self.layers = [tensors(layer) for layer in neox.layers]
+        self.caches = [Cache(zeros(), zeros()) for _ in self.layers]
         self.final_norm = norm(neox.final_layer_norm)
         self.head = self.model.get_output_embeddings().weight.detach().to(self.dtype)
 
@@ -108,8 +116,9 @@ class StaticDecoder:
         self.finished = torch.ones(rows, dtype=torch.bool, device=self.device)
         self.generated = numbers(rows, self.context + 1)  # a finished row writes padding after its answer
         self.logits = torch.zeros(rows, len(self.head), dtype=self.dtype, device=self.device)
+        self.sampler = Sampler(rows, len(self.head), self.device)
         self.graphed = self.device.type == "cuda"
-        self.graphs: dict[int, torch.cuda.CUDAGraph] = {}
+        self.graphs: dict[tuple[int, bool], torch.cuda.CUDAGraph] = {}
         weights = f"weights merged into {SHORT.get(self.dtype, self.dtype)}" if folded else "weights not merged"
         self.report = (
             f"static decoding: {rows:,} rows of {self.context:,} positions, {weights} ({why}), "
@@ -124,16 +133,16 @@ class StaticDecoder:
     def _hidden(self, tokens: Tensor, positions: Tensor, attend: Callable[..., Tensor]) -> Tensor:
         """All layers on `tokens` at `positions`, both (n,): (n, d), before the last norm.
 
-        attend(layer, query, key, value), each (heads, n, width), keeps key and value and returns (heads, n, width).
+        attend(cache, query, key, value), each (heads, n, width), keeps key and value and returns (heads, n, width).
         """
         x = self.model.gpt_neox.embed_in(tokens).to(self.dtype)
         cos, sin = (value[0].contiguous() for value in self.model.gpt_neox.rotary_emb(x[None], positions[None]))
         # not rotate(), which would add LoRA's update and the bias: the product already includes them
         nothing = x.new_zeros(len(x), 1), x.new_zeros(3 * x.shape[1], 1), x.new_zeros(3 * x.shape[1])
-        for layer in self.layers:
+        for layer, cache in zip(self.layers, self.caches, strict=True):
             packed = linear(self._norm(x, layer.attention_norm), layer.query_key_value)
             packed = rotate(packed, *nothing, cos, sin, self.heads, 0.0).view(len(x), self.heads, -1)
-            attended = attend(layer, *packed.transpose(0, 1).chunk(3, dim=-1)).transpose(0, 1).reshape(x.shape)
+            attended = attend(cache, *packed.transpose(0, 1).chunk(3, dim=-1)).transpose(0, 1).reshape(x.shape)
             activated = F.gelu(linear(self._norm(x, layer.mlp_norm), layer.dense_h_to_4h))
             x = linear(activated, layer.dense_4h_to_h) + linear(attended, layer.dense) + x
         return x
@@ -143,69 +152,101 @@ class StaticDecoder:
 
     # --- prompts ------------------------------------------------------------------------------------------------------
 
+    def check_fits(self, request: Request) -> None:
+        """ValueError where a prompt and its longest answer exceed the context."""
+        length, new = len(request.prompt), request.settings.max_new_tokens
+        if length + new > self.context:
+            raise ValueError(f"{length} tokens and {new} new ones exceed the context of {self.context}")
+
     @torch.inference_mode()
-    def prefill(self, prompts: dict[int, list[int]], max_new_tokens: int) -> None:
-        """Read prompts (row -> token ids) into the rows' cache, and choose the first token of each answer."""
-        longest = max(map(len, prompts.values()))
-        if longest + max_new_tokens > self.context:
-            raise ValueError(f"{longest} tokens and {max_new_tokens} new ones exceed the context of {self.context}")
-        items, at_once = list(prompts.items()), max(1, PREFILL_TOKENS // longest)
+    def prefill(self, requests: dict[int, Request]) -> None:
+        """Read the prompts of requests (row -> request) into the rows' cache, and choose each answer's first token.
+
+        ValueError where a prompt and its longest answer exceed the context.
+        """
+        for request in requests.values():
+            self.check_fits(request)
+        items = list(requests.items())
+        at_once = max(1, PREFILL_TOKENS // max(len(request.prompt) for request in requests.values()))
         for begin in range(0, len(items), at_once):
-            self._prefill(items[begin : begin + at_once], max_new_tokens)
+            self._prefill(items[begin : begin + at_once])
 
-    def _prefill(self, items: list[tuple[int, list[int]]], max_new_tokens: int) -> None:
-        count, width = len(items), max(len(prompt) for _, prompt in items)
+    def _prefill(self, items: list[tuple[int, Request]]) -> None:
+        numbers, requests = zip(*items, strict=True)
+        prompts, settings, streams = (list(values) for values in zip(*requests, strict=True))
+        count, width = len(items), max(map(len, prompts))
         # padded on the right, where the prompt's tokens do not attend; the answer overwrites it in the cache
-        padded = [prompt + [self.pad] * (width - len(prompt)) for _, prompt in items]
+        padded = [prompt + [self.pad] * (width - len(prompt)) for prompt in prompts]
         tokens = torch.tensor(padded, device=self.device).view(-1)
-        rows = torch.tensor([row for row, _ in items], device=self.device)
-        lengths = torch.tensor([len(prompt) for _, prompt in items], device=self.device)
+        rows, lengths, limits = (
+            torch.tensor(values, device=self.device)
+            for values in (numbers, [*map(len, prompts)], [own.max_new_tokens for own in settings])
+        )
 
-        def attend(layer: Layer, *parts: Tensor) -> Tensor:
+        def attend(cache: Cache, *parts: Tensor) -> Tensor:
             query, key, value = (part.view(self.heads, count, width, -1) for part in parts)
-            layer.keys[:, rows, :width], layer.values[:, rows, :width] = key, value
+            cache.keys[:, rows, :width], cache.values[:, rows, :width] = key, value
             return F.scaled_dot_product_attention(query, key, value, is_causal=True).flatten(1, 2)
 
         x = self._hidden(tokens, torch.arange(width, device=self.device).repeat(count), attend)
         logits = self._logits(x.view(count, width, -1)[torch.arange(count, device=self.device), lengths - 1])
+        self.sampler.start(numbers, prompts, settings, streams)
         chosen = logits.argmax(-1)
+        if not all(map(greedy, settings)):
+            chosen = self.sampler.choose(logits, rows, torch.zeros_like(lengths))
         self.logits[rows], self.tokens[rows], self.generated[rows, 0] = logits, chosen, chosen
-        self.positions[rows], self.counts[rows], self.limits[rows] = lengths, 1, max_new_tokens
-        self.finished[rows] = (chosen == self.eos) | (max_new_tokens <= 1)
+        self.positions[rows], self.counts[rows], self.limits[rows] = lengths, 1, limits
+        self.finished[rows] = (chosen == self.eos) | (limits <= 1)
+        self.sampler.mark(self.tokens)
+
+    @torch.inference_mode()
+    def stop(self, rows: Iterable[int]) -> None:
+        """End the rows' answers where they are: a row writes padding until it gets the next request."""
+        for row in rows:
+            self.finished[row] = True
+            self.sampler.greedy_rows[row] = True
 
     # --- steps --------------------------------------------------------------------------------------------------------
 
     @torch.inference_mode()
     def step(self, attended: int) -> None:
         """One more token for every unfinished row; all positions are below `attended`. Does not synchronise."""
+        kind = attended, not all(self.sampler.greedy_rows)
         if not self.graphed:
-            self._step(attended)
-        elif attended in self.graphs:
-            self.graphs[attended].replay()
+            self._step(*kind)
+        elif kind in self.graphs:
+            self.graphs[kind].replay()
         else:  # run this step without a graph as a warm-up, then capture it
             side = torch.cuda.Stream()
             side.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(side):
-                self._step(attended)
+                self._step(*kind)
             torch.cuda.current_stream().wait_stream(side)
             graph, others = torch.cuda.CUDAGraph(), next(iter(self.graphs.values()), None)
             with torch.cuda.graph(graph, pool=others.pool() if others else None):  # records without running
-                self._step(attended)
-            self.graphs[attended] = graph
+                self._step(*kind)
+            self.graphs[kind] = graph
 
-    def _step(self, attended: int) -> None:
-        """The operations of `step`: buffers keep their addresses, and no value is read back from the GPU."""
+    def _step(self, attended: int, sampled: bool) -> None:
+        """The operations of `step`: buffers keep their addresses, and no value is read back from the GPU.
+
+        `sampled`: some rows have other settings than greedy.
+        """
         unseen = torch.arange(attended, device=self.device) > self.positions[:, None]
         mask = torch.zeros(unseen.shape, dtype=self.dtype, device=self.device).masked_fill_(unseen, -torch.inf)
 
-        def attend(layer: Layer, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-            layer.keys[:, self.row_numbers, self.positions] = key
-            layer.values[:, self.row_numbers, self.positions] = value
-            keys, values = layer.keys[:, :, :attended], layer.values[:, :, :attended]
+        def attend(cache: Cache, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            cache.keys[:, self.row_numbers, self.positions] = key
+            cache.values[:, self.row_numbers, self.positions] = value
+            keys, values = cache.keys[:, :, :attended], cache.values[:, :, :attended]
             return F.scaled_dot_product_attention(query[:, :, None], keys, values, mask[None, :, None])[:, :, 0]
 
         self.logits.copy_(self._logits(self._hidden(self.tokens, self.positions, attend)))
-        chosen = self.logits.argmax(-1).masked_fill_(self.finished, self.pad)
+        every = slice(None)
+        chosen = self.sampler.choose(self.logits, every, self.counts) if sampled else self.logits.argmax(-1)
+        chosen = chosen.masked_fill(self.finished, self.pad)
+        if sampled:
+            self.sampler.mark(chosen)
         self.generated[self.row_numbers, self.counts] = chosen
         self.tokens.copy_(chosen)
         going = ~self.finished
@@ -213,46 +254,11 @@ class StaticDecoder:
         self.positions += going
         self.finished |= (chosen == self.eos) & going | (self.counts >= self.limits)
 
-    def generate(
-        self,
-        prompts: Sequence[list[int]],
-        max_new_tokens: int,
-        *,
-        refill: bool = True,
-        answered: Callable[[int], None] = lambda count: None,
-    ) -> list[list[int]]:
-        """Greedy answers to prompts of token ids, in their order, each up to and with its eos.
+    def reach(self, furthest: int) -> int:
+        """The number of cache positions that a step reads when the furthest row is at position `furthest`."""
+        return min(self.context, -(-(furthest + 1) // BUCKET) * BUCKET)
 
-        With `refill` False a batch ends before the next begins. `answered` is called with the number of new answers.
-        """
-        waiting = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # the longest are popped first
-        answers: list[list[int]] = [[] for _ in prompts]
-        asked: dict[int, int] = {}  # row -> the prompt that it answers
-        while waiting or asked:
-            free = [row for row in range(self.rows) if row not in asked]
-            if waiting and (len(free) >= max(1, REFILLED * self.rows if refill else self.rows)):
-                new = {row: waiting.pop() for row in free[: len(waiting)]}
-                self.prefill({row: list(prompts[i]) for row, i in new.items()}, max_new_tokens)
-                asked |= new
-            self._steps(asked)
-            finished, counts = self.finished.tolist(), self.counts.tolist()
-            if done := [row for row in asked if finished[row]]:
-                for row, tokens in zip(done, self.generated[done].tolist(), strict=True):
-                    answers[asked.pop(row)] = tokens[: counts[row]]
-                answered(len(done))
-        return answers
-
-    def _steps(self, asked: dict[int, int]) -> None:
-        """Run LOOK_EVERY steps, or fewer where every row reaches its limit before."""
-        state = torch.stack([self.positions, self.limits - self.counts, ~self.finished]).tolist()
-        going = [(state[0][row], state[1][row]) for row in asked if state[2][row]]
-        steps = min(LOOK_EVERY, max((left for _, left in going), default=0))
-        furthest = max((position for position, _ in going), default=0)
-        for number in range(steps):
-            self.step(min(self.context, -(-(furthest + number + 1) // BUCKET) * BUCKET))
-
-    # --- comparison with the plain path
-    # ---------------------------------------------------------------------------------------
+    # --- comparison with the plain path -------------------------------------------------------------------------------
 
     @torch.inference_mode()
     def difference(self, steps: int = 3) -> float:
@@ -265,10 +271,11 @@ class StaticDecoder:
         vocabulary = self.model.get_input_embeddings().num_embeddings
         prompts = [torch.randint(vocabulary, (length,), generator=generator).tolist() for length in lengths]
         self.eos.fill_(-1)  # no answer ends
-        self.prefill(dict(enumerate(prompts)), steps + 1)
+        settings = GenerationSettings(max_new_tokens=steps + 1)
+        self.prefill({row: Request(prompt, settings) for row, prompt in enumerate(prompts)})
         got = [self.logits[: len(prompts)].clone()]
         for _ in range(steps):
-            self.step(min(self.context, BUCKET))
+            self.step(self.reach(0))
         got.append(self.logits[: len(prompts)].clone())
         largest = 0.0
         for row, prompt in enumerate(prompts):
@@ -279,5 +286,5 @@ class StaticDecoder:
                 apart = (logits[row].float() - wanted[place]).norm() / wanted[place].norm()
                 largest = max(largest, apart.item())
         self.eos.copy_(eos)
-        self.finished.fill_(True)
+        self.stop(range(self.rows))
         return largest

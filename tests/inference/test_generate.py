@@ -9,9 +9,11 @@ from transformers import AutoModelForCausalLM, FalconConfig
 from llm_qa import files
 from llm_qa.console import Failed, UserError
 from llm_qa.data.prompts import encode_documents
+from llm_qa.inference.decoders import build_decoder, choose_decoder, decoder_for
 from llm_qa.inference.fitting import fit_questions
-from llm_qa.inference.generate import check_decoder, generate_answers, reference_bits, static_decoder
+from llm_qa.inference.generate import generate_answers, reference_bits
 from llm_qa.inference.settings import ORIGINAL_SAMPLING, GenerationSettings, named_settings
+from llm_qa.inference.static_decoder import cache_bytes
 
 ARCHITECTURES = ["neox_folder", "gpt2_folder"]
 
@@ -114,31 +116,38 @@ def test_the_static_decoder_gives_the_answers_of_the_plain_one(neox_folder, toke
     questions.append(("무엇인가요?", "맥락 " * 600))  # cut to the model's context
     settings = GenerationSettings(max_new_tokens=12)
     questions = fit_questions(tokenizer, model.config, questions, settings)
-    decoder = static_decoder(model, tokenizer, questions, settings, 5)
+    decoder = decoder_for(model, tokenizer, questions, settings, 5)
     static = generate_answers(model, tokenizer, questions, settings, decoder=decoder)
     assert static == generate_answers(model, tokenizer, questions, settings, batch_size=1)
 
 
 def test_a_static_decoder_that_differs_is_not_used(neox_folder, tokenizer, monkeypatch):
     model = AutoModelForCausalLM.from_pretrained(neox_folder, dtype=torch.float32).eval()
-    monkeypatch.setattr("llm_qa.inference.generate.StaticDecoder.difference", lambda self: float("nan"))
+    monkeypatch.setattr("llm_qa.inference.decoders.StaticDecoder.difference", lambda self: float("nan"))
     with pytest.raises(Failed, match="differ by nan% from the model's own here: answer with --decoder plain"):
-        static_decoder(model, tokenizer, [("왜?", "")], GenerationSettings(4), 1)
+        decoder_for(model, tokenizer, [("왜?", "")], GenerationSettings(4), 1)
 
 
-def test_what_the_static_decoder_cannot_do_is_refused(model):
-    check_decoder("plain", ORIGINAL_SAMPLING, model.config)
-    with pytest.raises(UserError, match="it is greedy, and these settings are not: set --decoder plain"):
-        check_decoder("static", ORIGINAL_SAMPLING, model.config)
-    with pytest.raises(UserError, match="it is greedy"):
-        check_decoder("static", GenerationSettings(repetition_penalty=1.2), model.config)
+def test_which_decoder_answers_is_chosen_and_said(model, monkeypatch, capsys):
+    assert choose_decoder("plain", model.config) == "plain"
+    assert choose_decoder("auto", model.config) == "plain"
+    monkeypatch.setattr("llm_qa.inference.decoders.gpu_capability", lambda: (9, 0))
     if model.config.model_type == "gpt2":
+        assert choose_decoder("auto", model.config) == "plain"
         with pytest.raises(
             UserError, match="because the model is a gpt2, and the static decoder supports only gpt_neox"
         ):
-            check_decoder("static", GenerationSettings(), model.config)
+            choose_decoder("static", model.config)
+        assert capsys.readouterr().out.count("answering by transformers' generate: the model is a gpt2") == 2
     else:
-        check_decoder("static", GenerationSettings(), model.config)
+        assert choose_decoder("static", model.config) == choose_decoder("auto", model.config) == "static"
+        assert capsys.readouterr().out == "answering by transformers' generate: there is no GPU\n"
+
+
+def test_fewer_rows_where_the_cache_would_not_fit(neox_folder, tokenizer, monkeypatch):
+    model = AutoModelForCausalLM.from_pretrained(neox_folder, dtype=torch.float32).eval()
+    monkeypatch.setattr("llm_qa.inference.decoders.free_bytes", lambda device: 3.5 * cache_bytes(model, 1, 64))
+    assert build_decoder(model, tokenizer, 8, 64).rows == 3
 
 
 def test_references_are_scored_alone_where_packed_documents_would_attend_to_each_other(tokenizer):

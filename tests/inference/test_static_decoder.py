@@ -9,8 +9,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import GPT2Config
 
 from llm_qa.config.recipe import make_recipe
-from llm_qa.inference import merged_weights, static_decoder
-from llm_qa.inference.static_decoder import StaticDecoder, reason_against
+from llm_qa.inference import continuous_batching, merged_weights, static_decoder
+from llm_qa.inference.settings import GenerationSettings
+from llm_qa.inference.static_decoder import Request, StaticDecoder, reason_against
 from llm_qa.models import embedded
 from llm_qa.models.lora import add_lora
 from llm_qa.models.precision import resolve_precision
@@ -61,6 +62,16 @@ def decoder_of(model, rows=3, context=64, eos=EOS, folded=False) -> StaticDecode
     return StaticDecoder(model, rows, context, eos_token_id=eos, pad_token_id=PAD, folded=folded)
 
 
+def generate(decoder, prompts, max_new_tokens, **how) -> list[list[int]]:
+    return continuous_batching.generate(decoder, prompts, GenerationSettings(max_new_tokens), **how)
+
+
+def begin(decoder, prompts, max_new_tokens) -> None:
+    """Read prompts into the first rows."""
+    settings = GenerationSettings(max_new_tokens)
+    decoder.prefill({row: Request(prompt, settings) for row, prompt in enumerate(prompts)})
+
+
 KINDS = [
     {"base_precision": "fp32"},
     {"base_precision": "fp32", "lora": False},
@@ -74,21 +85,21 @@ KINDS = [
 def test_answers_are_those_of_generate(values, folded):
     model, prompts = build(**values), make_prompts()
     wanted = plain_answers(model, prompts, 20, eos=-1)
-    got = decoder_of(model, eos=-1, folded=folded).generate(prompts, 20)
+    got = generate(decoder_of(model, eos=-1, folded=folded), prompts, 20)
     assert got == wanted
     assert len({token for answer in wanted for token in answer}) > 20  # not one token again and again
 
 
-@pytest.mark.parametrize("refill", [False, True])
-def test_an_answer_ends_at_its_eos_and_the_others_go_on(refill, monkeypatch):
-    monkeypatch.setattr(static_decoder, "LOOK_EVERY", 4)
+@pytest.mark.parametrize("refilled", [1, 1 / 8, 0])
+def test_an_answer_ends_at_its_eos_and_the_others_go_on(refilled, monkeypatch):
+    monkeypatch.setattr(continuous_batching, "LOOK_EVERY", 4)
     model, prompts = build(base_precision="fp32"), make_prompts()
     endless = plain_answers(model, prompts, 20, eos=-1)
     eos = endless[0][6]  # in the middle of at least one answer
     wanted = plain_answers(model, prompts, 20, eos=eos)
     assert len({len(answer) for answer in wanted}) > 1
     heard = []
-    got = decoder_of(model, eos=eos).generate(prompts, 20, refill=refill, answered=heard.append)
+    got = generate(decoder_of(model, eos=eos), prompts, 20, refilled=refilled, answered=heard.append)
     assert got == wanted
     assert sum(heard) == len(prompts)
 
@@ -96,23 +107,23 @@ def test_an_answer_ends_at_its_eos_and_the_others_go_on(refill, monkeypatch):
 @pytest.mark.parametrize("rows", [1, 2, 7, 16])
 def test_any_number_of_rows_gives_the_same(rows):
     model, prompts = build(base_precision="fp32"), make_prompts()
-    assert decoder_of(model, rows).generate(prompts, 8) == plain_answers(model, prompts, 8)
+    assert generate(decoder_of(model, rows), prompts, 8) == plain_answers(model, prompts, 8)
 
 
 def test_an_answer_that_ends_at_once_and_a_limit_of_one():
     model, prompts = build(base_precision="fp32"), make_prompts()
     first = plain_answers(model, prompts, 1, eos=-1)
-    assert decoder_of(model, eos=-1).generate(prompts, 1) == first
+    assert generate(decoder_of(model, eos=-1), prompts, 1) == first
     eos = first[2][0]
-    assert decoder_of(model, eos=eos).generate(prompts, 9) == plain_answers(model, prompts, 9, eos=eos)
+    assert generate(decoder_of(model, eos=eos), prompts, 9) == plain_answers(model, prompts, 9, eos=eos)
 
 
 def test_the_context_may_be_filled_to_its_end_and_no_further():
     model, prompts = build(base_precision="fp32"), make_prompts([70, 3])
     decoder = decoder_of(model, rows=2, context=80, eos=-1)  # crosses a bucket, ends in a part of one
-    assert decoder.generate(prompts, 10) == plain_answers(model, prompts, 10, eos=-1)
+    assert generate(decoder, prompts, 10) == plain_answers(model, prompts, 10, eos=-1)
     with pytest.raises(ValueError, match="70 tokens and 11 new ones exceed the context of 80"):
-        decoder.generate(prompts, 11)
+        generate(decoder, prompts, 11)
 
 
 def test_the_decoder_is_used_again_for_other_prompts():
@@ -120,20 +131,20 @@ def test_the_decoder_is_used_again_for_other_prompts():
     decoder = decoder_of(model, eos=-1)
     for lengths in ([40, 2], [5, 6, 7, 8], []):
         prompts = make_prompts(lengths)
-        assert decoder.generate(prompts, 12) == plain_answers(model, prompts, 12, eos=-1)
+        assert generate(decoder, prompts, 12) == plain_answers(model, prompts, 12, eos=-1)
 
 
 def test_long_prompts_are_read_in_parts(monkeypatch):
     monkeypatch.setattr(static_decoder, "PREFILL_TOKENS", 40)
     model, prompts = build(base_precision="fp32"), make_prompts()
-    assert decoder_of(model, 7).generate(prompts, 6) == plain_answers(model, prompts, 6)
+    assert generate(decoder_of(model, 7), prompts, 6) == plain_answers(model, prompts, 6)
 
 
 @pytest.mark.parametrize("values", KINDS, ids=str)
 def test_logits_of_prompts_and_of_every_step_are_those_of_a_whole_forward_pass(values):
     model, prompts = build(**values), make_prompts()
     decoder = decoder_of(model, len(prompts), eos=-1)
-    decoder.prefill(dict(enumerate(prompts)), 20)
+    begin(decoder, prompts, 20)
     for step in range(8):
         for row, prompt in enumerate(prompts):
             tokens = prompt + decoder.generated[row, :step].tolist()
@@ -151,8 +162,8 @@ def test_the_adapter_counts_as_it_was_switched_when_the_decoder_was_made(base_pr
         base = plain_answers(model, prompts, 10, eos=-1)
         decoders = [decoder_of(model, eos=-1, folded=folded) for folded in (False, True)]
     assert base != tuned
-    assert [decoder.generate(prompts, 10) for decoder in decoders] == [base, base]
-    assert decoder_of(model, eos=-1).generate(prompts, 10) == tuned
+    assert [generate(decoder, prompts, 10) for decoder in decoders] == [base, base]
+    assert generate(decoder_of(model, eos=-1), prompts, 10) == tuned
 
 
 @pytest.mark.parametrize("base_precision", ["fp32", "nf4"])
@@ -161,7 +172,7 @@ def test_folded_equals_unfolded_to_rounding(base_precision):
     logits = []
     for folded in (False, True):
         decoder = decoder_of(model, len(prompts), folded=folded)
-        decoder.prefill(dict(enumerate(prompts)), 20)
+        begin(decoder, prompts, 20)
         decoder.step(64)
         logits.append(decoder.logits)
     torch.testing.assert_close(*logits, rtol=1e-4, atol=1e-4)
@@ -189,7 +200,7 @@ def test_difference_finds_what_is_wrong_and_leaves_the_decoder_usable():
     model, prompts = build(base_precision="fp32"), make_prompts()
     decoder = decoder_of(model)
     assert decoder.difference() < 1e-5
-    assert decoder.generate(prompts, 6) == plain_answers(model, prompts, 6)
+    assert generate(decoder, prompts, 6) == plain_answers(model, prompts, 6)
     layer = decoder.layers[1]
     decoder.layers[1] = layer._replace(dense=layer.dense._replace(weight=[-layer.dense.weight[0]]))
     assert decoder.difference() > 0.05
@@ -206,10 +217,13 @@ class NothingAsked(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("base_precision", ["fp32", "nf4"])
-def test_a_step_asks_the_device_for_nothing(base_precision):
+@pytest.mark.parametrize(("base_precision", "sampled"), [("fp32", False), ("nf4", False), ("fp32", True)])
+def test_a_step_asks_the_device_for_nothing(base_precision, sampled):
     decoder, prompts = decoder_of(build(base_precision=base_precision)), make_prompts([3, 9])
-    decoder.prefill(dict(enumerate(prompts)), 5)
+    begin(decoder, prompts, 5)
+    if sampled:
+        settings = GenerationSettings(5, do_sample=True, temperature=0.9, top_k=9, top_p=0.9, repetition_penalty=1.2)
+        decoder.prefill({0: Request(prompts[0], settings)})
     places = [tensor.data_ptr() for tensor in (decoder.tokens, decoder.positions, decoder.finished, decoder.logits)]
     with NothingAsked():
         decoder.step(64)
@@ -232,13 +246,13 @@ def test_each_reach_is_captured_once_and_a_capture_is_no_step(monkeypatch):
             return None
 
         def replay(self):
-            step(self.attended)
+            step(*self.kind)
 
     @contextmanager
     def capture(graph, pool):
-        def record(attended):
-            graph.attended = attended
-            captured.append(attended)
+        def record(*kind):
+            graph.kind = kind
+            captured.append(kind)
 
         decoder._step = record
         yield
@@ -248,9 +262,9 @@ def test_each_reach_is_captured_once_and_a_capture_is_no_step(monkeypatch):
     fakes = {"CUDAGraph": Graph, "graph": capture, "Stream": lambda: stream, "current_stream": lambda: stream}
     for name, fake in {**fakes, "stream": lambda stream: nullcontext()}.items():
         monkeypatch.setattr(torch.cuda, name, fake)
-    assert decoder.generate(prompts, 40) == plain_answers(model, prompts, 40, eos=-1)
-    assert decoder.generate(prompts[::-1], 40) == plain_answers(model, prompts[::-1], 40, eos=-1)
-    assert captured == [64, 128]
+    assert generate(decoder, prompts, 40) == plain_answers(model, prompts, 40, eos=-1)
+    assert generate(decoder, prompts[::-1], 40) == plain_answers(model, prompts[::-1], 40, eos=-1)
+    assert captured == [(64, False), (128, False)]
 
 
 def test_folding_is_decided_by_what_is_free(monkeypatch):

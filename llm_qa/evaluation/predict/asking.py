@@ -12,8 +12,8 @@ from llm_qa.config.recipe import Recipe, make_recipe
 from llm_qa.console import StoppedEarly, say
 from llm_qa.evaluation.predict.answer_key import answers_key
 from llm_qa.evaluation.predict.predictions import answer_questions
+from llm_qa.inference.decoders import choose_decoder
 from llm_qa.inference.fitting import Questions, fit_questions
-from llm_qa.inference.generate import check_decoder
 from llm_qa.inference.settings import GenerationSettings
 from llm_qa.models.loading import base_of_run, finished_folder, load_base, load_run, load_tokenizer, run_recipe
 from llm_qa.models.precision import Precision, gpu_capability, resolve_precision
@@ -22,7 +22,10 @@ from llm_qa.models.registry import model_config
 
 @dataclass(frozen=True)
 class Source:
-    """A run, or a plain model (`run` is None): folders (or hub ids) of weights and tokenizer, config, precision."""
+    """A run, or a plain model (`run` is None): folders (or hub ids) of weights and tokenizer, config, precision.
+
+    `decoder` is what answers: plain or static.
+    """
 
     run: Path | None
     recipe: Recipe
@@ -30,6 +33,7 @@ class Source:
     tokenizer: Path | str
     config: PretrainedConfig
     precision: Precision
+    decoder: str
 
     @property
     def weights(self) -> list[Path | str]:
@@ -46,23 +50,22 @@ class Source:
 
 
 def find_source(
-    settings: GenerationSettings,
     *,
     run: Path | None = None,
     model: str = "",
     base_precision: str = "16bit",
-    decoder: str = "plain",
+    decoder: str = "auto",
 ) -> Source:
     """The Source of a run, or of a plain model in `base_precision`; no weights are read.
 
-    Raises UserError where it is not a model, its run is not finished, or `decoder` does not support the settings.
+    Raises UserError where it is not a model, its run is not finished, or `decoder` (of DECODERS) does not support it.
     """
     recipe = run_recipe(run) if run else make_recipe({"model": model, "base_precision": base_precision}, source="model")
     base = base_of_run(run, recipe) if run else model
     config = model_config(base)
-    check_decoder(decoder, settings, config)
+    decoder = choose_decoder(decoder, config)
     tokenizer = finished_folder(run, recipe) if run else model
-    return Source(run, recipe, base, tokenizer, config, resolve_precision(recipe, gpu_capability()))
+    return Source(run, recipe, base, tokenizer, config, resolve_precision(recipe, gpu_capability()), decoder)
 
 
 def answer_file(
@@ -72,7 +75,6 @@ def answer_file(
     *,
     batch_size: int,
     part: Path,
-    decoder: str = "plain",
 ) -> list[str]:
     """The answers to (question, context) pairs, in their order. Finished batches are kept in `part`.0.part.
 
@@ -80,12 +82,12 @@ def answer_file(
     too long for the model raises UserError before any weight is read.
     """
     asked = fit_questions(load_tokenizer(source.tokenizer), source.config, questions, settings)
-    how = {**settings.to_dict(), "batch_size": batch_size, "decoder": decoder}
+    how = {**settings.to_dict(), "batch_size": batch_size, "decoder": source.decoder}
     key = answers_key(asked, source.weights, source.tokenizer, source.precision, how)
     try:
         model, tokenizer = source.load()
         work = answer_questions(
-            model, tokenizer, asked, settings, batch_size=batch_size, part=part, key=key, decoder=decoder
+            model, tokenizer, asked, settings, batch_size=batch_size, part=part, key=key, decoder=source.decoder
         )
         answers = work.values
     except KeyboardInterrupt:

@@ -14,8 +14,9 @@ from llm_qa.data.records import QARecord
 from llm_qa.data.text import normalize_lines
 from llm_qa.distributed import wait_for_all
 from llm_qa.evaluation.predict.batches import Work, delete_partial_results, in_batches
+from llm_qa.inference.decoders import decoder_for
 from llm_qa.inference.fitting import Questions
-from llm_qa.inference.generate import generate_answers, reference_bits, static_decoder
+from llm_qa.inference.generate import generate_answers, reference_bits
 from llm_qa.inference.settings import GenerationSettings
 
 REFERENCES_AT_ONCE = 64
@@ -62,10 +63,10 @@ def answer_questions(
 ) -> Work:
     """Answer questions that fit (`fit_questions`) in resumable batches: the fields of an Answer for each.
 
-    Finished batches are kept in `part`.<rank>.part under `key` until `delete_partial_results(part)`. `decoder` is one
-    of DECODERS.
+    Finished batches are kept in `part`.<rank>.part under `key` until `delete_partial_results(part)`. `decoder` is
+    plain or static (`choose_decoder`).
     """
-    static = static_decoder(model, tokenizer, questions, settings, batch_size) if decoder == "static" else None
+    static = decoder_for(model, tokenizer, questions, settings, batch_size) if decoder == "static" else None
 
     def answer(number: int, batch: Questions) -> list[Any]:
         seeded = replace(settings, seed=settings.seed + number)
@@ -97,7 +98,7 @@ def predict(
     """Answer every question of `question_rows` and score every reference; the same rows in every process.
 
     `questions` are the prompts' questions, one per row (`fit_questions`). Finished batches are kept in .part files in
-    `folder` under `key` until `delete_all_partial_results`. `decoder` is one of DECODERS.
+    `folder` under `key` until `delete_all_partial_results`. `decoder` is plain or static (`choose_decoder`).
     """
     answers_part, references_part = _parts(folder)
     answers = answer_questions(

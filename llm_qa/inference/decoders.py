@@ -1,0 +1,61 @@
+"""Which decoder answers, transformers' generate or the static one, and building the static one for a loaded model."""
+
+from __future__ import annotations
+
+from llm_qa.console import Failed, UserError, say
+from llm_qa.inference.generate import fitting_prompts
+from llm_qa.inference.merged_weights import USABLE, free_bytes
+from llm_qa.inference.settings import GenerationSettings
+from llm_qa.inference.static_decoder import StaticDecoder, cache_bytes, reason_against
+from llm_qa.models.precision import gpu_capability
+
+MOST_DIFFERENT = 0.05  # relative distance allowed between the static decoder's and the model's own logits
+
+
+def choose_decoder(decoder: str, config) -> str:
+    """'static' or 'plain', for one of DECODERS and a model with this config; no weights are needed.
+
+    `auto` is static on a GPU where it supports the model; else a line says why it is not used. UserError where static
+    was asked for and does not support the model.
+    """
+    if decoder == "plain":
+        return decoder
+    capability = gpu_capability()
+    reason = reason_against(config, capability)
+    if decoder == "static" and reason:
+        raise UserError(f"--decoder static cannot answer here, because {reason}: set --decoder plain.")
+    if decoder == "auto" and (reason := reason or (None if capability else "there is no GPU")):
+        say(f"answering by transformers' generate: {reason}")
+        return "plain"
+    return "static"
+
+
+def build_decoder(model, tokenizer, rows: int, context: int) -> StaticDecoder:
+    """A static decoder for up to `rows` sequences of `context` tokens, prompt and answer, at once.
+
+    It has the adapter enabled or disabled as it is now, and fewer rows where the memory is short. Its logits are first
+    compared with the model's own: Failed where they differ.
+    """
+    fitting = int(USABLE * free_bytes(model.device) / cache_bytes(model, 1, context))
+    decoder = StaticDecoder(
+        model,
+        max(1, min(rows, fitting)),
+        context,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    say(decoder.report)
+    if not (difference := decoder.difference()) <= MOST_DIFFERENT:  # NaN too
+        raise Failed(
+            f"The static decoder's logits differ by {difference:.0%} from the model's own here: answer with --decoder "
+            "plain, and please report it."
+        )
+    return decoder
+
+
+def decoder_for(
+    model, tokenizer, questions: list[tuple[str, str]], settings: GenerationSettings, rows: int
+) -> StaticDecoder:
+    """A static decoder with room for these (question, context) pairs and their answers, up to `rows` at once."""
+    longest = max(map(len, fitting_prompts(model, tokenizer, questions, settings)), default=1)
+    return build_decoder(model, tokenizer, max(1, min(rows, len(questions))), longest + settings.max_new_tokens)
