@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from llm_qa.models.fast.layer import LinearWeights
+from llm_qa.models.fast.ops import few_rows
 from llm_qa.models.fast.ops.frozen_linear import dequantize, forward, frozen_weight
 from llm_qa.planning.cards import free_memory_bytes
 
@@ -20,6 +21,9 @@ USABLE = 0.9  # of the free memory; the rest is for activations, cuBLAS and frag
 
 def linear(x: Tensor, layer: LinearWeights) -> Tensor:
     """x @ W^T + bias + x @ A^T @ B^T, where B contains LoRA's scale: (tokens, k) -> (tokens, n) of x's dtype."""
+    if few_rows.supports(len(x), x.dtype, layer.weight, len(layer.bias), x.shape[1]):
+        d = None if layer.a is None else F.linear(x, layer.a)
+        return few_rows.linear(x, layer.weight, layer.bias, d, layer.b)
     if layer.weight[0].dtype == x.dtype:
         y = F.linear(x, layer.weight[0], layer.bias)
     else:
@@ -62,12 +66,15 @@ def base_shape(base: torch.nn.Module) -> tuple[int, int]:
     return base.out_features, base.in_features
 
 
-def choose_folding(modules: list[torch.nn.Module], dtype: torch.dtype, cache_bytes: int) -> tuple[bool, str]:
-    """Whether to merge the linear layers `modules` into a copy of `dtype`, and the reason.
+def choose_folding(modules: list[torch.nn.Module], dtype: torch.dtype, rows: int, cache_bytes: int) -> tuple[bool, str]:
+    """Whether to merge the linear layers `modules` into a copy of `dtype` for `rows` answers at once, and the reason.
 
     It depends on the free memory of their device beside a cache of `cache_bytes`, which is not allocated yet.
     """
     bases = [base_layer(module) for module in modules]
+    weight = frozen_weight(bases[0], dtype)
+    if all(few_rows.supports(rows, dtype, weight, *base_shape(base)) for base in bases):
+        return False, f"up to {few_rows.MOST_ROWS} rows are multiplied with weights as they are stored"
     if hasattr(bases[0], "fp8_weight"):
         return False, "fp8 products take half the time of 16-bit ones"
     if all(base.weight.dtype == dtype for base in bases) and not any(active_lora(module) for module in modules):

@@ -88,7 +88,7 @@ class StaticDecoder:
         modules = [module for layer in neox.layers for module in linear_modules(layer)]
         why = "as asked"
         if folded is None:
-            folded, why = choose_folding(modules, self.dtype, cache_bytes(model, rows, context))
+            folded, why = choose_folding(modules, self.dtype, rows, cache_bytes(model, rows, context))
 
         def norm(module) -> tuple[Tensor, Tensor]:
             return module.weight.detach().to(self.dtype), module.bias.detach().to(self.dtype)

@@ -274,7 +274,7 @@ def test_folding_is_decided_by_what_is_free(monkeypatch):
 
     def choose(free, cache=0):
         monkeypatch.setattr(merged_weights.psutil, "virtual_memory", lambda: type("", (), {"available": free}))
-        return merged_weights.choose_folding(modules, torch.float32, cache)
+        return merged_weights.choose_folding(modules, torch.float32, 3, cache)
 
     assert choose(2 * copy)[0]
     assert not choose(copy)[0]
