@@ -110,6 +110,11 @@ def format_table(header: list[str], rows: list[list[str]]) -> str:
     return "\n".join([line(header), "  ".join("-" * w for w in widths), *map(line, rows)])
 
 
+def counted(number: int, noun: str) -> str:
+    """(1, 'sequence') -> '1 sequence', (2000, 'sequence') -> '2,000 sequences'."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
 def format_seconds(seconds: float) -> str:
     """75 -> '1m15s', 3725 -> '1h02m'."""
     seconds = round(seconds)

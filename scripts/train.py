@@ -17,7 +17,7 @@ from pathlib import Path
 
 from llm_qa import files
 from llm_qa.config.recipe import Recipe, load_recipe, recipe_flags
-from llm_qa.console import ArgumentParser, is_main_process, run_script, say
+from llm_qa.console import ArgumentParser, counted, is_main_process, run_script, say
 from llm_qa.data.preparation_flags import add_preparation_flags, preparation_options
 from llm_qa.distributed import first_to_say, run_on_main
 from llm_qa.migrations import renamed_flags
@@ -89,7 +89,7 @@ def main() -> int:
     precision = preflight.check_machine(recipe, strategy)
     dry_run.check_context(recipe)
     quiet_other_ranks()
-    asked = recipe
+    requested = recipe
     recipe = preflight.first_micro_batch(recipe, strategy, options.run, auto=options.auto_micro_batch, anew=anew)
     arguments = training_arguments(recipe, precision, strategy, options.run)
 
@@ -99,13 +99,13 @@ def main() -> int:
     watchdog.start()
     run_on_main(lambda: hold_lock(options.run))
     checkpoint = run_on_main(lambda: resume_point(options.run, options.resume))
-    to_universal = checkpoint is not None and run_on_main(lambda: check_layout(checkpoint, strategy))
+    convert_to_universal = checkpoint is not None and run_on_main(lambda: check_layout(checkpoint, strategy))
     with arguments.main_process_first(local=False):
         records = data_sets.open_records(options.data, preparation)
         source = model_setup.base_source(recipe, records.train)
-    signature = run_signature(asked, records.sha256(), strategy.processes)
-    opened = {"resume": options.resume, "checkpoint": checkpoint, "allowed": options.allow_change}
-    run_on_main(lambda: open_run(options.run, asked, records.folder, signature, **opened))
+    signature = run_signature(requested, records.sha256(), strategy.processes)
+    resuming = {"resume": options.resume, "checkpoint": checkpoint, "allowed": options.allow_change}
+    run_on_main(lambda: open_run(options.run, requested, records.folder, signature, **resuming))
     check_ranks_agree(options.run, signature)
     if run_on_main(lambda: is_finished(options.run, recipe)):
         say(f"{options.run} is already finished; name another --run, or set it aside with --resume never")
@@ -125,9 +125,9 @@ def main() -> int:
 
     # --- model: the base, what trains, the fast path -------------------------------------------------------------
     trainable = model_setup.load_trainable(source, tokenizer, recipe, precision, strategy)
-    out_of_memory = {"recipe": recipe, "run_dir": options.run, "strategy": strategy, "fit": options.auto_micro_batch}
-    with memory_for_training(**out_of_memory):
-        path = model_setup.set_up_fast_path(trainable.model, recipe, precision, strategy, arguments, data.train)
+    memory_handling = {"recipe": recipe, "run_dir": options.run, "strategy": strategy, "fit": options.auto_micro_batch}
+    with memory_for_training(**memory_handling):
+        fast_path = model_setup.set_up_fast_path(trainable.model, recipe, precision, strategy, arguments, data.train)
 
     # --- training ------------------------------------------------------------------------------------------------
     callbacks = build_callbacks(
@@ -136,7 +136,7 @@ def main() -> int:
         data.train,
         trainable.linear_parameters,
         seconds_to_save=lambda: trainer.seconds_to_save(),  # of the trainer below, which needs the callbacks first
-        from_universal=to_universal,
+        from_universal=convert_to_universal,
     )
     stop_on_error, keep_best = options.on_save_error == "stop", recipe.keep == "best"
     saving = SavingOptions.of_run(options.run, signature, stop_on_error=stop_on_error, keep_best=keep_best)
@@ -145,20 +145,21 @@ def main() -> int:
     )
     if checkpoint:
         say(f"going on from {checkpoint}")
-    if checkpoint and to_universal:
+    if checkpoint and convert_to_universal:
         run_on_main(lambda: make_universal(checkpoint))
         load_universal(arguments)
     say(
-        f"training: {recipe.global_batch_size} sequences of {data.train.capacity} tokens per update "
-        f"({arguments.per_device_train_batch_size} per forward pass, {arguments.gradient_accumulation_steps} gradient "
-        f"accumulation steps) on {strategy}, {cards.device_name()}"
+        f"training: {counted(recipe.global_batch_size, 'sequence')} of {data.train.capacity:,} tokens per update "
+        f"({arguments.per_device_train_batch_size} per forward pass, "
+        f"{counted(arguments.gradient_accumulation_steps, 'gradient accumulation step')}) "
+        f"on {strategy}, {cards.device_name()}"
     )
     callbacks.stop.catch_signals()
-    with memory_for_training(**out_of_memory):
+    with memory_for_training(**memory_handling):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
     # --- saving --------------------------------------------------------------------------------------------------
-    run = finish.TrainedRun(options.run, recipe, strategy, data, trainable, path, callbacks, trainer)
+    run = finish.TrainedRun(options.run, recipe, strategy, data, trainable, fast_path, callbacks, trainer)
     kept = finish.best_of(run)
     summary = finish.write_summary(run, kept)
     if run.finished:

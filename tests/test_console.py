@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 
-from llm_qa.console import ArgumentParser, UserError, format_seconds, format_table, positive_int, whole_number
+from llm_qa.console import ArgumentParser, UserError, counted, format_seconds, format_table, positive_int, whole_number
 
 SCRIPT = """
 from llm_qa.console import StoppedEarly, UserError, run_script
@@ -84,3 +84,12 @@ def test_a_mistake_in_a_flag_is_one_sentence(words, sentence):
         parser.parse_args(words)
     assert str(raised.value) == sentence
     assert vars(parser.parse_args(["--rows", "1", "--seed", "0"])) == {"rows": 1, "seed": 0}
+
+
+def test_one_of_a_kind_is_singular():
+    assert [counted(number, "sequence") for number in (0, 1, 2, 2000)] == [
+        "0 sequences",
+        "1 sequence",
+        "2 sequences",
+        "2,000 sequences",
+    ]

@@ -27,7 +27,7 @@ def left_out_report(model: torch.nn.Module, recipe: Recipe, precision: Precision
     not as left out: they are never quantised or adapted. Layers that `lora_targets` leaves out were left out by name.
     """
     lines = []
-    if precision.nf4 or precision.fp8:
+    if precision.nf4 or precision.fp8_weights:
         kept = f"kept in {SHORT[precision.weights]}"
         lines += _line(model, f"not quantised to {precision.base}, but {kept}", lambda _, module: _quantised(module))
     if recipe.method == "lora" and recipe.lora_targets is None:

@@ -121,7 +121,7 @@ def load_base(model: str | Path, precision: Precision, *, on_gpu: bool = True) -
         str(model),
         "weights",
     )
-    if precision.fp8:
+    if precision.fp8_weights:
         quantize_fp8(base, linear_layers(base))
     for module in base.modules():
         # On CPUs with AVX512-BF16, bitsandbytes' Linear4bit permanently repacks its weight at the first forward pass in

@@ -30,7 +30,7 @@ class Precision:
     nf4: bool
     double_quant: bool
     why: str
-    fp8: bool = False
+    fp8_weights: bool = False  # the frozen weights are kept in fp8
     fp8_products: bool = False  # the fast path may multiply frozen weights in fp8, if its check passes
     trains_in: torch.dtype = torch.float32  # of LoRA's weights; with full training the dtype is `weights`
     storage: torch.dtype | None = None  # dtype that packed 4-bit weights are stored as; None: uint8
@@ -38,7 +38,7 @@ class Precision:
     @property
     def base(self) -> str:
         """The base weights' format in a word: nf4, fp8, bf16, fp16 or fp32."""
-        return "nf4" if self.nf4 else "fp8" if self.fp8 else SHORT[self.weights]
+        return "nf4" if self.nf4 else "fp8" if self.fp8_weights else SHORT[self.weights]
 
     @property
     def autocast(self) -> str | None:
@@ -133,7 +133,7 @@ def resolve_precision(recipe: Recipe, capability: tuple[int, int] | None) -> Pre
         compute=DTYPES[compute],
         nf4=recipe.base_precision == "nf4",
         double_quant=recipe.double_quant,
-        fp8=recipe.base_precision == "fp8",
+        fp8_weights=recipe.base_precision == "fp8",
         fp8_products=fp8_products,
         why=f"base {recipe.base_precision}"
         + (f" kept as {weights}" if recipe.base_precision == "16bit" else "")

@@ -46,7 +46,7 @@ def pack(module: torch.nn.Module, precision: Precision) -> None:
     """Quantise the linear layers of a decoder layer where the precision asks for it."""
     if precision.nf4:
         quantize(module, precision)
-    if precision.fp8:
+    if precision.fp8_weights:
         quantize_fp8(module, linear_layers(module))
 
 

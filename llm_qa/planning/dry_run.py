@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from llm_qa.config.recipe import EMBEDDED_MODEL, Recipe
-from llm_qa.console import UserError, format_table, say
+from llm_qa.console import UserError, counted, format_table, say
 from llm_qa.data.packing import PackedDataset, tokenize_records
 from llm_qa.data.preparation import PreparationOptions, prepared_folder
 from llm_qa.data.records import QARecord, Split, open_split
@@ -149,8 +149,9 @@ def dry_run(
             format_table(["base module", "parameters"], [*rows, ["all", f"{sum(by_module.values()):,}"]]),
             trainable_report(model),
             f"tokens per update: {tokens / packs * min(recipe.global_batch_size, packs):,.0f} real tokens in "
-            f"{recipe.global_batch_size} sequences ({micro_batch_size(recipe, strategy.processes)} per forward pass, "
-            f"{accumulation_steps(recipe, strategy.processes)} gradient accumulation steps) on {strategy}",
+            f"{counted(recipe.global_batch_size, 'sequence')} "
+            f"({micro_batch_size(recipe, strategy.processes)} per forward pass, "
+            f"{counted(accumulation_steps(recipe, strategy.processes), 'gradient accumulation step')}) on {strategy}",
             f"updates an epoch: {steps:,} ({tokens:,} tokens in {packs:,} packs of {len(records):,} records; {how})",
             "GiB of weights, gradients and optimizer per GPU / sent by each GPU per update (activations come on top):",
             format_table(["", *(f"{gpus} GPU{'s'[: gpus > 1]}" for gpus in GPUS)], sharing_rows(recipe, sizes)),

@@ -28,7 +28,7 @@ from llm_qa.training.optimizer import check_optimizer, choose_optimizer, optimiz
 from llm_qa.training.strategy import Strategy, accumulation_steps, micro_batch_size
 from llm_qa.training.zero3 import gather_by_layer
 
-EVALUATIONS = 5  # validations in a run at least
+LEAST_VALIDATIONS = 5  # in a run
 
 
 def training_arguments(
@@ -100,11 +100,11 @@ def schedule_validation(
     """Fit the steps at which a run is validated to its data; UserError for early stopping without a validation."""
     check_early_stopping(recipe, validation_set is not None and arguments.eval_strategy != IntervalStrategy.NO)
     if validation_set is not None:
-        validate_in_time(arguments, recipe, len(train_set.packs))
+        fit_validation_steps(arguments, recipe, len(train_set.packs))
 
 
-def validate_in_time(arguments: TrainingArguments, recipe: Recipe, packs: int) -> None:
-    """Set eval_steps and save_steps so that a short run is validated EVALUATIONS times, unless its recipe sets them.
+def fit_validation_steps(arguments: TrainingArguments, recipe: Recipe, packs: int) -> None:
+    """Set eval_steps and save_steps for LEAST_VALIDATIONS in a short run, unless its recipe sets them.
 
     `packs` is the number of packs in the training set. The best of only one or two validations would mean little.
     """
@@ -113,7 +113,7 @@ def validate_in_time(arguments: TrainingArguments, recipe: Recipe, packs: int) -
         return
     epochs = math.ceil(packs / recipe.global_batch_size) * arguments.num_train_epochs
     updates = arguments.max_steps if arguments.max_steps > 0 else math.ceil(epochs)
-    arguments.eval_steps = arguments.save_steps = min(arguments.save_steps, math.ceil(updates / EVALUATIONS))
+    arguments.eval_steps = arguments.save_steps = min(arguments.save_steps, math.ceil(updates / LEAST_VALIDATIONS))
 
 
 def use_fast_path(arguments: TrainingArguments, path: FastPath) -> None:

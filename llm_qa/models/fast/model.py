@@ -58,11 +58,11 @@ class FastNeoX:
         max_label_tokens: int,
         *,
         compiled: bool,
-        graphed: bool = False,
+        cuda_graphs: bool = False,
     ):
         self.model, self.usual = model, model.forward
         self.shape = layer_shape(model, dtype)
-        self.tokens, self.graphed, self.recomputed, self.offloaded = tokens, graphed, 0, False
+        self.tokens, self.cuda_graphs, self.recomputed, self.offloaded = tokens, cuda_graphs, 0, False
         rows = -(-max_label_tokens // TILE) * TILE
         self.max_label_tokens = rows if rows <= MOST_CHOSEN * tokens else tokens
         self.graphs: GraphedPass | None = None
@@ -113,8 +113,8 @@ class FastNeoX:
         return torch.full((1,), number, device=device)  # filled on the GPU: copying a tensor there would synchronise
 
     def run(self, *inputs: Tensor) -> Tensor:
-        """hidden(), replayed as CUDA graphs when `graphed`: launching short kernels takes longer than running them."""
-        if not (self.graphed and torch.is_grad_enabled() and self.model.training and len(inputs[0]) == self.tokens):
+        """hidden(), with `cuda_graphs` replayed: launching short kernels takes longer than running them."""
+        if not (self.cuda_graphs and torch.is_grad_enabled() and self.model.training and len(inputs[0]) == self.tokens):
             return self.hidden(*inputs)
         if self.graphs is None:
             trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
@@ -174,7 +174,7 @@ class FastNeoX:
 
         Turns CUDA graphs off, which cannot contain the copies. Calling it again changes nothing.
         """
-        self.offloaded, self.graphed = True, False
+        self.offloaded, self.cuda_graphs = True, False
         embedding = self.model.get_input_embeddings()
         if isinstance(embedding, HostEmbedding) or embedding.weight.requires_grad:
             return

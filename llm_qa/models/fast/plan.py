@@ -84,14 +84,14 @@ def choose_fast_path(
     if reason := reason_against(causal, recipe, capability):
         return plain_path(reason, recipe, precision)
     if zero_stage == 3:  # no rank holds a whole weight that could be converted to fp8 once
-        precision = dataclasses.replace(precision, fp8_products=precision.fp8)
+        precision = dataclasses.replace(precision, fp8_products=precision.fp8_weights)
     fast = (ShardedNeoX if zero_stage == 3 else FastNeoX)(
         causal,
         precision.compute,
         tokens,
         max_label_tokens,
         compiled=True,
-        graphed=recipe.method == "lora" and not zero_stage,
+        cuda_graphs=recipe.method == "lora" and not zero_stage,
     )
     say("fast path: compiling a layer and comparing its gradients with the plain ones, up to a minute the first time")
     try:
@@ -106,8 +106,8 @@ def choose_fast_path(
         wanted = f"the fast path's kernels for {size}{SHORT[precision.compute]}"
         reason = f"{wanted} need more shared memory or registers than this GPU has"
         return plain_path(reason, recipe, precision)
-    if plan.against:
-        return plain_path(plan.against, recipe, precision)
+    if plan.plain_path_reason:
+        return plain_path(plan.plain_path_reason, recipe, precision)
     install(fast, plan)
     skipped = fast.skipped_flops(flops_per_token(1, recipe.method == "full"))
     return FastPath(True, report(fast, plan, precision), plan.recomputed, skipped)
@@ -115,20 +115,20 @@ def choose_fast_path(
 
 @dataclass(frozen=True)
 class Plan:
-    """What install() will do to a model; `against` is the reason where it will do nothing.
+    """What install() will do to a model; `plain_path_reason` says why it will do nothing.
 
-    `fp8`: frozen weights are rounded to fp8 for their products. `dequantized_bytes`: size of a cached copy of them, 0
-    where each product dequantises anew. `short_of_memory`: there is too little memory for CUDA graphs. `why` is the
-    report's reason for `recomputed`, `products` its words for the dtypes of products with frozen weights.
+    `fp8_products`: frozen weights are rounded to fp8 for their products. `dequantized_bytes`: size of a cached copy of
+    them, 0 where each product dequantises anew. `short_of_memory`: there is too little memory for CUDA graphs. `why` is
+    the report's reason for `recomputed`, `products` its words for the dtypes of products with frozen weights.
     """
 
-    against: str | None = None
+    plain_path_reason: str | None = None
     recomputed: int = 0
     why: str = ""
-    graphed: bool = False
+    cuda_graphs: bool = False
     short_of_memory: bool = False
     offloaded: bool = False
-    fp8: bool = False
+    fp8_products: bool = False
     dequantized_bytes: int = 0
     products: str = ""
 
@@ -145,34 +145,45 @@ def make_plan(fast: FastNeoX, model: torch.nn.Module, recipe: Recipe, precision:
 
 
 def _make_plan(fast: FastNeoX, model: torch.nn.Module, recipe: Recipe, precision: Precision, zero_stage: int) -> Plan:
-    graphed = fast.graphed
+    cuda_graphs = fast.cuda_graphs
     if free_memory_bytes()[0] < OFFLOAD_BELOW * fast.model.get_input_embeddings().weight.nbytes:
         fast.offload_to_cpu()
     if reason := reason_of_difference(fast, precision):
         return Plan(reason)
-    fp8, products = choose_products(fast, recipe, precision)
+    fp8_products, products = choose_products(fast, recipe, precision)
     layers = len(fast.model.gpt_neox.layers)
-    copy = fast.dequantized_bytes(fp8=fp8) if precision.nf4 or fp8 else 0
-    if copy and not precision.nf4:  # choose_products has checked that the copy fits
+    cached_bytes = fast.dequantized_bytes(fp8=fp8_products) if precision.nf4 or fp8_products else 0
+    if cached_bytes and not precision.nf4:  # choose_products has checked that the copy fits
         fast.prepare(layers, fp8=True, dequantized=True)
-    elif copy:  # a layer with cached weights is compiled separately: compile the kind that will probably be used
-        likely = recipe.recompute != "all" and copy <= free_memory_bytes()[0] / 2
-        fast.prepare(1, fp8=fp8, dequantized=likely)
+    elif (
+        cached_bytes
+    ):  # a layer with cached weights is compiled separately: compile the kind that will probably be used
+        likely = recipe.recompute != "all" and cached_bytes <= free_memory_bytes()[0] / 2
+        fast.prepare(1, fp8=fp8_products, dequantized=likely)
     budget = measure_memory_budget(fast, model, recipe, zero_stage)
     needed = layers * (budget.saved_bytes if recipe.recompute == "none" else budget.layer_input_bytes)
-    graphed = graphed and not fast.offloaded
-    beside_graphs = int((budget.available_bytes - budget.graph_bytes) * (1 - GRAPH_POOL_WASTE))
-    tight = graphed and beside_graphs < needed
-    if graphed and not tight:
-        budget = dataclasses.replace(budget, available_bytes=beside_graphs)
+    cuda_graphs = cuda_graphs and not fast.offloaded
+    available_beside_graphs = int((budget.available_bytes - budget.graph_bytes) * (1 - GRAPH_POOL_WASTE))
+    short_of_memory = cuda_graphs and available_beside_graphs < needed
+    if cuda_graphs and not short_of_memory:
+        budget = dataclasses.replace(budget, available_bytes=available_beside_graphs)
     recomputed, why = layers_to_recompute(budget, recipe, layers)
     offloaded = fast.offloaded or (recomputed == layers and budget.available_bytes < layers * budget.layer_input_bytes)
     # Without the cache nf4 is dequantised for one layer at a time, which KEPT_FREE has room for.
     if precision.nf4 and (
-        recipe.recompute == "all" or recomputed or copy > budget.available_bytes - layers * budget.saved_bytes
+        recipe.recompute == "all" or recomputed or cached_bytes > budget.available_bytes - layers * budget.saved_bytes
     ):
-        copy = 0
-    return Plan(None, recomputed, why, graphed and not (tight or offloaded), tight, offloaded, fp8, copy, products)
+        cached_bytes = 0
+    return Plan(
+        recomputed=recomputed,
+        why=why,
+        cuda_graphs=cuda_graphs and not (short_of_memory or offloaded),
+        short_of_memory=short_of_memory,
+        offloaded=offloaded,
+        fp8_products=fp8_products,
+        dequantized_bytes=cached_bytes,
+        products=products,
+    )
 
 
 def plan_sharded(fast: FastNeoX, recipe: Recipe, precision: Precision) -> Plan:
@@ -191,15 +202,15 @@ def choose_products(fast: FastNeoX, recipe: Recipe, precision: Precision) -> tup
     asked for and is not possible.
     """
     compute = SHORT[precision.compute]
-    if precision.fp8 or not precision.fp8_products:
-        return False, f"fp8 and {compute}" if precision.fp8 else compute
-    reason, copy, free_bytes = None, fast.dequantized_bytes(fp8=True), free_memory_bytes()[0]
+    if precision.fp8_weights or not precision.fp8_products:
+        return False, f"fp8 and {compute}" if precision.fp8_weights else compute
+    reason, cached_bytes, free_bytes = None, fast.dequantized_bytes(fp8=True), free_memory_bytes()[0]
     if odd := sorted({width for width in fast.widths() if width % FP8_WIDTH}):
         reason = f"fp8 products need widths that are multiples of {FP8_WIDTH}, and this model has {odd[0]}"
     elif not precision.nf4 and (
-        copy > free_bytes / 2 or (recipe.recompute != "auto" and recipe.compute_dtype == "auto")
+        cached_bytes > free_bytes / 2 or (recipe.recompute != "auto" and recipe.compute_dtype == "auto")
     ):
-        size = f"{copy / 2**30:.1f} GiB"
+        size = f"{cached_bytes / 2**30:.1f} GiB"
         reason = f"an fp8 copy of the {precision.base} weights takes {size}, and --base-precision fp8 needs no copy"
     else:
         fast.prepare(1, fp8=True, dequantized=not precision.nf4)
@@ -219,15 +230,15 @@ def install(fast: FastNeoX, plan: Plan) -> None:
     fast.recomputed = plan.recomputed
     if plan.offloaded:
         fast.offload_to_cpu()
-    if plan.fp8 or plan.dequantized_bytes:
-        fast.prepare(len(fast.model.gpt_neox.layers), fp8=plan.fp8, dequantized=plan.dequantized_bytes > 0)
-    fast.graphed = plan.graphed
+    if plan.fp8_products or plan.dequantized_bytes:
+        fast.prepare(len(fast.model.gpt_neox.layers), fp8=plan.fp8_products, dequantized=plan.dequantized_bytes > 0)
+    fast.cuda_graphs = plan.cuda_graphs
     fast.install()
 
 
 def report(fast: FastNeoX, plan: Plan, precision: Precision) -> str:
     """The line that says what was installed."""
-    kind = "fp8" if plan.fp8 else SHORT[precision.compute]
+    kind = "fp8" if plan.fp8_products else SHORT[precision.compute]
     line = (
         f"fast path: attention inside documents, {fast.tokens:,} packed tokens, compiled layers, {plan.recomputed} of "
         f"{len(fast.model.gpt_neox.layers)} layers recomputed ({plan.why}), {precision.base}"
@@ -244,7 +255,7 @@ def report(fast: FastNeoX, plan: Plan, precision: Precision) -> str:
 
 def reason_of_difference(fast: FastNeoX, precision: Precision) -> str | None:
     """The reason for the plain path where a layer's gradients differ too much from the plain ones, else None."""
-    if (difference := fast.difference()) > (MAX_DIFFERENCE_FP8 if precision.fp8 else MAX_DIFFERENCE):
+    if (difference := fast.difference()) > (MAX_DIFFERENCE_FP8 if precision.fp8_weights else MAX_DIFFERENCE):
         return f"on this GPU a layer's gradients differ by {difference:.0%} from the plain ones, please report it"
     return None
 
@@ -257,13 +268,13 @@ def what_is_offloaded(fast: FastNeoX) -> str:
 
 def plain_path(reason: str, recipe: Recipe, precision: Precision) -> FastPath:
     """The choice of transformers' and peft's own code, with the reason. UserError for --compute-dtype fp8."""
-    if recipe.compute_dtype == "fp8" and not precision.fp8:
+    if recipe.compute_dtype == "fp8" and not precision.fp8_weights:
         raise UserError(
             f"compute_dtype fp8 needs the fast path, and this run takes the plain one ({reason}): set --compute-dtype "
             f"to {SHORT[precision.compute]}."
         )
     recomputed = "every layer recomputed" if recipe.recompute != "none" else "no layer recomputed"
-    products = f"fp8 and {SHORT[precision.compute]}" if precision.fp8 else SHORT[precision.compute]
+    products = f"fp8 and {SHORT[precision.compute]}" if precision.fp8_weights else SHORT[precision.compute]
     return FastPath(False, f"plain path ({reason}): {recomputed}, {precision.base}, products in {products}")
 
 

@@ -139,7 +139,7 @@ def test_where_memory_is_short_there_are_no_graphs(monkeypatch, recompute, free_
     monkeypatch.setattr("llm_qa.models.fast.plan.free_memory_bytes", lambda: (free_bytes, free_bytes))
     path = choose_fast_path(model, recipe, precision, 128, 128, 0, H200)
     fast = model.get_base_model().forward.func.__self__
-    assert fast.graphed == graphed
+    assert fast.cuda_graphs == graphed
     assert ("no CUDA graphs because memory is short" in path.report) != graphed
     if graphed:
         budget, layers = measure_memory_budget(fast, model, recipe), model.config.num_hidden_layers
@@ -314,7 +314,7 @@ def test_fp8_needs_a_gpu_that_has_it():
     recipe = make_recipe({"base_precision": "fp8"})
     with pytest.raises(UserError, match=r"fp8 needs compute capability 8\.9 .* set --base-precision to nf4"):
         resolve_precision(recipe, (8, 0))
-    assert resolve_precision(recipe, (8, 9)).fp8
+    assert resolve_precision(recipe, (8, 9)).fp8_weights
     assert resolve_precision(recipe, None).base == "fp8"
     with pytest.raises(UserError, match="method full cannot train fp8 weights"):
         make_recipe({"base_precision": "fp8", "method": "full"})

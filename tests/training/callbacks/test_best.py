@@ -19,7 +19,7 @@ from llm_qa.training.callbacks.best import BestCheckpoint, Kept, check_early_sto
 from llm_qa.training.checkpoint.resume import newest_checkpoint
 from llm_qa.training.checkpoint.trainer_hooks import SavingOptions
 from llm_qa.training.strategy import Strategy
-from llm_qa.training.trainer import training_arguments, validate_in_time
+from llm_qa.training.trainer import fit_validation_steps, training_arguments
 
 WORSE = {2: 1.0, 4: 2.0, 6: 3.0}  # validation losses by step
 
@@ -198,5 +198,5 @@ def test_trainers_own_words_for_the_best_are_refused_with_the_projects(tmp_path)
 def test_a_short_run_is_validated_at_least_five_times_unless_it_says_how_often(keys, packs, expected, tmp_path):
     recipe = make_recipe(keys)
     arguments = training_arguments(recipe, resolve_precision(recipe, None), Strategy(), tmp_path)
-    validate_in_time(arguments, recipe, packs)
+    fit_validation_steps(arguments, recipe, packs)
     assert (arguments.save_steps, arguments.eval_steps) == (expected, expected)
