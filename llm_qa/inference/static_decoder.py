@@ -18,7 +18,7 @@ from llm_qa.inference.merged_weights import choose_folding, linear, read_linear
 from llm_qa.inference.sampling import Sampler, greedy
 from llm_qa.inference.settings import GenerationSettings
 from llm_qa.models.fast.layer import LayerWeights, linear_modules
-from llm_qa.models.fast.ops.lora_layer import rotate
+from llm_qa.models.fast.ops.lora_attention import rotate
 from llm_qa.models.precision import BF16_CAPABILITY, SHORT
 
 ALIGNED = 8  # the memory-efficient attention kernel needs a mask of a multiple of so many positions
@@ -136,12 +136,12 @@ class StaticDecoder:
         attend(cache, query, key, value), each (heads, n, width), keeps key and value and returns (heads, n, width).
         """
         x = self.model.gpt_neox.embed_in(tokens).to(self.dtype)
-        cos, sin = (value[0].contiguous() for value in self.model.gpt_neox.rotary_emb(x[None], positions[None]))
+        rotary = [value[0].contiguous() for value in self.model.gpt_neox.rotary_emb(x[None], positions[None])]
         # not rotate(), which would add LoRA's update and the bias: the product already includes them
-        nothing = x.new_zeros(len(x), 1), x.new_zeros(3 * x.shape[1], 1), x.new_zeros(3 * x.shape[1])
+        nothing, no_bias = (x.new_zeros(len(x), 1), x.new_zeros(3 * x.shape[1], 1)), x.new_zeros(3 * x.shape[1])
         for layer, cache in zip(self.layers, self.caches, strict=True):
             packed = linear(self._norm(x, layer.attention_norm), layer.query_key_value)
-            packed = rotate(packed, *nothing, cos, sin, self.heads, 0.0).view(len(x), self.heads, -1)
+            packed = rotate(packed, nothing, no_bias, rotary, self.heads, 0.0).view(len(x), self.heads, -1)
             attended = attend(cache, *packed.transpose(0, 1).chunk(3, dim=-1)).transpose(0, 1).reshape(x.shape)
             activated = F.gelu(linear(self._norm(x, layer.mlp_norm), layer.dense_h_to_4h))
             x = linear(activated, layer.dense_4h_to_h) + linear(attended, layer.dense) + x

@@ -16,7 +16,9 @@ from torch import Tensor
 from llm_qa.models.fast.ops.attention import attend
 from llm_qa.models.fast.ops.frozen_linear import frozen_weight
 from llm_qa.models.fast.ops.lora import dropout_threshold
-from llm_qa.models.fast.ops.lora_layer import apply_rotary, attention, lora_product, mlp, residual
+from llm_qa.models.fast.ops.lora_attention import apply_rotary, attention
+from llm_qa.models.fast.ops.lora_layer import lora_product, residual
+from llm_qa.models.fast.ops.lora_mlp import mlp
 from llm_qa.models.fast.trained_product import last_product
 
 
@@ -153,11 +155,11 @@ def layer_forward(
 
     qkv, dense, up, down = w.query_key_value, w.dense, w.dense_h_to_4h, w.dense_4h_to_h
     packed, d = lora_product(norm(x, w.attention_norm), qkv.weight, qkv.a, seeds[0], len(qkv.bias), threshold, False)
-    attended, _, _ = attention(packed, d, qkv.b, qkv.bias, *rotary, *bounds, shape.heads, scale)
+    attended, _, _ = attention(packed, (d, qkv.b), qkv.bias, rotary, bounds, shape.heads, scale)
     x, attended = take_rows(x, rows), take_rows(attended, rows)
     attended, d_attended = lora_product(attended, dense.weight, dense.a, seeds[1], x.shape[1], threshold, True)
+    factors = up.a, up.b, down.a
     mlp_output, d_mlp, _, _ = mlp(
-        norm(x, w.mlp_norm), up.weight, up.a, up.b, up.bias, down.weight, down.a, seeds[2:], threshold, scale
+        norm(x, w.mlp_norm), up.weight, up.bias, down.weight, factors, seeds[2:], threshold, scale
     )
-    bias = dense.bias + down.bias
-    return residual(x, attended, d_attended, dense.b, mlp_output, d_mlp, down.b, bias, scale)
+    return residual(x, attended, (d_attended, dense.b), mlp_output, (d_mlp, down.b), dense.bias + down.bias, scale)

@@ -23,7 +23,7 @@ from llm_qa.models.fast.layer import LayerWeights, layer_forward, layer_shape, l
 from llm_qa.models.fast.ops.attention import document_bounds, document_mask
 from llm_qa.models.fast.ops.cross_entropy import linear_cross_entropy
 from llm_qa.models.fast.ops.frozen_linear import FP8_LAYOUTS, cache_dequantized, frozen_weight, with_fp8_scales
-from llm_qa.models.fast.ops.lora_layer import recomputing
+from llm_qa.models.fast.ops.recomputation import recomputing
 
 TILE = 128  # the number of computed rows is rounded up to a multiple of the GPU's matrix tiles
 MOST_CHOSEN = 0.8  # with a larger share of label tokens, selecting their rows costs more than it saves

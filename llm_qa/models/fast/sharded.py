@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_map
 from llm_qa.models.fast.layer import LayerShape, layer_forward, layer_weights
 from llm_qa.models.fast.model import FastNeoX
 from llm_qa.models.fast.ops.cross_entropy import linear_cross_entropy
-from llm_qa.models.fast.ops.lora_layer import recomputing
+from llm_qa.models.fast.ops.recomputation import recomputing
 
 
 class PackedInputs(NamedTuple):

@@ -10,13 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llm_qa.models.fast.ops import lora_layer
+from llm_qa.models.fast.ops.recomputation import is_recomputing
 
 
 @torch.library.custom_op("llm_qa::last_product", mutates_args=())
 def last_product(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """x @ W^T + bias: (tokens, k) -> (tokens, n), all of one dtype; not computed inside lora_layer.recomputing()."""
-    if lora_layer.is_recomputing():
+    """x @ W^T + bias: (tokens, k) -> (tokens, n), all of one dtype; not computed inside recomputing()."""
+    if is_recomputing():
         return x.new_empty((x.shape[0], weight.shape[0]))
     return F.linear(x, weight, bias)
 

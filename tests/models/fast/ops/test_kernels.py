@@ -22,9 +22,11 @@ from llm_qa.models.fast.ops import (  # noqa: E402
     fp8,
     frozen_linear,
     lora,
+    lora_attention,
     lora_kernels,
     lora_layer,
     lora_layer_kernels,
+    lora_mlp,
 )
 
 pytestmark = pytest.mark.interpreter
@@ -92,14 +94,15 @@ def test_gelu_and_the_layer_s_sum(noise, reference, threshold, tokens, width):
     seed, scale = torch.tensor([77], device=DEVICE), 0.5
     h, d, b, bias = noise(tokens, width), noise(tokens, RANK), noise(width, RANK), noise(width)
     a, keep = noise(RANK, width), lora.keep_scale(threshold)
-    near(lora_layer_kernels.gelu(h, d, b, bias, scale), lora_layer.gelu(h, d, b, bias, scale))
+    near(lora_layer_kernels.gelu(h, d, b, bias, scale), lora_mlp.gelu(h, (d, b), bias, scale))
     du, dd = noise(tokens, width), noise(tokens, RANK)
     got = lora_layer_kernels.gelu_backward(du.clone(), dd, a, h, d, b, bias, seed, threshold, keep, scale)
-    wanted = lora_layer.gelu_backward(du.clone(), dd, a, h, d, b, bias, seed, threshold, scale)
+    wanted = lora_mlp.gelu_backward(du.clone(), dd, a, h, (d, b), bias, seed, threshold, scale)
     for one, other in zip(got, wanted, strict=True):
         near(one, other)
-    rest = noise(tokens, width), d, b, noise(tokens, width), dd, noise(width, RANK), bias, scale
-    near(lora_layer_kernels.residual(h, *rest), lora_layer.residual(h, *rest))
+    first, second, other_b = noise(tokens, width), noise(tokens, width), noise(width, RANK)
+    got = lora_layer_kernels.residual(h, first, d, b, second, dd, other_b, bias, scale)
+    near(got, lora_layer.residual(h, first, (d, b), second, (dd, other_b), bias, scale))
 
 
 @pytest.mark.parametrize("heads", [1, 4])
@@ -108,10 +111,11 @@ def test_rotation_and_back(noise, reference, heads):
     angles = noise(TOKENS, rotated // 2).repeat(1, 2)
     cos, sin = angles.cos(), angles.sin()
     packed, d, b = noise(TOKENS, 3 * heads * width), noise(TOKENS, RANK), noise(3 * heads * width, RANK)
-    given = packed, d, b, noise(3 * heads * width), cos, sin, heads, 2.0
-    near(lora_layer_kernels.rotate(*given), lora_layer.rotate(*given))
+    bias = noise(3 * heads * width)
+    got = lora_layer_kernels.rotate(packed, d, b, bias, cos, sin, heads, 2.0)
+    near(got, lora_attention.rotate(packed, (d, b), bias, (cos, sin), heads, 2.0))
     grad = torch.randn_like(packed)
-    wanted = lora_layer.apply_rotary_backward(grad.clone(), cos, sin, heads)
+    wanted = lora_attention.apply_rotary_backward(grad.clone(), cos, sin, heads)
     near(lora_layer_kernels.apply_rotary_backward(grad.clone(), cos, sin, heads), wanted)
 
 
