@@ -19,10 +19,19 @@ from llm_qa.planning.cards import free_memory_bytes
 USABLE = 0.9  # of the free memory; the rest is for activations, cuBLAS and fragmentation
 
 
-def linear(x: Tensor, layer: LinearWeights) -> Tensor:
-    """x @ W^T + bias + x @ A^T @ B^T, where B contains LoRA's scale: (tokens, k) -> (tokens, n) of x's dtype."""
-    if few_rows.supports(len(x), x.dtype, layer.weight, len(layer.bias), x.shape[1]):
-        d = None if layer.a is None else F.linear(x, layer.a)
+def reads_stored(x: Tensor, layer: LinearWeights) -> bool:
+    """Whether `linear` multiplies with the weight as it is stored."""
+    return few_rows.supports(len(x), x.dtype, layer.weight, len(layer.bias), x.shape[1])
+
+
+def linear(x: Tensor, layer: LinearWeights, d: Tensor | None = None) -> Tensor:
+    """x @ W^T + bias + x @ A^T @ B^T, where B contains LoRA's scale: (tokens, k) -> (tokens, n) of x's dtype.
+
+    `d` is x @ A^T where it is already there.
+    """
+    if reads_stored(x, layer):
+        if layer.a is not None and d is None:
+            d = F.linear(x, layer.a)
         return few_rows.linear(x, layer.weight, layer.bias, d, layer.b)
     if layer.weight[0].dtype == x.dtype:
         y = F.linear(x, layer.weight[0], layer.bias)

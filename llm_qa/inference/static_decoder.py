@@ -14,10 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llm_qa.inference.merged_weights import choose_folding, linear, read_linear
+from llm_qa.inference.merged_weights import choose_folding, linear, read_linear, reads_stored
 from llm_qa.inference.sampling import Sampler, greedy
 from llm_qa.inference.settings import GenerationSettings
 from llm_qa.models.fast.layer import LayerWeights, linear_modules
+from llm_qa.models.fast.ops import few_rows
 from llm_qa.models.fast.ops.lora_attention import rotate
 from llm_qa.models.precision import BF16_CAPABILITY, SHORT
 
@@ -130,6 +131,13 @@ class StaticDecoder:
     def _norm(self, x: Tensor, weight_bias: tuple[Tensor, Tensor]) -> Tensor:
         return F.layer_norm(x, x.shape[-1:], *weight_bias, self.eps)
 
+    def _norms(self, x: Tensor, layer: LayerWeights) -> list:
+        """Both norms of a layer, each with LoRA's d of what reads it where it is computed in the same kernel."""
+        if reads_stored(x, layer.query_key_value) and reads_stored(x, layer.dense_h_to_4h):
+            factors = layer.query_key_value.a, layer.dense_h_to_4h.a
+            return few_rows.norms(x, layer.attention_norm, layer.mlp_norm, self.eps, *factors)
+        return [self._norm(x, layer.attention_norm), None, self._norm(x, layer.mlp_norm), None]
+
     def _hidden(self, tokens: Tensor, positions: Tensor, attend: Callable[..., Tensor]) -> Tensor:
         """All layers on `tokens` at `positions`, both (n,): (n, d), before the last norm.
 
@@ -140,10 +148,11 @@ class StaticDecoder:
         # not rotate(), which would add LoRA's update and the bias: the product already includes them
         nothing, no_bias = (x.new_zeros(len(x), 1), x.new_zeros(3 * x.shape[1], 1)), x.new_zeros(3 * x.shape[1])
         for layer, cache in zip(self.layers, self.caches, strict=True):
-            packed = linear(self._norm(x, layer.attention_norm), layer.query_key_value)
+            for_attention, d_attention, for_mlp, d_mlp = self._norms(x, layer)
+            packed = linear(for_attention, layer.query_key_value, d_attention)
             packed = rotate(packed, nothing, no_bias, rotary, self.heads, 0.0).view(len(x), self.heads, -1)
             attended = attend(cache, *packed.transpose(0, 1).chunk(3, dim=-1)).transpose(0, 1).reshape(x.shape)
-            activated = F.gelu(linear(self._norm(x, layer.mlp_norm), layer.dense_h_to_4h))
+            activated = F.gelu(linear(for_mlp, layer.dense_h_to_4h, d_mlp))
             x = linear(activated, layer.dense_4h_to_h) + linear(attended, layer.dense) + x
         return x
 

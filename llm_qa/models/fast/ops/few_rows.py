@@ -36,3 +36,24 @@ def linear(x: Tensor, weight: list[Tensor], bias: Tensor, d: Tensor | None = Non
         whole = weight[0].float() * weight[1]
     y = F.linear(x.float(), whole, bias.float())
     return (y if d is None or b is None else y + d.float() @ b.float().T).to(x.dtype)
+
+
+Norm = tuple[Tensor, Tensor]  # weight and bias
+
+
+def norms(
+    x: Tensor, first: Norm, second: Norm, eps: float, first_a: Tensor | None, second_a: Tensor | None
+) -> list[Tensor | None]:
+    """Two layer norms of x (rows, width), each followed by its product with LoRA's a (rank, width), where there is one.
+
+    Returns the first norm (rows, width), its d (rows, rank) or None, and the same of the second, in x's dtype.
+    """
+    if x.is_cuda:
+        from llm_qa.models.fast.ops import few_rows_kernels
+
+        return few_rows_kernels.norms(x, first, second, eps, first_a, second_a)
+    outputs: list[Tensor | None] = []
+    for (weight, bias), a in ((first, first_a), (second, second_a)):
+        y = F.layer_norm(x, x.shape[-1:], weight, bias, eps)
+        outputs += [y, None if a is None else F.linear(y, a)]
+    return outputs

@@ -9,6 +9,7 @@ the product. Imported only where there is a GPU; `few_rows` has the plain PyTorc
 from __future__ import annotations
 
 import os
+from functools import cache
 
 import torch
 import triton
@@ -18,8 +19,11 @@ from llm_qa.models.fast.ops.frozen_linear import second_scales
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"  # the interpreter runs no PTX
 BLOCK = 64  # weights with one scale in nf4
+MOST_TILES = 4096  # of outputs
 MOST_ROWS = 8  # the side of a tensor core's product that the rows take
-SHAPE = (32, 4, 3)  # output features of a program, its warps, and loads in flight
+# Output features of a program, its warps, loads in flight, and programs that share a sum: where outputs are few, one
+# program for each would not fill the GPU.
+SHAPE, NARROW, FEW_OUTPUTS = (32, 4, 3, 1), (32, 4, 3, 4), 8192
 
 # nf4's values in bf16 (Dettmers et al. 2023, arXiv:2305.14314, appendix E).
 NF4 = (
@@ -109,9 +113,9 @@ def _fp8_values(stored, INTERPRETED: tl.constexpr):
 
 @triton.jit
 def _few_rows_kernel(
-    x, weight, absmax, code, absmax2, code2, offset, scale, bias, d, b, out, rows, inputs, outputs, rank,
+    x, weight, absmax, code, absmax2, code2, offset, scale, bias, d, b, sums, arrived, out, rows, inputs, outputs, rank,
     NF4: tl.constexpr, NESTED: tl.constexpr, LORA: tl.constexpr, INTERPRETED: tl.constexpr, ROWS: tl.constexpr,
-    RANK: tl.constexpr, OUTPUTS: tl.constexpr, PARTS: tl.constexpr, BLOCK: tl.constexpr,
+    RANK: tl.constexpr, OUTPUTS: tl.constexpr, PARTS: tl.constexpr, SPLITS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     number = tl.program_id(0) * OUTPUTS + tl.arange(0, OUTPUTS)
     row = tl.arange(0, ROWS)
@@ -120,7 +124,8 @@ def _few_rows_kernel(
     start = number.to(tl.int64)[None, :, None] * inputs
     x_place = row[None, :, None] * inputs + part[:, None, None] + tl.arange(0, BLOCK)[None, None, :]
     there = (row < rows)[None, :, None]
-    for first in range(0, inputs, PARTS * BLOCK):
+    share = inputs // SPLITS
+    for first in range(tl.program_id(1) * share, (tl.program_id(1) + 1) * share, PARTS * BLOCK):
         x_values = tl.load(x + first + x_place, mask=there, other=0.0)
         if INTERPRETED:
             x_values = x_values.to(tl.float32)
@@ -140,6 +145,27 @@ def _few_rows_kernel(
             values = _fp8_values(tl.load(weight + start + column), INTERPRETED)
             total = tl.dot(values, tl.permute(x_values, (0, 2, 1)), total)
     y = tl.sum(total, 0)
+    last = True
+    if SPLITS > 1:  # the program that arrives last adds what all have summed
+        place = sums + row[None, :] * outputs + number[:, None]
+        tl.store(place + tl.program_id(1) * ROWS * outputs, y)
+        tl.debug_barrier()
+        last = tl.atomic_add(arrived + tl.program_id(0), 1, sem="acq_rel") == SPLITS - 1
+        if last:
+            tl.store(arrived + tl.program_id(0), 0)  # for the next launch
+            y = tl.zeros((OUTPUTS, ROWS), tl.float32)
+            for split in range(SPLITS):  # always in this order, so that rounding is always the same
+                y += tl.load(place + split * ROWS * outputs, cache_modifier=".cg")
+    if last:
+        _finish(y, scale, bias, d, b, out, number, row, rows, outputs, rank, NF4, LORA, RANK)
+
+
+@triton.jit
+def _finish(
+    y, scale, bias, d, b, out, number, row, rows, outputs, rank, NF4: tl.constexpr, LORA: tl.constexpr,
+    RANK: tl.constexpr,
+):  # fmt: skip
+    """Scale a sum (outputs, rows), add bias and LoRA's update, and store it."""
     if not NF4:
         y = y * tl.load(scale + number)[:, None]
     y += tl.load(bias + number).to(tl.float32)[:, None]
@@ -152,10 +178,16 @@ def _few_rows_kernel(
     tl.store(out + row[None, :] * outputs + number[:, None], y.to(out.dtype.element_ty), mask=(row < rows)[None, :])
 
 
+@cache
+def arrivals(device: torch.device) -> torch.Tensor:
+    """How many programs of each tile of outputs have finished, 0 between launches; for one stream at a time."""
+    return torch.zeros(MOST_TILES, dtype=torch.int32, device=device)
+
+
 def few_rows(x, weight: list[torch.Tensor], bias, d, b, shape=None) -> torch.Tensor:
     """See few_rows.linear; sizes must be multiples of BLOCK. `shape` is as SHAPE."""
     (rows, inputs), outputs = x.shape, len(bias)
-    tile, parts, stages = shape or SHAPE
+    tile, parts, stages, splits = shape or (NARROW if outputs <= FEW_OUTPUTS else SHAPE)
     nf4 = weight[0].dtype == torch.uint8
     # what a format does not have is not read: any pointer stands there
     packed, absmax, code, absmax2, code2, offset, scale = (
@@ -165,13 +197,62 @@ def few_rows(x, weight: list[torch.Tensor], bias, d, b, shape=None) -> torch.Ten
         tile //= 2
     while inputs % (parts * BLOCK):
         parts //= 2
+    while inputs % (splits * parts * BLOCK):
+        splits //= 2
     rank = 1 if d is None else d.shape[1]
     out = x.new_empty((rows, outputs))
-    _few_rows_kernel[(outputs // tile,)](
-        x, packed, absmax, code, absmax2, code2, offset, scale, bias, x if d is None else d, x if b is None else b, out,
-        rows, inputs, outputs, rank,
+    sums = out if splits == 1 else torch.empty((splits, MOST_ROWS, outputs), device=x.device)
+    _few_rows_kernel[(outputs // tile, splits)](
+        x, packed, absmax, code, absmax2, code2, offset, scale, bias, x if d is None else d, x if b is None else b,
+        sums, arrivals(x.device), out, rows, inputs, outputs, rank,
         NF4=nf4, NESTED=absmax.dtype == torch.uint8, LORA=d is not None,
         INTERPRETED=INTERPRETED, ROWS=MOST_ROWS, RANK=triton.next_power_of_2(rank), OUTPUTS=tile, PARTS=parts,
-        BLOCK=BLOCK, num_warps=parts, num_stages=stages,
+        SPLITS=splits, BLOCK=BLOCK, num_warps=parts, num_stages=stages,
     )  # fmt: skip
     return out
+
+
+@triton.jit
+def _norms_kernel(
+    x, first_weight, first_bias, second_weight, second_bias, first_a, second_a, first, first_d, second, second_d, width,
+    rank, eps, LORA: tl.constexpr, RANK: tl.constexpr, SIZE: tl.constexpr, CHUNK: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0)
+    columns = tl.arange(0, SIZE)
+    value = tl.load(x + row * width + columns, mask=columns < width, other=0.0).to(tl.float32)
+    mean = tl.sum(value, 0) / width
+    value = tl.where(columns < width, value - mean, 0.0)
+    factor = 1.0 / tl.sqrt(tl.sum(value * value, 0) / width + eps)
+    ranks = tl.arange(0, RANK)
+    first_sum = tl.zeros((RANK, CHUNK), tl.float32)
+    second_sum = tl.zeros((RANK, CHUNK), tl.float32)
+    for start in range(0, width, CHUNK):
+        column = start + tl.arange(0, CHUNK)
+        inside = column < width
+        normal = (tl.load(x + row * width + column, mask=inside, other=0.0).to(tl.float32) - mean) * factor
+        weight = tl.load(first_weight + column, mask=inside, other=0.0).to(tl.float32)
+        out = normal * weight + tl.load(first_bias + column, mask=inside, other=0.0).to(tl.float32)
+        tl.store(first + row * width + column, out.to(first.dtype.element_ty), mask=inside)
+        weight = tl.load(second_weight + column, mask=inside, other=0.0).to(tl.float32)
+        other = normal * weight + tl.load(second_bias + column, mask=inside, other=0.0).to(tl.float32)
+        tl.store(second + row * width + column, other.to(second.dtype.element_ty), mask=inside)
+        if LORA:
+            place, mask = ranks[:, None] * width + column[None, :], (ranks < rank)[:, None] & inside[None, :]
+            first_sum += tl.load(first_a + place, mask=mask, other=0.0).to(tl.float32) * out[None, :]
+            second_sum += tl.load(second_a + place, mask=mask, other=0.0).to(tl.float32) * other[None, :]
+    if LORA:
+        place = row * rank + ranks
+        tl.store(first_d + place, tl.sum(first_sum, 1).to(first_d.dtype.element_ty), mask=ranks < rank)
+        tl.store(second_d + place, tl.sum(second_sum, 1).to(second_d.dtype.element_ty), mask=ranks < rank)
+
+
+def norms(x, first, second, eps: float, first_a, second_a, chunk=2048, warps=16) -> list:
+    """See few_rows.norms."""
+    (rows, width), lora = x.shape, first_a is not None
+    rank = first_a.shape[0] if lora else 1
+    outputs = [torch.empty_like(x), x.new_empty((rows, rank)), torch.empty_like(x), x.new_empty((rows, rank))]
+    _norms_kernel[(rows,)](
+        x, *first, *second, first_a if lora else x, second_a if lora else x, *outputs, width, rank, eps,
+        LORA=lora, RANK=triton.next_power_of_2(rank), SIZE=triton.next_power_of_2(width), CHUNK=chunk, num_warps=warps,
+    )  # fmt: skip
+    return outputs if lora else [outputs[0], None, outputs[2], None]

@@ -121,3 +121,20 @@ def test_the_ptx_gives_the_value_of_every_fp8_number():
 def test_the_table_is_bitsandbytes_own():
     state = quantize_4bit(torch.randn(1, 64, device=DEVICE), quant_type="nf4")[1]
     torch.testing.assert_close(state.code.cpu(), torch.tensor(few_rows_kernels.NF4), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("rank", [0, 3, 8])
+@pytest.mark.parametrize(("rows", "width"), [(1, 320), (3, 2560)])  # in one chunk and in two
+def test_both_norms_of_a_layer(monkeypatch, rows, width, rank):
+    torch.manual_seed(0)
+    x = (3 + torch.randn(rows, width, device=DEVICE)).bfloat16()
+    first, second = ([torch.randn(width, device=DEVICE).bfloat16() for _ in range(2)] for _ in range(2))
+    factors = [torch.randn(rank, width, device=DEVICE).bfloat16() if rank else None for _ in range(2)]
+    got = few_rows_kernels.norms(x, first, second, 1e-5, *factors)
+    monkeypatch.setattr(torch.Tensor, "is_cuda", False)
+    wanted = few_rows.norms(x, first, second, 1e-5, *factors)
+    for one, other in zip(got, wanted, strict=True):
+        assert (one is None) == (other is None)
+        if one is not None:
+            assert one.dtype == other.dtype == torch.bfloat16
+            assert (one.float() - other.float()).norm() < 8e-3 * other.float().norm()
