@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from llm_qa.console import Failed, UserError, say
 from llm_qa.inference.generate import fitting_prompts
 from llm_qa.inference.merged_weights import USABLE, free_bytes
@@ -9,7 +11,9 @@ from llm_qa.inference.settings import GenerationSettings
 from llm_qa.inference.static_decoder import StaticDecoder, cache_bytes, reason_against
 from llm_qa.models.precision import gpu_capability
 
-MOST_DIFFERENT = 0.05  # relative distance allowed between the static decoder's and the model's own logits
+# Relative distance allowed between the static decoder's and the model's own logits. fp8 products round activations too,
+# where the smallest difference may fall to the other side: 9 to 10% with random weights of 40 layers.
+MOST_DIFFERENT, MOST_DIFFERENT_FP8 = 0.05, 0.2
 
 
 def choose_decoder(decoder: str, config) -> str:
@@ -45,7 +49,8 @@ def build_decoder(model, tokenizer, rows: int, context: int) -> StaticDecoder:
         pad_token_id=tokenizer.pad_token_id,
     )
     say(decoder.report)
-    if not (difference := decoder.difference()) <= MOST_DIFFERENT:  # NaN too
+    fp8 = any(layer.dense.weight[0].dtype == torch.float8_e4m3fn for layer in decoder.layers)
+    if not (difference := decoder.difference()) <= (MOST_DIFFERENT_FP8 if fp8 else MOST_DIFFERENT):  # NaN too
         raise Failed(
             f"The static decoder's logits differ by {difference:.0%} from the model's own here: answer with --decoder "
             "plain, and please report it."

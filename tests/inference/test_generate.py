@@ -1,12 +1,14 @@
 """Batched answers and the bits of references, against the slow and obvious way."""
 
 import math
+from contextlib import nullcontext
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, FalconConfig
 
 from llm_qa import files
+from llm_qa.config.recipe import make_recipe
 from llm_qa.console import Failed, UserError
 from llm_qa.data.prompts import encode_documents
 from llm_qa.inference.decoders import build_decoder, choose_decoder, decoder_for
@@ -14,6 +16,9 @@ from llm_qa.inference.fitting import fit_questions
 from llm_qa.inference.generate import generate_answers, reference_bits
 from llm_qa.inference.settings import ORIGINAL_SAMPLING, GenerationSettings, named_settings
 from llm_qa.inference.static_decoder import cache_bytes
+from llm_qa.models import embedded
+from llm_qa.models.precision import resolve_precision
+from llm_qa.models.random_weights import random_base
 
 ARCHITECTURES = ["neox_folder", "gpt2_folder"]
 
@@ -126,6 +131,16 @@ def test_a_static_decoder_that_differs_is_not_used(neox_folder, tokenizer, monke
     monkeypatch.setattr("llm_qa.inference.decoders.StaticDecoder.difference", lambda self: float("nan"))
     with pytest.raises(Failed, match="differ by nan% from the model's own here: answer with --decoder plain"):
         decoder_for(model, tokenizer, [("왜?", "")], GenerationSettings(4), 1)
+
+
+@pytest.mark.parametrize(("base_precision", "accepted"), [("fp8", True), ("fp32", False)])
+def test_fp8_may_differ_more(tokenizer, monkeypatch, base_precision, accepted):
+    recipe = make_recipe({"base_precision": base_precision})
+    config = embedded.model_config(len(tokenizer), tokenizer.eos_token_id)
+    model = random_base(config, resolve_precision(recipe, None), "cpu")
+    monkeypatch.setattr("llm_qa.inference.decoders.StaticDecoder.difference", lambda self: 0.1)
+    with nullcontext() if accepted else pytest.raises(Failed, match="differ by 10%"):
+        build_decoder(model.eval(), tokenizer, 1, 64)
 
 
 def test_which_decoder_answers_is_chosen_and_said(model, monkeypatch, capsys):
