@@ -27,8 +27,8 @@ class Answer:
 
 
 def context_length(config) -> int:
-    """The largest number of tokens in a sequence of a model with this config."""
-    return int(getattr(config, "max_position_embeddings", None) or 2048)
+    """The largest number of tokens in a sequence of a model with this config, of its text part where it has several."""
+    return int(getattr(config.get_text_config(decoder=True), "max_position_embeddings", None) or 2048)
 
 
 def room_for_prompts(config, settings: GenerationSettings) -> int:

@@ -18,6 +18,7 @@ from transformers.core_model_loading import revert_weight_conversion
 from llm_qa import files
 from llm_qa.config.recipe import Recipe, load_stored_recipe, stored_recipe
 from llm_qa.console import UserError, say
+from llm_qa.data.chat_template import PLAIN_CHAT_TEMPLATE
 from llm_qa.data.prompts import render_prompt
 from llm_qa.migrations import read_json, stamped
 from llm_qa.models.loading import final_folder, save_tokenizer
@@ -205,6 +206,7 @@ def write_final(
     if isinstance(model, PeftModel):  # peft writes a set, in a different order each time
         config = files.read_json(staged / ADAPTER_CONFIG)
         files.write_json(staged / ADAPTER_CONFIG, {**config, "target_modules": sorted(config["target_modules"])})
+    tokenizer.chat_template = PLAIN_CHAT_TEMPLATE  # not the base's own, which was not trained
     save_tokenizer(tokenizer, staged)
     files.write_text(staged / "README.md", model_card(recipe, summary))
     for path in (*staged.iterdir(), staged):

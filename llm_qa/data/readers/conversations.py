@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from llm_qa.data.chat_template import NAMES
+
 CONVERSATION_KEYS = ("messages", "conversations", "conversation")
 ROLES = {
     **dict.fromkeys(("system", "developer"), "system"),
@@ -34,8 +36,7 @@ def read_conversation(turns: list[Any], beside: str = "") -> tuple[str, str, str
         raise ValueError("a conversation without a question and the assistant's answer to it")
     *earlier, (_, question), (_, answer) = spoken
     system = "\n\n".join(filter(None, [beside, *(text for role, text in earlier if role == "system")]))
-    names = {"user": "질문: ", "assistant": "답변: "}
-    history = [names[role] + text for role, text in earlier if role != "system"]
+    history = [NAMES[role] + text for role, text in earlier if role != "system"]
     return question, answer, "\n\n".join(filter(None, [system, *history])), system
 
 
