@@ -13,16 +13,29 @@ from transformers.pytorch_utils import Conv1D
 from llm_qa.console import UserError
 
 
+def text_tower(model: torch.nn.Module) -> torch.nn.Module:
+    """The language model inside one that also reads pictures or sound (Gemma 3), whose config nests a `text_config`.
+
+    Any other model is returned itself.
+    """
+    config = getattr(model, "config", None)
+    if config is None or config.get_text_config(decoder=True) is config:
+        return model
+    return model.get_decoder()
+
+
 def linear_layers(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
     """Full name -> module of every linear layer (Linear, Linear4bit, Linear8bitLt, GPT-2's Conv1D) but the head.
 
-    `model` may also be a part of one, which has no head.
+    Of a model with several towers only the text tower's: no question reaches the others. `model` may also be a part of
+    one, which has no head.
     """
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    tower = set(text_tower(model).modules())
     return {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, (torch.nn.Linear, Conv1D)) and module is not head
+        if isinstance(module, (torch.nn.Linear, Conv1D)) and module in tower and module is not head
     }
 
 

@@ -14,7 +14,7 @@ from transformers.pytorch_utils import Conv1D
 
 from llm_qa.config.recipe import Recipe
 from llm_qa.console import UserError
-from llm_qa.models.linear_modules import find_linear_modules, linear_layers
+from llm_qa.models.linear_modules import find_linear_modules, linear_layers, text_tower
 
 
 def build_lora_config(model: torch.nn.Module, recipe: Recipe) -> LoraConfig:
@@ -30,7 +30,10 @@ def build_lora_config(model: torch.nn.Module, recipe: Recipe) -> LoraConfig:
             "this project does not adapt: choose others with --lora-targets, or set --method full."
         )
     targets = [name for name in targets if name not in taken]
-    kinds = {type(layer) for name, layer in linear_layers(model).items() if name.rpartition(".")[2] in targets}
+    adapted = {name: layer for name, layer in linear_layers(model).items() if name.rpartition(".")[2] in targets}
+    kinds = {type(layer) for layer in adapted.values()}
+    if text_tower(model) is not model:
+        targets = sorted(adapted)  # the short names would also match layers of the other towers
     return LoraConfig(
         task_type=TaskType.CAUSAL_LM,
         r=recipe.lora_r,

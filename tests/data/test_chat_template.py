@@ -10,7 +10,10 @@ from llm_qa.data.prompts import encode_documents, encode_prompts
 from llm_qa.data.readers.conversations import read_conversation
 from llm_qa.models.loading import load_tokenizer, save_tokenizer
 
-TEXTS = ["### 맥락: 벽지는 종이입니다.\n\n### 질문: 왜 그런가요?\n\n### 답변: 습기 때문입니다.", "질문: 곰팡이 답변: 말립니다."]
+TEXTS = [
+    "### 맥락: 벽지는 종이입니다.\n\n### 질문: 왜 그런가요?\n\n### 답변: 습기 때문입니다.",
+    "질문: 곰팡이 답변: 말립니다.",
+]
 QUESTION, ANSWER, PASSAGE = "왜 벽지에 곰팡이가 생기나요?", "1) 습기 때문입니다.\n2) 말립니다.", "첫 줄\n\n둘째 줄"
 TURNS = [
     {"role": "system", "content": "짧게 답하세요."},

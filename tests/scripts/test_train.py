@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llm_qa import files
 from llm_qa.data.packing import tokenize_records
+from llm_qa.data.prompts import encode_prompts
 from llm_qa.data.records import load_split
 
 
@@ -127,6 +128,14 @@ def test_the_adapter_loads_in_plain_peft_and_changes_the_answers(trained, neox_f
     card = (run / "adapter" / "README.md").read_text(encoding="utf-8")
     assert "language: ko" in card
     assert "### 답변:" in card
+
+
+def test_the_adapters_chat_template_is_the_prompt_that_was_trained(trained):
+    run, _ = trained
+    tokenizer = AutoTokenizer.from_pretrained(run / "adapter")
+    messages = [{"role": "user", "content": "결로가 왜 생기나요?"}]
+    ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    assert ids == encode_prompts(tokenizer, [("결로가 왜 생기나요?", "")])[0]
 
 
 def test_the_same_command_on_a_finished_run_says_so(trained, recipe, prepared):
