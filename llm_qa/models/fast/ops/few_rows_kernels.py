@@ -45,29 +45,26 @@ TABLE = [*_table(WORDS & 0xFF), *_table((WORDS >> 8) & 0xFF), 0x0000FF00]
 # three bits of four 4-bit selectors; bit 3 of a code then chooses between picks from two such tables. The low and the
 # high bytes of the values are picked separately. t0 to t8 are the words of TABLE, combined with a zero that
 # the compiler does not know, so that it keeps them in registers: it would copy constants there before every use.
-_TWO_CODES = """
-    and.b32 codes, in, 0x7777;
-    shr.b32 top, in, 3;
-    and.b32 top, top, 0x1111;
-    prmt.b32 top, t8, 0, top;
+_TWO_BYTES = """
+    prmt.b32 chosen, t8, 0, top;
     prmt.b32 low0, t0, t1, codes;
     prmt.b32 low1, t2, t3, codes;
     prmt.b32 high0, t4, t5, codes;
     prmt.b32 high1, t6, t7, codes;
-    lop3.b32 low0, low0, low1, top, 0xD8;
-    lop3.b32 high0, high0, high1, top, 0xD8;
+    lop3.b32 low0, low0, low1, chosen, 0xD8;
+    lop3.b32 high0, high0, high1, chosen, 0xD8;
     prmt.b32 {even}, low0, high0, 0x7351;
     prmt.b32 {odd}, low0, high0, 0x6240;
 """
 # $0 and $1: the first weights (high nibbles) of the four bytes $4; $2 and $3: the second ones.
 NF4_ASM = tl.constexpr(
-    "{ .reg .b32 in, codes, top, low0, low1, high0, high1, zero, t<9>;"
-    + "mov.u32 zero, %lanemask_lt; mov.u32 in, %lanemask_gt; and.b32 zero, zero, in;"
+    "{ .reg .b32 codes, top, chosen, low0, low1, high0, high1, zero, t<9>;"
+    + "mov.u32 zero, %lanemask_lt; mov.u32 top, %lanemask_gt; and.b32 zero, zero, top;"
     + "".join(f"xor.b32 t{number}, zero, {word};" for number, word in enumerate(TABLE))
-    + "mov.b32 in, $4;"
-    + _TWO_CODES.format(even="$0", odd="$2")
-    + "shr.b32 in, $4, 16;"
-    + _TWO_CODES.format(even="$1", odd="$3")
+    + "and.b32 codes, $4, 0x77777777; shr.b32 top, $4, 3; and.b32 top, top, 0x11111111;"
+    + _TWO_BYTES.format(even="$0", odd="$2")
+    + "shr.b32 codes, codes, 16; shr.b32 top, top, 16;"
+    + _TWO_BYTES.format(even="$1", odd="$3")
     + "}"
 )
 # Four bytes of e4m3, $2, to bf16: sign, exponent and mantissa are put where bf16 has them, which makes a number 2^-120
@@ -122,10 +119,12 @@ def _few_rows_kernel(
     part = tl.arange(0, PARTS) * BLOCK
     total = tl.zeros((PARTS, OUTPUTS, ROWS), tl.float32)
     start = number.to(tl.int64)[None, :, None] * inputs
-    x_place = row[None, :, None] * inputs + part[:, None, None] + tl.arange(0, BLOCK)[None, None, :]
     there = (row < rows)[None, :, None]
-    share = inputs // SPLITS
-    for first in range(tl.program_id(1) * share, (tl.program_id(1) + 1) * share, PARTS * BLOCK):
+    share = tl.multiple_of(inputs // SPLITS, PARTS * BLOCK)  # without this, weights would be loaded two bytes at a time
+    if SPLITS > 1:
+        part += tl.multiple_of(tl.program_id(1) * share, PARTS * BLOCK)
+    x_place = row[None, :, None] * inputs + part[:, None, None] + tl.arange(0, BLOCK)[None, None, :]
+    for first in range(0, share, PARTS * BLOCK):
         x_values = tl.load(x + first + x_place, mask=there, other=0.0)
         if INTERPRETED:
             x_values = x_values.to(tl.float32)
