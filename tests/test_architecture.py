@@ -23,6 +23,7 @@ LAYERS = (
     ("evaluation",),
     ("benchmark",),
 )
+MOST_LINES = 320
 RANKS = {f"llm_qa.{prefix}": rank for rank, prefixes in enumerate(LAYERS) for prefix in prefixes}
 FILES = {".".join(path.with_suffix("").parts).removesuffix(".__init__"): path for path in Path("llm_qa").rglob("*.py")}
 
@@ -71,3 +72,9 @@ def test_no_script_imports_a_script():
         modules = [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
         modules += [node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
         assert not {module.split(".")[0] for module in modules} & (names | {"scripts"}), path
+
+
+@pytest.mark.parametrize("path", sorted([*FILES.values(), *Path("scripts").glob("*.py")]), ids=str)
+def test_a_file_has_one_reason_to_change_and_fits_on_a_few_screens(path):
+    lines = len(path.read_text(encoding="utf-8").splitlines())
+    assert lines <= MOST_LINES, f"{path} has {lines} lines: split it by what its parts change for"
