@@ -48,7 +48,7 @@ install: $(VENV)/installed ## create .venv with the pinned requirements
 
 demo: $(VENV)/installed ## the whole job on the embedded model and the bundled data, on any machine
 	$(BIN)/python scripts/prepare_data.py --out data/demo --test 0.2
-	$(LAUNCH) accelerate_configs/single_gpu.yaml scripts/train.py scripts/recipes/tiny.yaml --data data/demo --run runs/demo
+	$(LAUNCH) accelerate_configs/single_gpu.yaml scripts/train.py scripts/recipes/demo.yaml --data data/demo --run runs/demo
 	$(BIN)/python scripts/evaluate.py --run runs/demo --base
 	$(BIN)/python scripts/ask.py --run runs/demo "벽지가 들뜨는 이유는 무엇인가요?"
 	$(BIN)/python scripts/report.py runs/demo --out reports/demo

@@ -18,9 +18,8 @@ import sys
 from pathlib import Path
 
 from llm_qa import files
-from llm_qa.config.recipe import EMBEDDED_MODEL, load_recipe, recipe_flags
+from llm_qa.config.recipe import load_recipe, recipe_flags
 from llm_qa.console import EXIT_USER_ERROR, ArgumentParser, UserError, format_table, run_script, say
-from llm_qa.data.records import load_split
 from llm_qa.evaluation.metrics.catalogue import BITS_PER_CHARACTER, CHARACTER_F1, MEASURES, UNKNOWN
 from llm_qa.evaluation.report.views import format_p, reading_text
 from llm_qa.evaluation.statistics.comparison import apply_holm, compare_predictions
@@ -71,20 +70,6 @@ def run(script: str, *arguments: str | Path) -> None:
     if done.returncode:
         kind = UserError if done.returncode == EXIT_USER_ERROR else RuntimeError
         raise kind(f"scripts/{script} ended with code {done.returncode}; the same command goes on from there.")
-
-
-def same_base(recipe: str, flags: list[str], raw: Path, name: str) -> list[str]:
-    """Flags that give every variant the same base: the embedded model built from raw texts."""
-    if load_recipe(recipe, recipe_flags(flags)).model != EMBEDDED_MODEL:
-        return []
-    base = Path("runs") / f"{name}-base"
-    if not base.is_dir():
-        from llm_qa.models.embedded import embedded_model
-
-        staged = base.with_name(f".{base.name}.part")
-        shutil.copytree(embedded_model(load_split(raw, "train")), staged, dirs_exist_ok=True)
-        staged.rename(base)
-    return ["--model", str(base)]
 
 
 def score_table(runs: Runs) -> str:
@@ -139,7 +124,6 @@ def main() -> int:
     for cleaning, flags in cleanings(options.stopwords).items():
         say(f"== {cleaning} ==")
         run("prepare_data.py", *options.inputs, "--out", data[cleaning], "--test", options.test, *columns, *flags)
-    base = same_base(options.recipe, training, data["raw"], options.name)
 
     runs: Runs = {}
     for cleaning, folder in data.items():
@@ -147,7 +131,7 @@ def main() -> int:
             say(f"== {cleaning}, loss on {loss} ==")
             runs[cleaning, loss] = Path("runs") / f"{options.name}-{cleaning}-{loss}"
             variant: list[str | Path] = ["--data", folder, "--run", runs[cleaning, loss], "--loss-on", loss]
-            run("train.py", options.recipe, *variant, *base, *training)
+            run("train.py", options.recipe, *variant, *training)
             share_base_answers(runs)
             run("evaluate.py", "--run", runs[cleaning, loss], "--base", *same_limit(runs))
     out = Path("reports") / options.name

@@ -102,7 +102,7 @@ def main() -> int:
     convert_to_universal = checkpoint is not None and run_on_main(lambda: check_layout(checkpoint, strategy))
     with arguments.main_process_first(local=False):
         records = data_sets.open_records(options.data, preparation)
-        source = model_setup.base_source(recipe, records.train)
+        source = model_setup.base_source(recipe)
     signature = run_signature(requested, records.sha256(), strategy.processes)
     resuming = {"resume": options.resume, "checkpoint": checkpoint, "allowed": options.allow_change}
     run_on_main(lambda: open_run(options.run, requested, records.folder, signature, **resuming))

@@ -62,7 +62,7 @@ def set_up(bench_config: BenchmarkConfig) -> Setup:
     arguments = training_arguments(recipe, precision, strategy, bench_config.folder)
     start_engine(strategy)
     embedded = recipe.model == EMBEDDED_MODEL
-    config = models_embedded.model_config(models_embedded.VOCABULARY, 0) if embedded else model_config(recipe.model)
+    config = models_embedded.embedded_config() if embedded else model_config(recipe.model)
     base = random_base(config, precision, arguments.device)
     if torch.cuda.is_available():  # what the building needed is no part of training
         torch.cuda.empty_cache()

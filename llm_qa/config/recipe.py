@@ -34,7 +34,7 @@ def _key(default: Any, help: str, **limits: Any) -> Any:
 class Recipe:
     """What is trained, from which weights, how precisely, on what schedule. Durations in hours, lengths in tokens."""
 
-    model: str = _key(EMBEDDED_MODEL, "'embedded' (a tiny GPT-NeoX built from the data), a hub id or a local folder")
+    model: str = _key(EMBEDDED_MODEL, "'embedded' (the small GPT-NeoX of the package), a hub id or a local folder")
     method: Literal["lora", "full"] = _key("lora", "train LoRA adapters on a frozen base, or all weights")
     base_precision: Literal["nf4", "fp8", "16bit", "bf16", "fp16", "fp32"] = _key(
         "nf4",

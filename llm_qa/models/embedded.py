@@ -1,73 +1,61 @@
-"""The embedded model: a small GPT-NeoX and a byte-level BPE tokenizer, built from the training records.
+"""The embedded model: a small pretrained GPT-NeoX and its tokenizer, which come with the package.
 
 It has the architecture of the 12.8B model (the same four linears, rotary on half of a head, parallel residual, untied
-head), so every part of the project runs on it without a download: quantisation, LoRA, packing, saving, answering. It is
-first trained briefly as a plain language model on paragraphs of answers, never on question-answer pairs, so that
-fine-tuning can improve it. It is built from training records only, never from validation or test records.
+head), so every part of the project runs on it without a download: quantisation, LoRA, packing, saving, answering.
+`scripts/pretrain_embedded.py` made it from Korean prose under open licences (its card: `embedded_model/README.md`), in
+which no question stands with its answer. Weights are kept in 8 bits with a scale a row and expanded on first use.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import shutil
-from collections.abc import Iterable
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoConfig, GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from llm_qa.console import UserError, progress, say
+from llm_qa import files
+from llm_qa.console import Failed, UserError
 from llm_qa.data.prompts import ANSWER_TAG, CONTEXT_TAG, QUESTION_TAG
-from llm_qa.data.records import QARecord
-from llm_qa.data.tokenization import encode_texts
 
 EOS = "<|endoftext|>"
-VERSION = 1  # to be raised when anything below changes the built model; part of the cache key
-VOCABULARY = 1024  # tokens, at most
-SHAPE = {"hidden_size": 192, "num_hidden_layers": 4, "num_attention_heads": 6, "intermediate_size": 768}
 CONTEXT = 1024  # tokens
-STEPS, ROWS, ROW_LENGTH, LEARNING_RATE = 120, 16, 96, 3e-3  # of the brief language-model training
-RECORDS_A_DOCUMENT = 8
-DROPOUT = 0.1  # of that training only
+SHIPPED = Path(__file__).parent / "embedded_model"
+WEIGHTS, CHECKSUMS = "model.safetensors", "checksums.json"
+OF_TORCH = {"format": "pt"}  # which transformers asks a safetensors file for
+SCALE = ".scale"  # of a matrix: what each of its rows is multiplied by
+SMALL = {"hidden_size": 192, "num_hidden_layers": 4, "num_attention_heads": 6, "intermediate_size": 768}
 
 
 def cache_folder() -> Path:
-    """Where built models are kept: $LLM_QA_CACHE, else ~/.cache/llm_qa."""
+    """Where the expanded model is kept: $LLM_QA_CACHE, else ~/.cache/llm_qa."""
     return Path(os.environ.get("LLM_QA_CACHE") or Path.home() / ".cache" / "llm_qa")
 
 
-def documents(records: Iterable[QARecord]) -> list[str]:
-    """Texts of the plain language model: contexts and answers as prose, RECORDS_A_DOCUMENT records in each.
+def embedded_model(shipped: Path = SHIPPED) -> Path:
+    """Folder of the embedded model in fp16, as transformers reads one: from the cache, else expanded in a second.
 
-    They have no question, no prompt tag and no question-answer pair: the format of a prompt and where an answer ends
-    are left to fine-tuning, as with a real base model.
+    Raises Failed where a shipped file is not what was shipped, UserError where the cache cannot be written to.
     """
-    prose = [" ".join(text for text in (record.context, *record.answers) if text) for record in records]
-    return [
-        "\n".join(dict.fromkeys(prose[i : i + RECORDS_A_DOCUMENT])) for i in range(0, len(prose), RECORDS_A_DOCUMENT)
-    ]
-
-
-def embedded_model(records: Iterable[QARecord]) -> Path:
-    """Folder of the embedded model for these records: from the cache, else built (under 90 s on 2 cores).
-
-    Raises UserError where the cache cannot be written to.
-    """
-    texts = documents(records)
-    settings = [VERSION, VOCABULARY, SHAPE, CONTEXT, STEPS, ROWS, ROW_LENGTH, LEARNING_RATE, DROPOUT]
-    key = hashlib.sha256(json.dumps([settings, texts], ensure_ascii=False).encode()).hexdigest()[:16]
-    folder = cache_folder() / f"embedded-{key}"
+    checksums = files.read_json(shipped / CHECKSUMS)
+    folder = cache_folder() / f"embedded-{checksums[WEIGHTS][:16]}"
     if (folder / "config.json").is_file():
-        say(f"embedded model: from the cache, {folder}")
         return folder
-    say(f"embedded model: building a small GPT-NeoX from the training records' texts, {len(texts):,} documents")
+    for name, expected in checksums.items():
+        if (found := files.sha256_file(shipped / name)) != expected:
+            raise Failed(
+                f"{shipped / name} is damaged (sha256 {found[:12]}, {expected[:12]} was shipped): install the package "
+                "anew."
+            )
     staged = folder.with_name(f".{folder.name}.{os.urandom(8).hex()}.part")
     try:
-        staged.mkdir(parents=True)  # before the model is trained
-        build(texts, staged)
+        staged.mkdir(parents=True)
+        for name in checksums.keys() - {WEIGHTS}:
+            shutil.copyfile(shipped / name, staged / name)
+        save_file(expand(load_file(shipped / WEIGHTS)), staged / WEIGHTS, metadata=OF_TORCH)
         put_in_place(staged, folder)
     except OSError as error:
         raise UserError(
@@ -80,7 +68,7 @@ def embedded_model(records: Iterable[QARecord]) -> Path:
 
 
 def put_in_place(staged: Path, folder: Path) -> None:
-    """Rename a built model to its folder. One that another process put there first is kept: it may be in use."""
+    """Rename an expanded model to its folder. One that another process put there first is kept: it may be in use."""
     try:
         os.replace(staged, folder)
     except OSError:
@@ -89,24 +77,58 @@ def put_in_place(staged: Path, folder: Path) -> None:
             os.replace(staged, folder)
 
 
-def build(texts: list[str], folder: Path) -> None:
-    """Train tokenizer and model on `texts`, deterministically, and save both to `folder`."""
+def shrink(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Matrices (rows, columns) as int8 with an fp16 scale a row, off by 1/254 of a row's largest; all else in fp16."""
+    small = {}
+    for name, weight in weights.items():
+        if weight.dim() == 2:
+            scale = (weight.float().abs().amax(1) / 127).clamp(min=1e-7).half()
+            small[name] = (weight.float() / scale.float()[:, None]).round().clamp(-127, 127).to(torch.int8)
+            small[name + SCALE] = scale
+        else:
+            small[name] = weight.half()
+    return small
+
+
+def expand(small: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The weights of `shrink` in fp16. The products are exact in fp32, so that the result is the same everywhere."""
+    return {
+        name: (weight.float() * small[name + SCALE].float()[:, None]).half() if weight.dtype == torch.int8 else weight
+        for name, weight in small.items()
+        if not name.endswith(SCALE)
+    }
+
+
+def ship(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path = SHIPPED) -> Path:
+    """Write a model and its tokenizer as the package keeps them, with their checksums; returns the folder."""
     from llm_qa.models.loading import save_tokenizer
 
-    tokenizer = build_tokenizer(texts)
-    model = train_language_model(texts, tokenizer)
     folder.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(folder)
+    model.config.dtype = torch.float16
+    model.config.save_pretrained(folder)
     save_tokenizer(tokenizer, folder)
+    weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    save_file(shrink(weights), folder / WEIGHTS, metadata=OF_TORCH)
+    shipped = sorted(path for path in folder.iterdir() if path.suffix in (".json", ".safetensors"))
+    checksums = {path.name: files.sha256_file(path) for path in shipped if path.name != CHECKSUMS}
+    files.write_json(folder / CHECKSUMS, checksums)
+    return folder
 
 
-def build_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
+def embedded_config() -> GPTNeoXConfig:
+    """The config of the embedded model."""
+    return AutoConfig.from_pretrained(SHIPPED, trust_remote_code=False)
+
+
+def build_tokenizer(texts: list[str], vocabulary: int = 1024, digits_alone: bool = False) -> PreTrainedTokenizerFast:
     """Byte-level BPE, so that any text round-trips; the prompt's tags are in its training text."""
     core = Tokenizer(models.BPE())
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bytes_of_words = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    digits = pre_tokenizers.Digits(individual_digits=True)
+    core.pre_tokenizer = pre_tokenizers.Sequence([digits, bytes_of_words]) if digits_alone else bytes_of_words
     core.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY,
+        vocab_size=vocabulary,
         special_tokens=[EOS],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
@@ -118,8 +140,8 @@ def build_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
     )
 
 
-def model_config(vocabulary: int, eos_token_id: int) -> GPTNeoXConfig:
-    """The embedded model's config, dropout off."""
+def model_config(vocabulary: int, eos_token_id: int, shape: dict[str, int] | None = None) -> GPTNeoXConfig:
+    """A GPT-NeoX config as the embedded model's, dropout off, of a `shape` (SMALL)."""
     return GPTNeoXConfig(
         vocab_size=-(-vocabulary // 64) * 64,
         max_position_embeddings=CONTEXT,
@@ -129,38 +151,11 @@ def model_config(vocabulary: int, eos_token_id: int) -> GPTNeoXConfig:
         bos_token_id=eos_token_id,
         eos_token_id=eos_token_id,
         use_cache=False,
-        **SHAPE,
+        **(shape or SMALL),
     )
 
 
-def train_language_model(texts: list[str], tokenizer: PreTrainedTokenizerFast) -> GPTNeoXForCausalLM:
-    """A brief plain language-model training on shuffled single texts, on the CPU in fp32; returns it in eval mode."""
-    stream = torch.cat(
-        [
-            torch.tensor([*ids, tokenizer.eos_token_id])
-            for ids in encode_texts(tokenizer, [f" {text}" for text in texts])
-        ]
-    )
-    state = torch.get_rng_state()
-    torch.manual_seed(0)
-    model = GPTNeoXForCausalLM(model_config(len(tokenizer), tokenizer.eos_token_id)).train()
-    dropouts = [module for module in model.modules() if isinstance(module, torch.nn.Dropout)]
-    for module in dropouts:
-        module.p = DROPOUT
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.95))
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=STEPS, pct_start=0.1)
-    last_start = max(1, len(stream) - ROW_LENGTH)
-    for _ in progress(range(STEPS), what="embedded model", unit="steps"):
-        starts = torch.randint(last_start, (ROWS,))
-        rows = torch.stack([stream[torch.arange(s, s + ROW_LENGTH) % len(stream)] for s in starts.tolist()])
-        loss = model(input_ids=rows, labels=rows).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
-    torch.set_rng_state(state)
-    say(f"embedded model: language-model loss {loss.item():.2f} after {STEPS} steps")
-    for module in dropouts:
-        module.p = 0.0
-    return model.eval()
+def new_model(vocabulary: int, eos_token_id: int, width: int, layers: int) -> GPTNeoXForCausalLM:
+    """An untrained model with heads of 64."""
+    shape = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": width // 64}
+    return GPTNeoXForCausalLM(model_config(vocabulary, eos_token_id, {**shape, "intermediate_size": 4 * width}))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 
 import torch
 from transformers import AutoModelForCausalLM
@@ -59,13 +59,9 @@ def check_context(recipe: Recipe) -> None:
         )
 
 
-def meta_model(recipe: Recipe, records: Iterable[QARecord]) -> torch.nn.Module:
+def meta_model(recipe: Recipe) -> torch.nn.Module:
     """The recipe's model at its true shapes on the meta device (no memory, no weights), LoRA on it if asked."""
-    if recipe.model == EMBEDDED_MODEL:
-        tokenizer = embedded.build_tokenizer(embedded.documents(records))
-        config = embedded.model_config(len(tokenizer), tokenizer.eos_token_id)
-    else:
-        config = model_config(recipe.model)
+    config = embedded.embedded_config() if recipe.model == EMBEDDED_MODEL else model_config(recipe.model)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
         return add_lora(model, recipe) if recipe.method == "lora" else model
@@ -83,7 +79,7 @@ def shapes_of(recipe: Recipe) -> torch.nn.Module | None:
     if recipe.model == EMBEDDED_MODEL:
         return None
     try:
-        return meta_model(recipe, [])
+        return meta_model(recipe)
     except Exception:  # whatever is wrong with a checkpoint is said when it is loaded
         return None
 
@@ -115,7 +111,7 @@ def count_packs(recipe: Recipe, records: Collection[QARecord] | Split) -> tuple[
     """(packs, real tokens, how they were counted) of one epoch."""
     try:
         if recipe.model == EMBEDDED_MODEL:
-            tokenizer = embedded.build_tokenizer(embedded.documents(records))
+            tokenizer = load_tokenizer(embedded.embedded_model())
         else:
             tokenizer = load_tokenizer(recipe.model, only_local=True)
     except UserError:
@@ -133,7 +129,7 @@ def dry_run(
     """The text that `--dry-run` prints: parameters by module, tokens per update, updates an epoch."""
     check_context(recipe)
     records = open_split(prepared_folder(data, preparation), "train")
-    model = meta_model(recipe, records)
+    model = meta_model(recipe)
     by_module: dict[str, int] = {}
     for name, parameter in model.named_parameters():
         if not name.partition(".lora_")[1]:

@@ -10,10 +10,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-# Measured on two H200, NCCL without multicast (scripts/bench.py --trace, 2026-11-26; accelerate_configs/README.md):
+# Calibrated on two H200 and on two and four H100, NCCL without multicast (2026-11-26; accelerate_configs/README.md):
 # bytes per second that a GPU receives while it computes, and the share of that time by which matrix products are slowed
 # down, because communication kernels use the GPU's processors too.
-NVLINK, SLOWED = 120e9, 0.6
+NVLINK, SLOWED = 120e9, 0.8
 NETWORK = 50e9  # bytes per second into a node: 400 Gb/s
 GPUS_A_NODE = 8
 

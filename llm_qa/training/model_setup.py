@@ -11,7 +11,6 @@ from transformers import PreTrainedModel, TrainingArguments
 from llm_qa.config.recipe import EMBEDDED_MODEL, Recipe
 from llm_qa.console import say
 from llm_qa.data.packing import PackedDataset
-from llm_qa.data.records import Split
 from llm_qa.models.embedded import embedded_model
 from llm_qa.models.fast.plan import FastPath, choose_fast_path
 from llm_qa.models.left_out import left_out_report
@@ -33,12 +32,9 @@ class TrainableModel:
     trainable_parameters: int
 
 
-def base_source(recipe: Recipe, train_records: Split) -> str:
-    """Where the base model and its tokenizer are read from: the recipe's model, or the embedded one's folder.
-
-    The embedded model is built from the training records, by whichever process comes first.
-    """
-    return str(embedded_model(train_records)) if recipe.model == EMBEDDED_MODEL else recipe.model
+def base_source(recipe: Recipe) -> str:
+    """Where the base model and its tokenizer are read from: the recipe's model, or the embedded one's folder."""
+    return str(embedded_model()) if recipe.model == EMBEDDED_MODEL else recipe.model
 
 
 def load_trainable(source: str, tokenizer, recipe: Recipe, precision: Precision, strategy: Strategy) -> TrainableModel:

@@ -131,6 +131,7 @@ def test_every_recipe_is_valid_and_survives_its_own_yaml(path):
 def test_the_recipes_of_the_design_are_there():
     assert {path.stem for path in RECIPES} == {
         "tiny",
+        "demo",
         "full_kogpt2",
         "full_1.3b",
         "qlora_12.8b",

@@ -7,7 +7,7 @@ from transformers import GPTNeoXForCausalLM
 
 from llm_qa.data.preparation import prepared_folder
 from llm_qa.data.records import load_split
-from llm_qa.models.embedded import build_tokenizer, documents, model_config
+from llm_qa.models.embedded import build_tokenizer, model_config
 from llm_qa.models.loading import save_tokenizer
 
 SHAPE = {
@@ -26,7 +26,9 @@ def save_small_base(folder: Path) -> Path:
     it shares out. The weights are large enough (.05) that attention and MLP matter to the loss. The seed is one with
     which the packs of the first updates differ enough in their loss to tell a mean of means.
     """
-    tokenizer = build_tokenizer(documents(load_split(prepared_folder(None), "train")))
+    records = load_split(prepared_folder(None), "train")
+    prose = [" ".join(text for text in (record.context, *record.answers) if text) for record in records]
+    tokenizer = build_tokenizer(["\n".join(dict.fromkeys(prose[i : i + 8])) for i in range(0, len(prose), 8)])
     torch.manual_seed(1)
     config = model_config(len(tokenizer), tokenizer.eos_token_id)
     config.update(SHAPE)

@@ -1,68 +1,107 @@
-"""The embedded model: what a real checkpoint has, deterministic, cached by content."""
+"""The embedded model: what a real checkpoint has, the same for everybody, checked before it is used."""
+
+import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from llm_qa.console import UserError
+from llm_qa.console import Failed, UserError
+from llm_qa.data.preparation import prepared_folder
+from llm_qa.data.records import load_split
 from llm_qa.models import embedded
 from llm_qa.models.loading import load_tokenizer
 
+MOST_SHIPPED = 16e6  # bytes
+
 
 @pytest.fixture
-def quick(monkeypatch, tmp_path):
-    """A shorter language-model training, and a cache of its own."""
-    monkeypatch.setattr(embedded, "STEPS", 3)
+def cache(monkeypatch, tmp_path):
+    """A cache of its own."""
     monkeypatch.setenv("LLM_QA_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
 
 
-def test_it_is_built_once_and_found_again(quick, records, capsys):
-    first = embedded.embedded_model(records)
-    assert "building" in capsys.readouterr().out
-    assert embedded.embedded_model(records) == first
-    assert "from the cache" in capsys.readouterr().out
-    assert embedded.embedded_model(records[:10]) != first
+def test_it_is_expanded_once_and_found_again(cache, monkeypatch):
+    first = embedded.embedded_model()
+    assert first.parent == cache
+    monkeypatch.setattr(embedded, "expand", None)
+    assert embedded.embedded_model() == first
 
 
-def test_a_cache_that_cannot_be_written_to_is_one_sentence_before_anything_is_trained(records, monkeypatch):
+def test_what_is_shipped_is_small_and_has_a_card(cache):
+    assert sum(path.stat().st_size for path in embedded.SHIPPED.iterdir()) < MOST_SHIPPED
+    card = (embedded.SHIPPED / "README.md").read_text(encoding="utf-8")
+    assert all(licence in card for licence in ("CC BY 4.0", "Apache-2.0", "BSD-3-Clause", "CC0"))
+
+
+def test_a_damaged_file_is_one_sentence(cache, tmp_path):
+    shipped = tmp_path / "shipped"
+    shutil.copytree(embedded.SHIPPED, shipped)
+    with open(shipped / "tokenizer.json", "ab") as file:
+        file.write(b" ")
+    with pytest.raises(Failed, match="tokenizer.json is damaged .*: install the package anew"):
+        embedded.embedded_model(shipped)
+    assert not list(cache.glob("*"))
+
+
+def test_a_cache_that_cannot_be_written_to_is_one_sentence(monkeypatch):
     monkeypatch.setenv("LLM_QA_CACHE", "/proc/cache")
-    monkeypatch.setattr(embedded, "build", None)
     with pytest.raises(UserError, match="cannot be kept in /proc/cache .*: set LLM_QA_CACHE to a folder"):
-        embedded.embedded_model(records)
+        embedded.embedded_model()
 
 
-def test_two_builds_are_equal_to_the_last_bit(quick, records, tmp_path):
-    texts = embedded.documents(records)
-    state = torch.get_rng_state()
-    for name in ("a", "b"):
-        embedded.build(texts, tmp_path / name)
-    assert torch.equal(state, torch.get_rng_state()), "building must not disturb the caller's random numbers"
-    for file in ("model.safetensors", "tokenizer.json", "config.json"):
-        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes(), file
+def test_eight_bits_are_within_half_a_step_of_every_weight(tmp_path):
+    torch.manual_seed(0)
+    sizes = torch.tensor([[1e-4], [0.1], [1.0], [7.0], [0.0]])
+    weights = {"a.weight": torch.randn(5, 64) * sizes, "a.bias": torch.ones(5)}
+    back = embedded.expand(embedded.shrink(weights))
+    assert back.keys() == weights.keys()
+    assert all(weight.dtype == torch.float16 for weight in back.values())
+    steps = weights["a.weight"].abs().amax(1, keepdim=True) / 127
+    # Half a step, and what fp16 rounds of the scale (2^-11, at 127 steps) and of the product.
+    assert ((back["a.weight"].float() - weights["a.weight"]).abs() <= 0.63 * steps + 1e-7).all()
+    assert torch.equal(back["a.bias"], torch.ones(5).half())
 
 
-def test_it_is_a_small_polyglot(quick, records):
-    model = AutoModelForCausalLM.from_pretrained(embedded.embedded_model(records))
+def test_what_is_shipped_is_what_is_read(cache, tmp_path, tokenizer):
+    model = embedded.new_model(len(tokenizer), tokenizer.eos_token_id, 64, 1)
+    shipped = embedded.ship(model, tokenizer, tmp_path / "shipped")
+    folder = embedded.embedded_model(shipped)
+    expected = embedded.expand(embedded.shrink(dict(model.named_parameters())))
+    read = load_file(folder / "model.safetensors")
+    assert read.keys() == expected.keys()
+    assert all(torch.equal(read[name], expected[name]) for name in read)
+    assert load_tokenizer(folder).get_vocab() == tokenizer.get_vocab()
+
+
+def test_it_is_a_small_polyglot_that_knows_korean(cache):
+    folder = embedded.embedded_model()
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval(), load_tokenizer(folder)
     assert model.config.model_type == "gpt_neox"
     assert model.config.rope_parameters["partial_rotary_factor"] == 0.5
     assert model.config.use_parallel_residual
     assert model.get_input_embeddings().weight.data_ptr() != model.get_output_embeddings().weight.data_ptr()
+    answers = [answer for record in load_split(prepared_folder(None), "train") for answer in record.answers][:40]
+    nats, characters = 0.0, 0
+    with torch.no_grad():
+        for answer in answers:
+            words = tokenizer(f" {answer}", add_special_tokens=False)["input_ids"]
+            ids = torch.tensor([[tokenizer.eos_token_id, *words]])
+            nats += model(input_ids=ids, labels=ids).loss.item() * (ids.shape[1] - 1)
+            characters += len(answer)
+    assert nats / characters / 0.6931 < 5.5  # bits a character of text that it never saw; syllables guessed: 13.4
 
 
-def test_any_text_round_trips(quick, records):
-    tokenizer = load_tokenizer(embedded.embedded_model(records))
+def test_any_text_round_trips(cache):
+    tokenizer = load_tokenizer(embedded.embedded_model())
     every_syllable = "".join(map(chr, range(0xAC00, 0xD7A4, 97)))
     for text in (every_syllable, "뷁 쀍 1.5m~2m ㎡ “따옴표” 漢字 🏠\n\t끝"):
         assert tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"]) == text
 
 
-def test_no_question_answer_pair_is_in_its_training_text(records):
-    text = "\n".join(embedded.documents(records))
-    assert not any(question in text for record in records for question in record.questions)
-    assert all(answer in text for record in records for answer in record.answers)
-
-
-def test_a_model_that_another_process_has_built_meanwhile_stays(tmp_path):
+def test_a_model_that_another_process_has_expanded_meanwhile_stays(tmp_path):
     staged, folder = tmp_path / ".staged", tmp_path / "embedded"
     for path, text in ((staged, "late"), (folder, "in use")):
         path.mkdir()

@@ -17,6 +17,7 @@ from llm_qa.models.lora import add_lora
 from llm_qa.models.precision import resolve_precision
 from llm_qa.models.random_weights import quantize, random_base
 
+VOCABULARY = 1024
 TOKENS = 128  # the rows below hold 2 x 44: some of it is padding
 DROPOUT = 0.3
 
@@ -25,7 +26,7 @@ def build(**values):
     """A tiny model with LoRA (its B not 0, so that every gradient matters), and its FastNeoX."""
     recipe = make_recipe(values)
     precision = resolve_precision(recipe, None)
-    model = random_base(embedded.model_config(embedded.VOCABULARY, 0), precision, "cpu")
+    model = random_base(embedded.model_config(VOCABULARY, 0), precision, "cpu")
     if recipe.method == "lora":
         model = add_lora(model, recipe)
     for name, parameter in model.named_parameters():
@@ -40,7 +41,7 @@ def batch():
     generator = torch.Generator().manual_seed(0)
     rows = []
     for lengths in ([5, 9, 30], [20, 11]):
-        ids = torch.randint(0, embedded.VOCABULARY, (sum(lengths),), generator=generator)
+        ids = torch.randint(0, VOCABULARY, (sum(lengths),), generator=generator)
         given = torch.cat([torch.arange(length) < length // 3 for length in lengths])
         positions = torch.cat([torch.arange(length) for length in lengths])
         rows.append({"input_ids": ids, "position_ids": positions, "labels": ids.masked_fill(given, -100)})
@@ -263,7 +264,7 @@ def build_loud(base):
     all or nothing, and any rounding decide which.
     """
     recipe = make_recipe({"base_precision": "bf16", "compute_dtype": "bf16", "lora_dropout": 0.0})
-    model = random_base(embedded.model_config(embedded.VOCABULARY, 0), resolve_precision(recipe, None), "cpu")
+    model = random_base(embedded.model_config(VOCABULARY, 0), resolve_precision(recipe, None), "cpu")
     for layer in model.gpt_neox.layers:
         qkv, width = layer.attention.query_key_value, model.config.hidden_size // model.config.num_attention_heads
         layer.input_layernorm.weight.data[3] *= 100
