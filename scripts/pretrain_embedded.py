@@ -49,8 +49,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="seed of start, order and dropout")
     parser.add_argument("--ship", action="store_true", help="write the result into the package, in 8 bits")
     options = parser.parse_args()
-    if not options.corpus.is_dir() and not (options.out / "tokens").is_dir():
-        raise UserError(f"The corpus {options.corpus} is not a folder: name one with .txt or .txt.xz files.")
+    if not (options.out / "tokens").is_dir():
+        files.check_exists([options.corpus], "the first argument")
     return options
 
 
@@ -86,9 +86,9 @@ def tokenise(options: argparse.Namespace) -> Path:
     if (folder / "tokenizer.json").is_file():
         say(f"tokens: from {folder}")
         return folder
-    paths = sorted(path for path in options.corpus.iterdir() if path.name.endswith((".txt", ".txt.xz")))
+    paths = sorted(path for path in options.corpus.glob("*") if path.name.endswith((".txt", ".txt.xz")))
     if not paths:
-        raise UserError(f"The corpus {options.corpus} has no .txt or .txt.xz file.")
+        raise UserError(f"{options.corpus} is no folder with .txt or .txt.xz files: name one as the first argument.")
     choose = random.Random(options.seed)
     texts = {path.name.partition(".")[0]: documents_of(path, choose) for path in paths}
     everything = [text for documents in texts.values() for text in documents]

@@ -30,9 +30,10 @@ PAGES = [
 ]
 MOST_LINES = 130
 OURS = r"(?:scripts|tests|llm_qa|accelerate_configs|ds_configs|\.github|\.ci)/"  # how a path of the project begins
-STARTERS = {"make", "sbatch", "python", *(f".venv/bin/{name}" for name in ("python", "accelerate", "pre-commit"))}
+INSTALLED = ("python", "accelerate", "pre-commit", "tensorboard")
+STARTERS = {"make", "sbatch", "python", *(f".venv/bin/{name}" for name in INSTALLED)}
 WITHOUT_SCRIPT = {"install", "lint", "help"}  # make targets
-FOREIGN_FLAGS = {"--help", "--nodes", "--gpus-per-node"}  # every script's own, and SLURM's
+FOREIGN_FLAGS = {"--help", "--nodes", "--gpus-per-node", "--logdir"}  # every script's own, SLURM's and TensorBoard's
 
 
 def read(page: str) -> str:
@@ -188,6 +189,7 @@ def load_script(path: str):
     """A script as a module, once."""
     spec = importlib.util.spec_from_file_location(Path(path).stem + "_script", ROOT / path)
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up there
     spec.loader.exec_module(module)
     return module
 

@@ -20,7 +20,7 @@ def test_contenders_train_side_by_side_and_the_rows_are_kept(tmp_path):
     assert [row["baseline"] for row in rows] == list(baselines)
     for row in rows:
         assert row["updates_measured"] == 2
-        assert 5 < row["last_loss"] < 9  # random tokens: about ln 1024
+        assert 5 < row["last_loss"] < 10  # random tokens: about ln 8000, the size of the vocabulary, which is 9.0
         assert row["matmul_peak"] > 1e8
         assert row["start_up_seconds"] > 1
         assert f"{row['tokens_per_second']:,.0f}" in done.stdout

@@ -59,7 +59,7 @@ def test_offload_counts_the_machine_s_memory():
 
 def test_a_lora_run_that_is_too_large_is_told_of_zero3_and_nf4():
     recipe = load_recipe("scripts/recipes/lora_12.8b.yaml")
-    sizes = dry_run.sizes_of(dry_run.meta_model(recipe, []), recipe)
+    sizes = dry_run.sizes_of(dry_run.meta_model(recipe), recipe)
     assert sizes.linear + sizes.other == N
     with pytest.raises(
         UserError,
