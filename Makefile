@@ -32,7 +32,7 @@ MAKEOVERRIDES :=
 unexport RECIPE RUN RUNS SPLIT DATA KOBEST FILE NAME STOPWORDS ARGS NUM_GPUS NUM_MACHINES MACHINE_RANK MAIN_IP MAIN_PORT
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo quick test test-optional test-kernels test-distributed soak lint format train train-qlora train-ddp train-zero2 train-zero3 train-zero3-optimizer-offload train-zero3-offload plan eval eval-kobest ablation submit ask clean
+.PHONY: help install demo quick test test-optional test-kernels test-distributed soak lint format train train-qlora train-ddp train-zero2 train-zero3 train-zero3-optimizer-offload train-zero3-offload plan export eval eval-kobest ablation submit ask clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sort | sed -E 's/^([a-z0-9-]+):[^#]*## /\1\t/' | expand -t 31
@@ -79,6 +79,9 @@ plan: $(VENV)/installed ## parameters, tokens and steps of RECIPE; no weights ar
 eval: $(VENV)/installed ## score RUNS (base and tuned) on SPLIT and write the report
 	for run in $(RUNS); do $(BIN)/python scripts/evaluate.py --run $$run --base --split $(SPLIT) $(DATA_FLAG) $(ARGS) || exit; done
 	$(BIN)/python scripts/report.py $(RUNS) --out reports/$(notdir $(firstword $(RUNS)))$(if $(DATA),-$(notdir $(DATA:/=))) --split $(SPLIT) $(DATA_FLAG)
+
+export: $(VENV)/installed ## RUN as a plain model folder in exports/, LoRA merged into 16-bit weights, for other programs
+	$(BIN)/python scripts/export.py --run $(RUN) $(ARGS)
 
 eval-kobest: $(VENV)/installed ## score RUN on KoBEST: KOBEST=folder of skt/kobest_v1 as JSON lines
 	$(BIN)/python -m pip install --disable-pip-version-check -q -e '.[kobest]' -c requirements.txt

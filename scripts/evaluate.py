@@ -1,6 +1,7 @@
 """Answer a split's questions with a run's model and score the answers; --base also evaluates the untuned model.
 
     python scripts/evaluate.py --run runs/tiny --base --split test
+    python scripts/evaluate.py --run runs/tiny --merged exports/tiny
     accelerate launch --config_file accelerate_configs/ddp.yaml scripts/evaluate.py --run runs/tiny
 
 Writes runs/<name>/eval/<split>/ (and <split>-base/): predictions.jsonl and scores.json, and in <split>-nearest/ the
@@ -18,6 +19,7 @@ from llm_qa import files
 from llm_qa.console import (
     ArgumentParser,
     StoppedEarly,
+    UserError,
     format_seconds,
     positive_int,
     run_script,
@@ -39,6 +41,9 @@ def parse_arguments() -> argparse.Namespace:
     parser = ArgumentParser(description=__doc__)
     parser.add_argument("--run", type=Path, required=True, help="a run folder made by train.py")
     parser.add_argument("--base", action="store_true", help="evaluate the untuned base as well, for comparison")
+    parser.add_argument(
+        "--merged", type=Path, metavar="FOLDER", help="evaluate only the run's weights as export.py has written them"
+    )
     parser.add_argument("--data", type=Path, help="prepared data (default: what the run was trained on)")
     parser.add_argument("--split", default="test", choices=files.SPLITS)
     parser.add_argument("--batch-size", type=positive_int, default=16, help="questions answered at once")
@@ -60,7 +65,16 @@ def parse_arguments() -> argparse.Namespace:
     options = parser.parse_args(renamed_flags(sys.argv[1:]))
     if options.run:
         files.check_run(options.run)
+    if options.merged:
+        files.check_exists([options.merged / "config.json"], "--merged")
+        if options.base:
+            raise UserError("--base and --merged are both given: evaluate one after the other.")
     return options
+
+
+def labels_of(options: argparse.Namespace) -> list[str]:
+    """Whose answers are asked for."""
+    return [files.MERGED] if options.merged else [files.TUNED, *[files.BASE][: options.base]]
 
 
 def main() -> int:
@@ -85,6 +99,7 @@ def evaluate(options: argparse.Namespace) -> None:
 
     settings = named_settings(options.sampling, options.max_new_tokens, seed=options.seed, run=options.run)
     source = find_source(run=options.run, decoder=options.decoder)
+    merged = find_source(model=str(options.merged), decoder=options.decoder) if options.merged else source
     recipe, data_dir = source.recipe, options.data or data_of_run(options.run)
     place = data_name(options.run, data_dir)
     split = load_split(data_dir, options.split)
@@ -117,13 +132,13 @@ def evaluate(options: argparse.Namespace) -> None:
         write_evaluation(folder_of(files.NEAREST), copied, whose, seed=options.seed)
 
     model = tokenizer = None
-    for label in (files.TUNED, files.BASE) if options.base else (files.TUNED,):
+    for label in labels_of(options):
         folder, whole = folder_of(label), recipe.method == "full"
         generation = {**settings.to_dict(), "batch_size": options.batch_size}
         generation |= {"decoder": source.decoder} if source.decoder != "plain" else {}
-        weights = [source.base] if label == files.BASE else source.weights
+        weights = [source.base] if label == files.BASE else merged.weights
         questions = [record.to_json() for record in records]
-        key = answers_key(questions, weights, source.tokenizer, source.precision, recipe.model, label, generation)
+        key = answers_key(questions, weights, merged.tokenizer, merged.precision, recipe.model, label, generation)
         kept = None if options.overwrite else answered_before(folder, key, rows)
         if writes and not kept and not options.overwrite:
             say_what_is_replaced(folder, {"model": recipe.model, "generation": generation})
@@ -134,7 +149,7 @@ def evaluate(options: argparse.Namespace) -> None:
         else:
             if model is None or whole:
                 model = None  # frees the first model before the second is loaded
-                model, tokenizer = load_run(options.run, base=label == files.BASE)
+                model, tokenizer = merged.load() if options.merged else load_run(options.run, base=label == files.BASE)
             say(f"{label} model, {len(records):,} records of {data_dir}/{options.split}")
             uncovered = label == files.BASE and not whole
             with model.disable_adapter() if uncovered else contextlib.nullcontext():
@@ -148,6 +163,8 @@ def evaluate(options: argparse.Namespace) -> None:
             write_evaluation(folder, with_cosines(answers, embedder), {**about, **whose}, seed=options.seed)
         delete_all_partial_results(folder)
     end_processes()
+    if options.merged:
+        return
     named, page = (f" --data {data_dir}", f"{options.run.name}-{data_dir.name}") if place else ("", options.run.name)
     say(f"now: .venv/bin/python scripts/report.py {options.run} --out reports/{page} --split {options.split}{named}")
 

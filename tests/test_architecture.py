@@ -21,6 +21,7 @@ LAYERS = (
     ("evaluation.metrics", "evaluation.embedding"),
     ("evaluation.statistics", "evaluation.predict", "evaluation.evaluations", "evaluation.kobest"),
     ("evaluation",),
+    ("export",),
     ("benchmark",),
 )
 MOST_LINES = 320

@@ -22,6 +22,7 @@ from llm_qa.data.chat_template import PLAIN_CHAT_TEMPLATE
 from llm_qa.data.prompts import render_prompt
 from llm_qa.migrations import read_json, stamped
 from llm_qa.models.loading import final_folder, save_tokenizer
+from llm_qa.models.portable import add_rotary_keys
 from llm_qa.models.safety import ADAPTER_CONFIG
 from llm_qa.planning.cards import device_name
 from llm_qa.training.checkpoint.manifest import flush, read_manifest, sha256_from_disk
@@ -208,6 +209,8 @@ def write_final(
         files.write_json(staged / ADAPTER_CONFIG, {**config, "target_modules": sorted(config["target_modules"])})
     tokenizer.chat_template = PLAIN_CHAT_TEMPLATE  # not the base's own, which was not trained
     save_tokenizer(tokenizer, staged)
+    if recipe.method == "full":
+        add_rotary_keys(staged)
     files.write_text(staged / "README.md", model_card(recipe, summary))
     for path in (*staged.iterdir(), staged):
         flush(path)

@@ -1,0 +1,78 @@
+"""The model card of an exported folder: what it was made from, how it scored, how it is asked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from llm_qa import files
+from llm_qa.config.recipe import EMBEDDED_MODEL
+from llm_qa.data.prompts import render_prompt
+from llm_qa.evaluation.evaluations import load_evaluation
+from llm_qa.evaluation.metrics.catalogue import MEASURES, is_number
+from llm_qa.migrations import read_json
+from llm_qa.models.loading import run_recipe
+
+TITLES = {files.BASE: "base", files.TUNED: "the run", files.MERGED: "these weights"}
+NOT_EVALUATED = "The run that it was made from was not evaluated."
+
+
+def model_card(run_dir: Path, *, split: str = "test") -> str:
+    """README.md: base, data, measures of the run on `split` where it was evaluated, prompt, licence."""
+    recipe, summary = run_recipe(run_dir), read_json(run_dir / files.TRAINING)
+    base = "the small model that comes with LLM_QA" if recipe.model == EMBEDDED_MODEL else f"`{recipe.model}`"
+    header = "" if recipe.model == EMBEDDED_MODEL else f"base_model: {recipe.model}\n"
+    if recipe.method == "lora":
+        made = (
+            f"LoRA of rank {recipe.lora_r}, trained on the base's weights in {recipe.base_precision}, is merged into "
+            "the base's own weights as they were before that rounding."
+        )
+    else:
+        made = "All of its weights were trained."
+    return f"""---
+language: ko
+{header}library_name: transformers
+pipeline_tag: text-generation
+tags:
+- question-answering
+---
+
+# Korean question answering
+
+Trained from {base} on {summary["pairs"]:,} question-answer pairs of {summary["records"]:,} records for
+{summary["steps"]:,} steps ({summary["tokens"]:,} tokens). {made}
+
+{measures_section(run_dir, split)}
+
+It answers this prompt, which its chat template makes of a user's message, and then ends with its eos token:
+
+```text
+{render_prompt("<질문>")}
+```
+
+The licence of the base holds for these weights too. The model also answers what it never learned: check its answers.
+"""
+
+
+def measures_section(run_dir: Path, split: str) -> str:
+    """The measures as a Markdown table, or a sentence that there are none."""
+    asked, header, rows = measures(run_dir, split)
+    if not rows:
+        return NOT_EVALUATED
+    lines = [header, ["---"] * len(header), *rows]
+    return f"{asked}\n\n" + "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def measures(run_dir: Path, split: str = "test") -> tuple[str, list[str], list[list[str]]]:
+    """(what was asked, header, rows) of the scores of the run's base, of the run and of its exported weights."""
+    evaluations = {label: load_evaluation(run_dir, split, label) for label in (files.BASE, files.TUNED, files.MERGED)}
+    found = {TITLES[label]: evaluation for label, evaluation in evaluations.items() if evaluation}
+    if not found:
+        return "", [], []
+    scores = [evaluation.scores for evaluation in found.values()]
+    rows = []
+    for measure in MEASURES.values():
+        values = [of_one["metrics"][measure.key]["value"] for of_one in scores]
+        if any(map(is_number, values)):
+            rows.append([f"{measure.title} {measure.arrow}".rstrip(), *map(measure.format, values)])
+    asked = f"On the {scores[0]['questions']:,} questions of the {split} split ({scores[0]['records']:,} records):"
+    return asked, ["", *found], rows

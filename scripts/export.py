@@ -1,0 +1,80 @@
+"""Write a finished run as a plain model folder for other programs: LoRA merged into the base's 16-bit weights.
+
+    python scripts/export.py --run runs/12.8b
+    python scripts/export.py --run runs/12.8b --out exports/mine --dtype bf16 --no-evaluate
+
+The folder has safetensors weights in files of 2 GiB, config, generation config, tokenizer with its chat template and a
+card. Merging reads one tensor after another, so 12.8 billion weights need about 3 GiB of memory. Afterwards the merged
+weights answer the run's test questions, so that their scores stand beside the run's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+from llm_qa import files
+from llm_qa.console import ArgumentParser, UserError, format_table, run_script, say
+
+DTYPES = ("base", "fp16", "bf16", "fp32")
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The flags; UserError where the run or the place to write is not one."""
+    parser = ArgumentParser(description=__doc__)
+    parser.add_argument("--run", type=Path, required=True, help="a run folder made by train.py")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="a new folder (default: exports/<run>)")
+    parser.add_argument(
+        "--dtype", default="base", choices=DTYPES, help="of the numbers (default: those of the base's own checkpoint)"
+    )
+    parser.add_argument(
+        "--evaluate",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="answer the run's test questions with the merged weights (default; --no-evaluate leaves it out)",
+    )
+    options = parser.parse_args()
+    files.check_run(options.run)
+    options.out = options.out or Path("exports") / options.run.resolve().name
+    if options.out.exists():
+        raise UserError(f"--out {options.out} is there already: name another folder, or remove it.")
+    return options
+
+
+def main() -> int:
+    """Phases: merge and write, evaluate, complete the card."""
+    options = parse_arguments()
+    # Imported here, because they take seconds that --help and errors in flags should not wait for.
+    from llm_qa.export.card import measures, model_card
+    from llm_qa.export.model import export_model
+    from llm_qa.models.loading import run_recipe
+
+    recipe = run_recipe(options.run)
+    exported = export_model(options.run, options.out, model_card(options.run), dtype=options.dtype)
+    if exported.left_out:
+        say(f"left out: {len(exported.left_out)} tensors that no model has, such as {exported.left_out[0]}")
+    say(f"{exported.folder}: {exported.weight_bytes / 2**30:,.2f} GiB of weights, written and read back equal")
+    if recipe.method == "full":
+        say("its weights are the run's own, so the run's evaluation holds for them")
+    elif options.evaluate:
+        evaluate(options.run, options.out)
+        files.write_text(options.out / "README.md", model_card(options.run))
+        asked, header, rows = measures(options.run)
+        say(f"{asked}\n{format_table(header, rows)}")
+    return 0
+
+
+def evaluate(run: Path, merged: Path) -> None:
+    """Answer the run's test questions with the merged weights; UserError where that fails: the export stands."""
+    command = [str(Path(__file__).with_name("evaluate.py")), "--run", str(run), "--merged", str(merged)]
+    if subprocess.run([sys.executable, *command]).returncode:
+        raise UserError(
+            f"{merged} is written and complete, but its test was not: mend what the message above says and run "
+            f".venv/bin/python scripts/evaluate.py --run {run} --merged {merged}, or leave it out by --no-evaluate."
+        )
+
+
+if __name__ == "__main__":
+    run_script(main)
