@@ -32,7 +32,7 @@ RENAMED_RECIPE_VALUES: dict[tuple[str, Any], Any] = {}
 
 # Keys that recipes have gained, where a run made before them behaves otherwise than the default of today says:
 # key -> what such a run did. It is assumed where the recipe of a run lacks the key.
-IMPLIED_BY_OLD_RUNS: dict[str, Any] = {}
+IMPLIED_BY_OLD_RUNS: dict[str, Any] = {"prompt": "plain"}
 
 # Keys of other files, by the format that renamed them: file name -> path of the key in it -> its last part today.
 RENAMED_KEYS: dict[int, dict[str, dict[tuple[str, ...], str]]] = {

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from llm_qa import files
 from llm_qa.console import ArgumentParser, UserError, positive_int, run_script, say
+from llm_qa.data.plain_prompt import Context
 from llm_qa.data.text import LINE_BREAKS
 from llm_qa.evaluation.predict.batches import delete_partial_results
 from llm_qa.evaluation.predict.run_data import line_breaks_of_run
@@ -57,7 +58,7 @@ def parse_arguments() -> argparse.Namespace:
     return options
 
 
-def stream(model, tokenizer, question: str, context: str, settings: GenerationSettings, decoder) -> None:
+def stream(model, tokenizer, question: str, context: Context, settings: GenerationSettings, decoder) -> None:
     """Print an answer as it is generated, by a static decoder or, where it is None, by transformers' generate.
 
     UserError where the question does not fit into the model's context (`fit_questions`).
@@ -66,8 +67,8 @@ def stream(model, tokenizer, question: str, context: str, settings: GenerationSe
     from llm_qa.inference.fitting import fit_questions
     from llm_qa.inference.streaming import stream_tokens, text_pieces
 
-    question, context = fit_questions(tokenizer, model.config, [(question, context)], settings)[0]
-    (prompt,) = encode_prompts(tokenizer, [(question, context)])
+    fitting = fit_questions(tokenizer, model.config, [(question, context)], settings)
+    (prompt,) = encode_prompts(tokenizer, fitting)
     last: list[int] = []
 
     def watched():
@@ -118,7 +119,6 @@ def main() -> int:
     from llm_qa.inference.decoders import build_decoder
     from llm_qa.inference.fitting import fit_questions
     from llm_qa.inference.generate import context_length
-    from llm_qa.models.loading import load_tokenizer
 
     source = find_source(**whose, decoder=options.decoder)
 
@@ -132,14 +132,13 @@ def main() -> int:
         say(f"{len(answers):,} answers written to {options.out}")
         return 0
     if question:  # a question that is too long is refused before the weights are read
-        asked = [(question, context)]
-        question, context = fit_questions(load_tokenizer(source.tokenizer), source.config, asked, settings)[0]
+        ((question, given),) = fit_questions(source.load_tokenizer(), source.config, [(question, context)], settings)
     model, tokenizer = source.load()
     decoder = None
     if source.decoder == "static":
         decoder = build_decoder(model, tokenizer, rows=1, context=context_length(model.config))
     if question:
-        stream(model, tokenizer, question, context, settings, decoder)
+        stream(model, tokenizer, question, given, settings, decoder)
     else:
         converse(model, tokenizer, context, settings, decoder)
     return 0

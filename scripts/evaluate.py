@@ -93,9 +93,9 @@ def evaluate(options: argparse.Namespace) -> None:
     """Answer, score and write, for the tuned model and with --base for the base."""
     from llm_qa.evaluation.predict.answer_key import answers_key
     from llm_qa.evaluation.predict.asking import find_source
-    from llm_qa.evaluation.predict.predictions import delete_all_partial_results, predict, question_rows
+    from llm_qa.evaluation.predict.predictions import asked_of, delete_all_partial_results, predict, question_rows
     from llm_qa.inference.fitting import fit_questions
-    from llm_qa.models.loading import load_run, load_tokenizer
+    from llm_qa.models.loading import load_run
 
     settings = named_settings(options.sampling, options.max_new_tokens, seed=options.seed, run=options.run)
     source = find_source(run=options.run, decoder=options.decoder)
@@ -105,8 +105,7 @@ def evaluate(options: argparse.Namespace) -> None:
     split = load_split(data_dir, options.split)
     records = split[: options.limit]
     rows = question_rows(records, groups_of_split(data_dir, split))
-    asked = [(row["question"], row.get("context", "")) for row in rows]
-    asked = fit_questions(load_tokenizer(source.tokenizer), source.config, asked, settings)
+    asked = fit_questions(merged.load_tokenizer(), source.config, asked_of(rows), settings)
     writes = rank() == 0
     embedder = load_embedder(options.embedder) if options.embedder and writes else None
     start_processes()

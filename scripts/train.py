@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from llm_qa import files
@@ -68,7 +69,6 @@ def main() -> int:
     """Phases: options, checks, run folder, data, model, training, saving."""
     options, recipe = parse_arguments()
     # Imported here and not above: help and mistakes answer without the seconds that these take.
-    from llm_qa.models.loading import load_tokenizer
     from llm_qa.planning import cards, dry_run, preflight
     from llm_qa.training import data_sets, finish, model_setup
     from llm_qa.training.callbacks.run_callbacks import build_callbacks
@@ -103,6 +103,8 @@ def main() -> int:
     with arguments.main_process_first(local=False):
         records = data_sets.open_records(options.data, preparation)
         source = model_setup.base_source(recipe)
+        tokenizer, prompt = model_setup.load_tokenizer_for(recipe, source)
+    requested, recipe = replace(requested, prompt=prompt), replace(recipe, prompt=prompt)
     signature = run_signature(requested, records.sha256(), strategy.processes)
     resuming = {"resume": options.resume, "checkpoint": checkpoint, "allowed": options.allow_change}
     run_on_main(lambda: open_run(options.run, requested, records.folder, signature, **resuming))
@@ -113,7 +115,6 @@ def main() -> int:
         return 0
 
     # --- data: tokenised, and packed where the model keeps packed documents apart --------------------------------
-    tokenizer = load_tokenizer(source)
     pairs = data_sets.tokenize_training_pairs(tokenizer, records, recipe, options.run)
     before = recipe
     recipe = data_sets.keep_documents_apart(recipe, pairs, source, strategy, options.run)

@@ -55,6 +55,10 @@ class Recipe:
         512, "longest question + answer in tokens; longer pairs are set aside and listed", at_least=8
     )
     pack_length: int = _key(2048, "tokens a packed sequence; 0 trains on one padded pair a sequence", at_least=0)
+    prompt: Literal["auto", "plain", "chat"] = _key(
+        "auto", "how questions are put: by the tokenizer's chat template, or plainly; auto is chat where it has one"
+    )
+    system_prompt: str | None = _key(None, "the system message of the chat template where a record has none of its own")
     loss_on: Literal["answer", "everything"] = _key("answer", "which tokens have labels: the answer and eos, or all")
     global_batch_size: int = _key(1, "sequences (packs) an optimizer step, over all GPUs", at_least=1)
     micro_batch_size: int = _key(1, "sequences a forward pass on one GPU", at_least=1)
@@ -207,6 +211,8 @@ def _combination_problems(recipe: Recipe, given: set[str]) -> list[str]:
         problems.append(f"{', '.join(unused)} would be ignored with method full (leave out, or set method to lora)")
     if recipe.base_precision != "nf4" and (unused := sorted(changed & set(NF4_KEYS))):
         problems.append(f"{', '.join(unused)} would be ignored with base_precision {recipe.base_precision} (leave out)")
+    if recipe.prompt == "plain" and recipe.system_prompt:
+        problems.append("system_prompt would be ignored with prompt plain (leave it out, or set prompt to chat)")
     if recipe.pack_length and recipe.pack_length < recipe.max_length:
         problems.append(
             f"pack_length {recipe.pack_length} is shorter than max_length {recipe.max_length}: a document is never "

@@ -1,16 +1,15 @@
-"""The plain prompt (`prompts.py`) as a Jinja chat template, which a run's final folder carries.
+"""The plain prompt (`plain_prompt.py`) as a Jinja chat template, which a run's final folder carries.
 
 Servers and `apply_chat_template` take the template that lies beside the weights. Without this one a base's own chat
 template would be taken, which is not what was trained, or none at all. Messages become a question and its context as
 in a conversation that is trained on (`readers/conversations.py`): the system messages, then the earlier turns, are the
 context; a passage that the question is about is sent as the system message.
 
-Jinja cannot compose decomposed Hangul (NFC) or tidy white space inside the lines of a context, as `prompts.py` does.
+Jinja cannot compose decomposed Hangul (NFC) or tidy white space inside the lines of a context, as `plain_prompt.py`
+does.
 """
 
-from llm_qa.data.prompts import ANSWER_TAG, CONTEXT_TAG, QUESTION_TAG
-
-NAMES = {"user": "질문: ", "assistant": "답변: "}  # how earlier turns are told apart inside the context
+from llm_qa.data.plain_prompt import ANSWER_TAG, CONTEXT_TAG, NAMES, QUESTION_TAG
 
 PLAIN_CHAT_TEMPLATE = f"""\
 {{%- for message in messages -%}}

@@ -95,9 +95,7 @@ def _tokenize_into(file, tokenizer, records, max_length: int, what: str) -> tupl
     tried = 0
     while part := list(islice(triples, TOKENIZE_AT_ONCE)):
         tried += len(part)
-        documents = encode_documents(
-            tokenizer, [(question, answer, record.context) for record, question, answer in part]
-        )
+        documents = encode_documents(tokenizer, [(question, answer, record.given) for record, question, answer in part])
         kept = []
         for (record, question, _), document in zip(part, documents, strict=True):
             if len(document.input_ids) > max_length:

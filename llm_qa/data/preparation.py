@@ -20,7 +20,7 @@ from llm_qa.data.readers.rows import ColumnNames
 from llm_qa.data.records import QARecord, crossing_texts, split_records
 from llm_qa.data.text import Cleaning
 
-SCHEMA_VERSION = 2  # 2: line breaks are kept, and only equal texts are duplicates
+SCHEMA_VERSION = 3  # 2: line breaks are kept, and only equal texts are duplicates; 3: messages of conversations
 CLEANED_SPLITS = ("train", "validation")  # users write uncleaned Korean, so the test split stays raw
 
 

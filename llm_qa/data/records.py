@@ -12,7 +12,11 @@ from typing import Any
 from llm_qa import files
 from llm_qa.console import UserError
 from llm_qa.data.groups import group_records
+from llm_qa.data.plain_prompt import Context, Messages
 from llm_qa.data.text import leakage_key
+
+ROLES = ("system", "user", "assistant", "passage")
+EARLIER = "earlier_messages"  # not `messages`, by which a file says that it holds whole conversations
 
 
 def passage_of(context: str, system: str) -> str:
@@ -25,7 +29,8 @@ class QARecord:
     """Questions that ask the same thing, and answers that are right for each of them.
 
     The context is what the answer is based on: a passage, or the start of a conversation. `system` is a system message
-    at its start, an instruction that many conversations share.
+    at its start, an instruction that many conversations share; `messages` are the context of a conversation one by one,
+    which a chat template renders as such.
     """
 
     id: str
@@ -34,6 +39,14 @@ class QARecord:
     category: str = ""
     context: str = ""
     system: str = ""
+    messages: Messages = ()
+
+    @property
+    def given(self) -> Context:
+        """What stands before the question: the messages of a conversation, a system message and a passage, or that."""
+        if self.messages or not self.system:
+            return self.messages or self.context
+        return (("system", self.system), *([("passage", self.passage)] if self.passage else []))
 
     @property
     def passage(self) -> str:
@@ -52,7 +65,8 @@ class QARecord:
             "questions": list(self.questions),
             "answers": list(self.answers),
         }
-        return value | {key: getattr(self, key) for key in ("context", "system") if getattr(self, key)}
+        value |= {key: getattr(self, key) for key in ("context", "system") if getattr(self, key)}
+        return value | ({EARLIER: messages_json(self.messages)} if self.messages else {})
 
     @classmethod
     def from_json(cls, value: Any) -> QARecord:
@@ -73,7 +87,24 @@ class QARecord:
             value.get("category", ""),
             value.get("context", ""),
             value.get("system", ""),
+            messages_from_json(value.get(EARLIER, [])),
         )
+
+
+def messages_json(messages: Messages) -> list[dict[str, str]]:
+    """Messages as chat formats write them."""
+    return [{"role": role, "content": text} for role, text in messages]
+
+
+def messages_from_json(value: Any) -> Messages:
+    """The inverse of messages_json; ValueError where it is not a list of messages."""
+    try:
+        messages = tuple((turn["role"], turn["content"]) for turn in value)
+    except (TypeError, KeyError):
+        raise ValueError(f"{EARLIER} is not a list of objects with role and content") from None
+    if not all(isinstance(text, str) and role in ROLES for role, text in messages):
+        raise ValueError(f"{EARLIER} holds a role that is not of {', '.join(ROLES)}, or a content that is not text")
+    return messages
 
 
 def split_records(

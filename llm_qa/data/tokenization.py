@@ -33,23 +33,32 @@ def encode_texts(tokenizer, texts: list[str]) -> list[list[int]]:
 
 
 @lru_cache(maxsize=4)
-def plain_text_tokenizer(tokenizer) -> Tokenizer:
-    """A copy of the tokenizer's backend with the same ids, in which no text can spell a special token.
+def special_names(tokenizer) -> dict[str, str]:
+    """Every token that no text may spell -> its name in `plain_text_tokenizer`, which has a NUL character.
 
-    Each such token is renamed, in the added tokens and in the model's vocabulary, to a name with a NUL character, which
-    readers refuse in data. Raises UserError for a tokenizer without a tokenizers backend.
+    Raises UserError for a tokenizer without a tokenizers backend.
     """
     if getattr(tokenizer, "backend_tokenizer", None) is None:
         raise UserError(
             f"The tokenizer ({type(tokenizer).__name__}) has no tokenizer.json, so special tokens that a text spells "
             "cannot be kept apart from the text: set --model to a checkpoint that has one."
         )
-    state = json.loads(tokenizer.backend_tokenizer.to_str())
-    renamed = {
+    return {
         token["content"]: f"\0{token['id']}\0"
-        for token in state["added_tokens"]
+        for token in json.loads(tokenizer.backend_tokenizer.to_str())["added_tokens"]
         if (token["special"] or MARKUP.search(token["content"])) and not BYTE.fullmatch(token["content"])
     }
+
+
+@lru_cache(maxsize=4)
+def plain_text_tokenizer(tokenizer) -> Tokenizer:
+    """A copy of the tokenizer's backend with the same ids, in which no text can spell a special token.
+
+    Each such token is renamed, in the added tokens and in the model's vocabulary, to its `special_names`; readers
+    refuse a NUL character in data. Raises UserError as `special_names`.
+    """
+    renamed = special_names(tokenizer)
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
     for token in state["added_tokens"]:
         token["content"] = renamed.get(token["content"], token["content"])
     model = state["model"]

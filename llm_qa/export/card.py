@@ -6,11 +6,11 @@ from pathlib import Path
 
 from llm_qa import files
 from llm_qa.config.recipe import EMBEDDED_MODEL
-from llm_qa.data.prompts import render_prompt
+from llm_qa.data.prompts import show_prompt
 from llm_qa.evaluation.evaluations import load_evaluation
 from llm_qa.evaluation.metrics.catalogue import MEASURES, is_number
 from llm_qa.migrations import read_json
-from llm_qa.models.loading import run_recipe
+from llm_qa.models.loading import finished_folder, load_run_tokenizer, run_recipe
 
 TITLES = {files.BASE: "base", files.TUNED: "the run", files.MERGED: "these weights"}
 NOT_EVALUATED = "The run that it was made from was not evaluated."
@@ -19,6 +19,7 @@ NOT_EVALUATED = "The run that it was made from was not evaluated."
 def model_card(run_dir: Path, *, split: str = "test") -> str:
     """README.md: base, data, measures of the run on `split` where it was evaluated, prompt, licence."""
     recipe, summary = run_recipe(run_dir), read_json(run_dir / files.TRAINING)
+    tokenizer = load_run_tokenizer(finished_folder(run_dir, recipe), recipe)
     base = "the small model that comes with LLM_QA" if recipe.model == EMBEDDED_MODEL else f"`{recipe.model}`"
     header = "" if recipe.model == EMBEDDED_MODEL else f"base_model: {recipe.model}\n"
     if recipe.method == "lora":
@@ -46,7 +47,7 @@ Trained from {base} on {summary["pairs"]:,} question-answer pairs of {summary["r
 It answers this prompt, which its chat template makes of a user's message, and then ends with its eos token:
 
 ```text
-{render_prompt("<질문>")}
+{show_prompt(tokenizer, "<질문>")}
 ```
 
 The licence of the base holds for these weights too. The model also answers what it never learned: check its answers.

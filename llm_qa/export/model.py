@@ -10,9 +10,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Pre
 
 from llm_qa import files
 from llm_qa.console import UserError
+from llm_qa.data.chat import uses_chat
 from llm_qa.export.checkpoint import WEIGHTS, read_tensors, staged_folder, tensor_names, weight_shards, write_shards
 from llm_qa.export.merge import lora_updates, merged
-from llm_qa.models.loading import base_of_run, finished_folder, load_tokenizer, run_recipe, save_tokenizer
+from llm_qa.models.loading import base_of_run, finished_folder, load_run_tokenizer, run_recipe, save_tokenizer
 from llm_qa.models.portable import add_rotary_keys
 from llm_qa.models.safety import refuse_unsafe_weights
 from llm_qa.models.stored_names import loaded_names
@@ -54,7 +55,7 @@ def export_model(
     updates = lora_updates(final, model) if is_lora else {}
     with staged_folder(out) as staged:
         size = write_shards(merged(read_tensors(shards), names, updates, DTYPES[dtype]), staged, shard_bytes)
-        write_settings(staged, config, load_tokenizer(final))
+        write_settings(staged, config, load_run_tokenizer(final, recipe), ends_of(source))
         files.write_text(staged / "README.md", card)
     return Exported(out, size, sorted(set(stored) - set(names)))
 
@@ -77,16 +78,30 @@ def check_complete(model: PreTrainedModel, found: set[str], source: str) -> None
         raise UserError(f"{source} has no {lost[0]}: its weights are incomplete.")
 
 
-def write_settings(folder: Path, config: PretrainedConfig, tokenizer) -> None:
-    """Config, generation config and tokenizer. Answers are greedy and end with the tokenizer's eos, as in the run."""
+def ends_of(source: str) -> list[int]:
+    """The eos tokens of the base's generation config, of which chat models have several."""
+    try:
+        ends = GenerationConfig.from_pretrained(source).eos_token_id
+    except OSError:  # it has none
+        return []
+    return ends if isinstance(ends, list) else [ends] if ends is not None else []
+
+
+def write_settings(folder: Path, config: PretrainedConfig, tokenizer, ends: list[int]) -> None:
+    """Config, generation config and tokenizer. Answers are greedy and end with the tokenizer's eos, as in the run.
+
+    A model with a chat template keeps the other `ends` of its base.
+    """
     config.use_cache = True
     config.dtype = dtype_of(folder)
     config.architectures = [type_name(config)]
-    config.eos_token_id, config.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
+    every = list(dict.fromkeys([tokenizer.eos_token_id, *(ends if uses_chat(tokenizer) else [])]))
+    eos = every if len(every) > 1 else every[0]
+    config.eos_token_id, config.pad_token_id = eos, tokenizer.pad_token_id
     config.save_pretrained(folder)
     add_rotary_keys(folder)
-    ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
-    GenerationConfig(bos_token_id=tokenizer.bos_token_id, do_sample=False, **ends).save_pretrained(folder)
+    ids = {"eos_token_id": eos, "pad_token_id": tokenizer.pad_token_id, "bos_token_id": tokenizer.bos_token_id}
+    GenerationConfig(do_sample=False, **ids).save_pretrained(folder)
     save_tokenizer(tokenizer, folder)
 
 

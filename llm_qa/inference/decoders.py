@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from llm_qa.console import Failed, UserError, say
+from llm_qa.data.plain_prompt import Questions
 from llm_qa.inference.generate import fitting_prompts
 from llm_qa.inference.merged_weights import USABLE, free_bytes
 from llm_qa.inference.settings import GenerationSettings
@@ -58,9 +59,7 @@ def build_decoder(model, tokenizer, rows: int, context: int) -> StaticDecoder:
     return decoder
 
 
-def decoder_for(
-    model, tokenizer, questions: list[tuple[str, str]], settings: GenerationSettings, rows: int
-) -> StaticDecoder:
+def decoder_for(model, tokenizer, questions: Questions, settings: GenerationSettings, rows: int) -> StaticDecoder:
     """A static decoder with room for these (question, context) pairs and their answers, up to `rows` at once."""
     longest = max(map(len, fitting_prompts(model, tokenizer, questions, settings)), default=1)
     return build_decoder(model, tokenizer, max(1, min(rows, len(questions))), longest + settings.max_new_tokens)

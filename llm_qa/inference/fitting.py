@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from llm_qa.console import UserError, say
+from llm_qa.data.plain_prompt import Context, Questions
 from llm_qa.data.prompts import encode_prompts
 from llm_qa.inference.generate import context_length, room_for_prompts
 from llm_qa.inference.settings import GenerationSettings
 
-Questions = list[tuple[str, str]]  # (question, context)
 
-
-def fit_questions(tokenizer, config, questions: Questions, settings: GenerationSettings) -> Questions:
+def fit_questions(tokenizer, config, questions: Questions, settings: GenerationSettings) -> list[tuple[str, Context]]:
     """The questions, each with as much of the end of its context as prompt and answer leave room for in the model.
 
     `config` is the model's config, so this runs before any weight is read. Prints how many contexts were shortened.
@@ -39,9 +38,9 @@ def fit_questions(tokenizer, config, questions: Questions, settings: GenerationS
     return fitted
 
 
-def _with_shorter_context(tokenizer, question: str, context: str, room: int) -> tuple[str, str]:
-    """The question with the longest end of its context that fits, found by bisection over characters."""
-    least, most = 0, len(context)  # characters of the end that are kept: `least` fit, `most` do not
+def _with_shorter_context(tokenizer, question: str, context: Context, room: int) -> tuple[str, Context]:
+    """The question with the longest end of its context that fits, found by bisection over characters or messages."""
+    least, most = 0, len(context)  # of the end that is kept: `least` fit, `most` do not
     while most - least > 1:
         middle = (least + most) // 2
         fits = len(encode_prompts(tokenizer, [(question, context[-middle:])])[0]) <= room

@@ -9,6 +9,7 @@ import torch
 
 from llm_qa.console import UserError, progress
 from llm_qa.data.packing import collate_packs
+from llm_qa.data.plain_prompt import Documents, Questions
 from llm_qa.data.prompts import encode_documents, encode_prompts
 from llm_qa.data.text import normalize_lines
 from llm_qa.inference.continuous_batching import generate
@@ -42,9 +43,7 @@ def room_for_prompts(config, settings: GenerationSettings) -> int:
     return room
 
 
-def fitting_prompts(
-    model, tokenizer, questions: list[tuple[str, str]], settings: GenerationSettings
-) -> list[list[int]]:
+def fitting_prompts(model, tokenizer, questions: Questions, settings: GenerationSettings) -> list[list[int]]:
     """Token ids of the prompts; ValueError where one is too long (`fit_questions` shortens them before)."""
     room = room_for_prompts(model.config, settings)
     prompts = encode_prompts(tokenizer, questions)
@@ -56,7 +55,7 @@ def fitting_prompts(
 def generate_answers(
     model,
     tokenizer,
-    questions: list[tuple[str, str]],
+    questions: Questions,
     settings: GenerationSettings,
     *,
     batch_size: int = 16,
@@ -113,7 +112,7 @@ def _to_answer(tokenizer, tokens: list[int]) -> Answer:
 
 @torch.inference_mode()
 def reference_bits(
-    model, tokenizer, items: list[tuple[str, str, str]], *, tokens_at_once: int = 2048, quiet: bool = False
+    model, tokenizer, items: Documents, *, tokens_at_once: int = 2048, quiet: bool = False
 ) -> list[float | None]:
     """-log2 p(answer | prompt) of (question, answer, context) triples, eos not counted, in bits, in their order.
 

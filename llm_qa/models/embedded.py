@@ -19,7 +19,7 @@ from transformers import AutoConfig, GPTNeoXConfig, GPTNeoXForCausalLM, PreTrain
 
 from llm_qa import files
 from llm_qa.console import Failed, UserError
-from llm_qa.data.prompts import ANSWER_TAG, CONTEXT_TAG, QUESTION_TAG
+from llm_qa.data.plain_prompt import ANSWER_TAG, CONTEXT_TAG, QUESTION_TAG
 
 EOS = "<|endoftext|>"
 CONTEXT = 1024  # tokens

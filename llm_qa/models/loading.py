@@ -13,6 +13,7 @@ from transformers.utils import cached_file, is_protobuf_available, is_sentencepi
 from llm_qa import files
 from llm_qa.config.recipe import EMBEDDED_MODEL, Recipe, load_stored_recipe
 from llm_qa.console import UserError, say
+from llm_qa.data.chat import choose_prompt
 from llm_qa.models.fast.ops.fp8 import quantize_fp8
 from llm_qa.models.isolation import attention_of
 from llm_qa.models.linear_modules import linear_layers
@@ -169,6 +170,17 @@ def finished_folder(run_dir: str | Path, recipe: Recipe) -> Path:
     return final
 
 
+def load_run_tokenizer(final: str | Path, recipe: Recipe) -> PreTrainedTokenizerFast:
+    """The tokenizer of a run's final folder, with the prompt format that the run was trained with.
+
+    Folders of earlier versions carry the base's own chat template, although the plain prompt was trained.
+    """
+    tokenizer = load_tokenizer(final)
+    if recipe.prompt == "plain":
+        choose_prompt(tokenizer, recipe.prompt)
+    return tokenizer
+
+
 def load_run(run_dir: str | Path, *, base: bool = False) -> tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerFast]:
     """A finished run's model, ready to answer, and its tokenizer; `base` gives the untuned weights of a full run.
 
@@ -184,7 +196,7 @@ def load_run(run_dir: str | Path, *, base: bool = False) -> tuple[PreTrainedMode
     model = load_base(source, precision)
     if recipe.method == "lora":
         model = _load(lambda: PeftModel.from_pretrained(model, str(final), use_safetensors=True), str(final), "adapter")
-    tokenizer = load_tokenizer(final)
+    tokenizer = load_run_tokenizer(final, recipe)
     check_tokenizer_fits(tokenizer, model)
     align_special_tokens(model, tokenizer)
     if torch.cuda.is_available():

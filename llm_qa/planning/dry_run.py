@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from llm_qa.config.recipe import EMBEDDED_MODEL, Recipe
 from llm_qa.console import UserError, counted, format_table, say
+from llm_qa.data.chat import choose_prompt
 from llm_qa.data.packing import PackedDataset, tokenize_records
 from llm_qa.data.preparation import PreparationOptions, prepared_folder
 from llm_qa.data.records import QARecord, Split, open_split
@@ -114,6 +115,7 @@ def count_packs(recipe: Recipe, records: Collection[QARecord] | Split) -> tuple[
             tokenizer = load_tokenizer(embedded.embedded_model())
         else:
             tokenizer = load_tokenizer(recipe.model, only_local=True)
+        choose_prompt(tokenizer, recipe.prompt, recipe.system_prompt)
     except UserError:
         characters = [len(q) + len(a) + 20 for record in records for q, a in record.pairs()]
         tokens = math.ceil(sum(characters) * TOKENS_PER_CHARACTER)

@@ -105,7 +105,7 @@ def build_data_sets(
 def report_data(tokenizer, records: RunRecords, data: DataSets, recipe: Recipe) -> str:
     """Two lines: how much there is to train on, and one example with its label tokens marked."""
     record = next(iter(records.train))
-    example = encode_documents(tokenizer, [(record.questions[0], record.answers[0], record.context)])[0]
+    example = encode_documents(tokenizer, [(record.questions[0], record.answers[0], record.given)])[0]
     return (
         f"data: {records.folder}, {data.num_records:,} records, {len(data.pairs):,} pairs, "
         f"{len(data.pairs.tokens):,} tokens in {len(data.train.packs):,} packs, {data.train.efficiency:.1%} full\n"

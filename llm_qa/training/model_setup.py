@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from peft import PeftModel
-from transformers import PreTrainedModel, TrainingArguments
+from transformers import PreTrainedModel, PreTrainedTokenizerFast, TrainingArguments
 
 from llm_qa.config.recipe import EMBEDDED_MODEL, Recipe
 from llm_qa.console import say
+from llm_qa.data.chat import choose_prompt
 from llm_qa.data.packing import PackedDataset
 from llm_qa.models.embedded import embedded_model
 from llm_qa.models.fast.plan import FastPath, choose_fast_path
 from llm_qa.models.left_out import left_out_report
-from llm_qa.models.loading import align_special_tokens, check_tokenizer_fits, load_base
+from llm_qa.models.loading import align_special_tokens, check_tokenizer_fits, load_base, load_tokenizer
 from llm_qa.models.lora import add_lora, linear_parameters, parameter_counts, trainable_report
 from llm_qa.models.precision import Precision, gpu_capability
 from llm_qa.training.out_of_memory import memory_for_loading
@@ -35,6 +37,12 @@ class TrainableModel:
 def base_source(recipe: Recipe) -> str:
     """Where the base model and its tokenizer are read from: the recipe's model, or the embedded one's folder."""
     return str(embedded_model()) if recipe.model == EMBEDDED_MODEL else recipe.model
+
+
+def load_tokenizer_for(recipe: Recipe, source: str) -> tuple[PreTrainedTokenizerFast, Literal["plain", "chat"]]:
+    """The base's tokenizer with the recipe's prompt format in it, and which that is: plain or chat."""
+    tokenizer = load_tokenizer(source)
+    return tokenizer, choose_prompt(tokenizer, recipe.prompt, recipe.system_prompt)
 
 
 def load_trainable(source: str, tokenizer, recipe: Recipe, precision: Precision, strategy: Strategy) -> TrainableModel:

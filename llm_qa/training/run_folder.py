@@ -19,7 +19,7 @@ from llm_qa import files
 from llm_qa.config.recipe import Recipe, load_stored_recipe, stored_recipe
 from llm_qa.console import UserError, say
 from llm_qa.data.chat_template import PLAIN_CHAT_TEMPLATE
-from llm_qa.data.prompts import render_prompt
+from llm_qa.data.prompts import show_prompt
 from llm_qa.migrations import read_json, stamped
 from llm_qa.models.loading import final_folder, save_tokenizer
 from llm_qa.models.portable import add_rotary_keys
@@ -207,11 +207,12 @@ def write_final(
     if isinstance(model, PeftModel):  # peft writes a set, in a different order each time
         config = files.read_json(staged / ADAPTER_CONFIG)
         files.write_json(staged / ADAPTER_CONFIG, {**config, "target_modules": sorted(config["target_modules"])})
-    tokenizer.chat_template = PLAIN_CHAT_TEMPLATE  # not the base's own, which was not trained
+    if recipe.prompt != "chat":
+        tokenizer.chat_template = PLAIN_CHAT_TEMPLATE  # not the base's own, which was not trained
     save_tokenizer(tokenizer, staged)
     if recipe.method == "full":
         add_rotary_keys(staged)
-    files.write_text(staged / "README.md", model_card(recipe, summary))
+    files.write_text(staged / "README.md", model_card(recipe, summary, show_prompt(tokenizer, "<질문>")))
     for path in (*staged.iterdir(), staged):
         flush(path)
 
@@ -261,8 +262,8 @@ def check_saved(model: PreTrainedModel | PeftModel, weights: dict[str, torch.Ten
         raise RuntimeError(f"{folder} does not hold what was trained: {', '.join(lost[:5]) or 'nothing was saved'}.")
 
 
-def model_card(recipe: Recipe, summary: dict) -> str:
-    """README.md of the saved weights: base, data, settings, prompt, how to use them."""
+def model_card(recipe: Recipe, summary: dict, prompt: str) -> str:
+    """README.md of the saved weights: base, data, settings, the prompt of a question, how to use them."""
     settings = "\n".join(f"| {key} | `{value}` |" for key, value in recipe.to_dict().items())
     best = summary["kept"]
     kept = f"; its weights are those of step {best['step']:,}, with the lowest validation loss" if best else ""
@@ -282,7 +283,7 @@ Trained from `{recipe.model}` on {summary["pairs"]:,} question-answer pairs of {
 {summary["steps"]:,} steps ({summary["tokens"]:,} tokens){kept}. It answers this prompt and then ends with `eos`:
 
 ```text
-{render_prompt("<질문>")}
+{prompt}
 ```
 
 | setting | value |

@@ -78,7 +78,7 @@ def test_a_passage_is_the_system_message(saved):
 
 
 def test_earlier_turns_are_the_context_that_the_same_conversation_has_as_data(saved):
-    question, answer, context, _ = read_conversation([*TURNS, {"role": "assistant", "content": ANSWER}])
+    question, answer, context, *_ = read_conversation([*TURNS, {"role": "assistant", "content": ANSWER}])
     document = encode_documents(saved, [(question, answer, context)])[0]
     prompt = document.input_ids[: document.prompt_length]
     assert rendered(saved, TURNS, add_generation_prompt=True) == prompt
@@ -90,7 +90,7 @@ def test_a_whole_conversation_is_the_document_that_was_trained(eos_bos):
     tokenizer = byte_level(*eos_bos)
     tokenizer.chat_template = PLAIN_CHAT_TEMPLATE
     turns = [*TURNS, {"role": "assistant", "content": ANSWER}]
-    question, answer, context, _ = read_conversation(turns)
+    question, answer, context, *_ = read_conversation(turns)
     assert rendered(tokenizer, turns) == encode_documents(tokenizer, [(question, answer, context)])[0].input_ids
 
 

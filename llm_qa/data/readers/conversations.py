@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from llm_qa.data.chat_template import NAMES
+from llm_qa.data.plain_prompt import Messages, context_text
 
 CONVERSATION_KEYS = ("messages", "conversations", "conversation")
 ROLES = {
@@ -22,12 +22,12 @@ def conversation_in(value: dict[str, Any]) -> list[Any] | None:
     return next((value[key] for key in CONVERSATION_KEYS if isinstance(value.get(key), list)), None)
 
 
-def read_conversation(turns: list[Any], beside: str = "") -> tuple[str, str, str, str]:
-    """(question, answer, context, system) of a conversation whose last answer is what is learned.
+def read_conversation(turns: list[Any], beside: str = "") -> tuple[str, str, str, str, Messages]:
+    """(question, answer, context, system, messages) of a conversation whose last answer is what is learned.
 
     The context is its start: the system message (one `beside` the turns comes first), then the turns before that
-    question, a paragraph each. `system` is the system message alone, which many conversations share. Raises ValueError
-    for a conversation of another form.
+    question, a paragraph each. `system` is the system message alone, which many conversations share; `messages` are the
+    same as the context, one by one. Raises ValueError for a conversation of another form.
     """
     spoken = [_turn(turn) for turn in turns]
     while spoken and spoken[-1][0] != "assistant":
@@ -36,8 +36,9 @@ def read_conversation(turns: list[Any], beside: str = "") -> tuple[str, str, str
         raise ValueError("a conversation without a question and the assistant's answer to it")
     *earlier, (_, question), (_, answer) = spoken
     system = "\n\n".join(filter(None, [beside, *(text for role, text in earlier if role == "system")]))
-    history = [NAMES[role] + text for role, text in earlier if role != "system"]
-    return question, answer, "\n\n".join(filter(None, [system, *history])), system
+    history = [(role, text) for role, text in earlier if role != "system"]
+    messages = (*([("system", system)] if system else []), *history)
+    return question, answer, context_text(messages), system, messages
 
 
 def _turn(turn: Any) -> tuple[str, str]:

@@ -187,7 +187,9 @@ def validate(row: Row, max_characters: int, tidy: Callable[[str], str]) -> tuple
     longest = max(map(len, questions)) + max(map(len, answers)) + len(context)
     if longest > max_characters:
         return None, f"too long for the context: {longest:,} characters, at most {max_characters:,} (--max-characters)"
-    return QARecord(normalize(row.id), questions, answers, normalize(row.category), context, tidy(row.system)), ""
+    messages = tuple((role, tidy(text)) for role, text in row.messages)
+    name, category = normalize(row.id), normalize(row.category)
+    return QARecord(name, questions, answers, category, context, tidy(row.system), messages), ""
 
 
 def unique_id(name: str, numbers: dict[str, int]) -> str:

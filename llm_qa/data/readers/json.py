@@ -140,12 +140,12 @@ def object_row(line: int, value: Any, columns: ColumnNames, read: set[str]) -> R
         read.add(found)
         return one_text(found, value[found])
 
-    rest = {"id": optional(columns.id, ID_NAMES), "category": optional(columns.category, CATEGORY_NAMES)}
+    name, category = optional(columns.id, ID_NAMES), optional(columns.category, CATEGORY_NAMES)
     turns = None if columns.question or columns.answer else conversation_in(value)
     if turns is not None:
         read.update(CONVERSATION_KEYS)
-        question, answer, context, system = read_conversation(turns, optional(None, SYSTEM_NAMES))
-        return Row(line, questions=(question,), answers=(answer,), context=context, system=system, **rest)
+        question, answer, context, system, messages = read_conversation(turns, optional(None, SYSTEM_NAMES))
+        return Row(line, name, (question,), (answer,), category, context, system, messages)
     questions = keys_of(titles, columns.question, QUESTION_NAMES)
     answers = keys_of(titles, columns.answer, ANSWER_NAMES)
     if missing := [what for what, found in (("question", questions), ("answer", answers)) if not found]:
@@ -157,11 +157,12 @@ def object_row(line: int, value: Any, columns: ColumnNames, read: set[str]) -> R
         context = "\n\n".join(filter(None, [system, context]))
     return Row(
         line,
-        questions=tuple(text for i in questions for text in texts(keys[i], value[keys[i]])),
-        answers=tuple(text for i in answers for text in texts(keys[i], value[keys[i]])),
-        context=context,
-        system=system,
-        **rest,
+        name,
+        tuple(text for i in questions for text in texts(keys[i], value[keys[i]])),
+        tuple(text for i in answers for text in texts(keys[i], value[keys[i]])),
+        category,
+        context,
+        system,
     )
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from llm_qa.data.plain_prompt import Messages
+
 LONGEST_LINE_CHARACTERS = 4_000_000  # limit of one row, to bound the memory
 
 
@@ -39,6 +41,7 @@ class Row:
     category: str = ""
     context: str = ""
     system: str = ""  # the part of the context that is a conversation's system message
+    messages: Messages = ()  # the context of a conversation, message by message
     problem: str = ""
     raw: str = ""
 

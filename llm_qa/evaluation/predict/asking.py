@@ -10,12 +10,22 @@ from transformers import PretrainedConfig
 
 from llm_qa.config.recipe import Recipe, make_recipe
 from llm_qa.console import StoppedEarly, say
+from llm_qa.data.chat import choose_prompt
+from llm_qa.data.plain_prompt import Questions
 from llm_qa.evaluation.predict.answer_key import answers_key
 from llm_qa.evaluation.predict.predictions import answer_questions
 from llm_qa.inference.decoders import choose_decoder
-from llm_qa.inference.fitting import Questions, fit_questions
+from llm_qa.inference.fitting import fit_questions
 from llm_qa.inference.settings import GenerationSettings
-from llm_qa.models.loading import base_of_run, finished_folder, load_base, load_run, load_tokenizer, run_recipe
+from llm_qa.models.loading import (
+    base_of_run,
+    finished_folder,
+    load_base,
+    load_run,
+    load_run_tokenizer,
+    load_tokenizer,
+    run_recipe,
+)
 from llm_qa.models.precision import Precision, gpu_capability, resolve_precision
 from llm_qa.models.registry import model_config
 
@@ -46,7 +56,15 @@ class Source:
         """The model, ready to answer, and its tokenizer."""
         if self.run is not None:
             return load_run(self.run)
-        return load_base(self.base, self.precision).eval(), load_tokenizer(self.base)
+        return load_base(self.base, self.precision).eval(), self.load_tokenizer()
+
+    def load_tokenizer(self) -> Any:
+        """The tokenizer, with the prompt format of the run; a plain model is asked in its own."""
+        if self.run is not None:
+            return load_run_tokenizer(self.tokenizer, self.recipe)
+        tokenizer = load_tokenizer(self.base)
+        choose_prompt(tokenizer, "auto")
+        return tokenizer
 
 
 def find_source(
@@ -81,7 +99,7 @@ def answer_file(
     Delete it with `delete_partial_results(part)` when the answers are written. Ctrl-C raises StoppedEarly; a question
     too long for the model raises UserError before any weight is read.
     """
-    asked = fit_questions(load_tokenizer(source.tokenizer), source.config, questions, settings)
+    asked = fit_questions(source.load_tokenizer(), source.config, questions, settings)
     how = {**settings.to_dict(), "batch_size": batch_size, "decoder": source.decoder}
     key = answers_key(asked, source.weights, source.tokenizer, source.precision, how)
     try:

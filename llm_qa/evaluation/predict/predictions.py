@@ -10,12 +10,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from llm_qa.data.records import QARecord
+from llm_qa.data.plain_prompt import Context, Questions, context_text
+from llm_qa.data.records import EARLIER, QARecord, messages_from_json, messages_json
 from llm_qa.data.text import normalize_lines
 from llm_qa.distributed import wait_for_all
 from llm_qa.evaluation.predict.batches import Work, delete_partial_results, in_batches
 from llm_qa.inference.decoders import decoder_for
-from llm_qa.inference.fitting import Questions
 from llm_qa.inference.generate import generate_answers, reference_bits
 from llm_qa.inference.settings import GenerationSettings
 
@@ -41,6 +41,7 @@ def question_rows(records: list[QARecord], groups: dict[str, str]) -> list[dict[
             "question_index": index,
             "question": question,
             **{key: text for key in ("context", "system") if (text := getattr(record, key))},
+            **({EARLIER: messages_json(record.given)} if isinstance(record.given, tuple) else {}),
             "category": record.category,
             "references": list(record.answers),
             "reference_characters": [len(normalize_lines(reference)) for reference in record.answers],
@@ -48,6 +49,11 @@ def question_rows(records: list[QARecord], groups: dict[str, str]) -> list[dict[
         for record in records
         for index, question in enumerate(record.questions)
     ]
+
+
+def asked_of(rows: list[dict[str, Any]]) -> Questions:
+    """(question, context) of each row."""
+    return [(row["question"], messages_from_json(row.get(EARLIER, [])) or row.get("context", "")) for row in rows]
 
 
 def answer_questions(
@@ -75,7 +81,7 @@ def answer_questions(
 
     return in_batches(
         questions,
-        [sum(map(len, question)) for question in questions],
+        [len(question) + len(context_text(context)) for question, context in questions],
         answer,
         batch_size=REFILLS * batch_size if static else batch_size,
         part=part,
@@ -104,14 +110,18 @@ def predict(
     answers = answer_questions(
         model, tokenizer, questions, settings, batch_size=batch_size, part=answers_part, key=key, decoder=decoder
     )
-    triples = [(row["question"], text, row.get("context", "")) for row in rows for text in row["references"]]
+    triples = [
+        (question, text, given)
+        for row, (question, given) in zip(rows, asked_of(rows), strict=True)
+        for text in row["references"]
+    ]
 
-    def score(number: int, batch: list[tuple[str, str, str]]) -> list[Any]:
+    def score(number: int, batch: list[tuple[str, str, Context]]) -> list[Any]:
         return reference_bits(model, tokenizer, batch, quiet=True)
 
     scored = in_batches(
         triples,
-        [sum(map(len, triple)) for triple in triples],
+        [len(question) + len(text) + len(context_text(given)) for question, text, given in triples],
         score,
         batch_size=REFERENCES_AT_ONCE,
         part=references_part,
