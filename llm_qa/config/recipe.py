@@ -24,6 +24,7 @@ from llm_qa.migrations import FORMAT_KEY, IMPLIED_BY_OLD_RUNS, format_of, rename
 EMBEDDED_MODEL = "embedded"
 LORA_KEYS = ("lora_r", "lora_alpha", "lora_dropout", "lora_targets")  # read by method lora alone
 NF4_KEYS = ("double_quant",)  # read by base_precision nf4 alone
+OFF_AT_ZERO = ("join_questions",)  # keys of what a recipe does without where they are 0
 
 
 def _key(default: Any, help: str, **limits: Any) -> Any:
@@ -60,6 +61,9 @@ class Recipe:
     )
     system_prompt: str | None = _key(None, "the system message of the chat template where a record has none of its own")
     loss_on: Literal["answer", "everything"] = _key("answer", "which tokens have labels: the answer and eos, or all")
+    join_questions: float = _key(
+        0.0, "share of an epoch's documents that ask two records' questions at once", at_least=0.0, below=1.0
+    )
     global_batch_size: int = _key(1, "sequences (packs) an optimizer step, over all GPUs", at_least=1)
     micro_batch_size: int = _key(1, "sequences a forward pass on one GPU", at_least=1)
     recompute: Literal["auto", "all", "none"] = _key(
@@ -79,10 +83,11 @@ class Recipe:
     training: dict[str, Any] = field(default_factory=dict, metadata={"help": "TrainingArguments names"})
 
     def to_dict(self) -> dict[str, Any]:
-        """The recipe as its YAML would say it: flat, without the keys that this method or precision does not read."""
+        """The recipe as its YAML would say it: flat, without keys that it does not read and those of what it lacks."""
         values = dataclasses.asdict(self)
         training = values.pop("training")
         unread = {*(LORA_KEYS if self.method == "full" else ()), *(() if self.base_precision == "nf4" else NF4_KEYS)}
+        unread |= {key for key in OFF_AT_ZERO if not values[key]}
         return {**{key: value for key, value in values.items() if key not in unread}, **training}
 
 
@@ -229,6 +234,10 @@ def _combination_problems(recipe: Recipe, given: set[str]) -> list[str]:
         problems.append(
             f"global_batch_size {recipe.global_batch_size} is not a multiple of micro_batch_size "
             f"{recipe.micro_batch_size}"
+        )
+    if recipe.join_questions and recipe.training.get("dataloader_persistent_workers"):
+        problems.append(
+            "join_questions draws anew every epoch, which dataloader_persistent_workers would not see (leave it out)"
         )
     return problems + unread_problems(recipe.training)
 

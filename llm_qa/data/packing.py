@@ -194,7 +194,7 @@ class PackedDataset(torch.utils.data.Dataset):
     @property
     def efficiency(self) -> float:
         """Share of the packs' capacity that is real tokens."""
-        return len(self.pairs.tokens) / (len(self.packs) * self.capacity)
+        return int(self.pairs.lengths[self.packs.documents].sum()) / (len(self.packs) * self.capacity)
 
     @property
     def max_label_tokens(self) -> int:

@@ -11,6 +11,7 @@ from pathlib import Path
 from llm_qa import files
 from llm_qa.config.recipe import Recipe
 from llm_qa.console import is_main_process, say
+from llm_qa.data.joined_packs import JoinedDataset, joining_of
 from llm_qa.data.packing import PackedDataset, TokenizedPairs, TooLong, tokenize_records
 from llm_qa.data.preparation import PreparationOptions, prepared_folder
 from llm_qa.data.prompts import encode_documents, show_document
@@ -96,10 +97,26 @@ def build_data_sets(
 ) -> DataSets:
     """Pack the training pairs, and tokenise and pack the validation records."""
     train, validation = pack(pairs, recipe, recipe.global_batch_size), None
+    if recipe.join_questions:
+        joining = joining_of(tokenizer, records.train, recipe.join_questions, recipe.max_length)
+        how = (recipe.pack_length, recipe.loss_on, recipe.seed, recipe.global_batch_size)
+        train = JoinedDataset(pairs, *how, joining)
+        report_joined(train, recipe)
     if records.validation:
         validation_pairs, _ = tokenize_records(tokenizer, records.validation, recipe.max_length, what="validation")
         validation = pack(validation_pairs, recipe, micro_batch_size(recipe, strategy.processes) * strategy.processes)
     return DataSets(len(records.train), pairs, train, validation)
+
+
+def report_joined(train: JoinedDataset, recipe: Recipe) -> None:
+    """Say how many documents of the first epoch ask two questions, and why where they are fewer than asked for."""
+    joined, documents = len(train.pairs) - len(train.singles), len(train.packs.documents)
+    say(f"join_questions: {joined:,} of {documents:,} documents of the first epoch ask two questions, drawn anew each")
+    if train.joined_share < 0.9 * recipe.join_questions:
+        say(
+            f"note: they are {train.joined_share:.0%} and not {recipe.join_questions:.0%}: others would be longer than "
+            f"max_length {recipe.max_length} tokens, share a text, or have a passage"
+        )
 
 
 def report_data(tokenizer, records: RunRecords, data: DataSets, recipe: Recipe) -> str:

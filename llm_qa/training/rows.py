@@ -15,7 +15,8 @@ def one_document_a_row(recipe: Recipe, packs: PackedDataset, packs_a_pass: int) 
     So an epoch has about as many updates, and the learning rate needs no change. In place of `packs_a_pass` packs, a
     pass of one process has as many rows as take no more tokens when each is padded to the longest document.
     """
-    longest, tokens = int(packs.pairs.lengths.max()), packs_a_pass * recipe.pack_length
+    longest = recipe.max_length if recipe.join_questions else int(packs.pairs.lengths.max())
+    tokens = packs_a_pass * recipe.pack_length
     documents = packs_a_pass * len(packs.pairs) / len(packs.packs)  # per pass with packs
     rows = max(1, min(tokens // longest, round(documents)))
     passes = max(1, round(documents / rows))  # in place of each pass with packs

@@ -9,11 +9,13 @@ from pathlib import Path
 from transformers import TrainerCallback
 
 from llm_qa.config.recipe import Recipe
+from llm_qa.data.joined_packs import JoinedDataset
 from llm_qa.data.packing import PackedDataset
 from llm_qa.planning import cards
 from llm_qa.training.callbacks.best import BestCheckpoint
 from llm_qa.training.callbacks.energy import EnergyUsed
 from llm_qa.training.callbacks.logging import RealTokens, StepLog
+from llm_qa.training.callbacks.new_epoch import DrawEpoch
 from llm_qa.training.callbacks.non_finite import StopOnNonFinite
 from llm_qa.training.callbacks.stopping import StopInTime
 from llm_qa.training.universal_steps import SeparateSteps
@@ -29,6 +31,7 @@ class RunCallbacks:
     energy: EnergyUsed
     non_finite: StopOnNonFinite
     best: BestCheckpoint
+    draw_epoch: DrawEpoch | None  # of a training set that is drawn anew every epoch
     separate_steps: SeparateSteps | None  # of a run that goes on from a universal checkpoint
 
     def in_order(self) -> list[TrainerCallback]:
@@ -38,8 +41,8 @@ class RunCallbacks:
         what they have on the GPU to the CPU only at a step that is logged, validated or saved, and would miss it.
         RealTokens comes before StepLog, which logs the tokens that it counts. The others are independent.
         """
-        after_reading = [self.separate_steps] if self.separate_steps else []
-        return [self.stop, self.tokens, self.log, self.energy, self.non_finite, self.best, *after_reading]
+        own = [callback for callback in (self.draw_epoch, self.separate_steps) if callback]
+        return [self.stop, self.tokens, self.log, self.energy, self.non_finite, self.best, *own]
 
 
 def build_callbacks(
@@ -57,6 +60,9 @@ def build_callbacks(
     now would take, which the wall-clock budget keeps back. It is called during training only. `from_universal` is true
     where training goes on from a universal checkpoint of DeepSpeed's.
     """
+    draw_epoch = None
+    if isinstance(train_set, JoinedDataset):
+        draw_epoch = DrawEpoch(train_set, len(train_set) // recipe.global_batch_size)
     flops_per_token = cards.flops_per_token(linear_parameters, recipe.method == "full")
     return RunCallbacks(
         stop=StopInTime(recipe.max_hours, seconds_to_save),
@@ -65,5 +71,6 @@ def build_callbacks(
         energy=EnergyUsed(),
         non_finite=StopOnNonFinite(train_set),
         best=BestCheckpoint(recipe),
+        draw_epoch=draw_epoch,
         separate_steps=SeparateSteps() if from_universal else None,
     )
