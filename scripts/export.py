@@ -3,9 +3,12 @@
     python scripts/export.py --run runs/12.8b
     python scripts/export.py --run runs/12.8b --out exports/mine --dtype bf16 --no-evaluate
 
+    python scripts/export.py --run runs/12.8b --gguf ../llama.cpp
+
 The folder has safetensors weights in files of 2 GiB, config, generation config, tokenizer with its chat template and a
 card. Merging reads one tensor after another, so 12.8 billion weights need about 3 GiB of memory. Afterwards the merged
-weights answer the run's test questions, so that their scores stand beside the run's.
+weights answer the run's test questions, so that their scores stand beside the run's. --gguf also makes a file for
+llama.cpp and Ollama, of a folder that is there already too.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import sys
 from pathlib import Path
 
 from llm_qa import files
+from llm_qa.config.recipe import Recipe
 from llm_qa.console import ArgumentParser, UserError, format_table, run_script, say
 
 DTYPES = ("base", "fp16", "bf16", "fp32")
@@ -35,23 +39,46 @@ def parse_arguments() -> argparse.Namespace:
         default=True,
         help="answer the run's test questions with the merged weights (default; --no-evaluate leaves it out)",
     )
+    parser.add_argument(
+        "--gguf", type=Path, metavar="LLAMA_CPP", help="a folder of llama.cpp's sources: also make a GGUF file with it"
+    )
+    parser.add_argument(
+        "--gguf-type", default="f16", choices=("f16", "bf16", "q8_0"), help="numbers of the GGUF file (f16)"
+    )
     options = parser.parse_args()
     files.check_run(options.run)
     options.out = options.out or Path("exports") / options.run.resolve().name
-    if options.out.exists():
+    if options.out.exists() and not (options.gguf and (options.out / "config.json").is_file()):
         raise UserError(f"--out {options.out} is there already: name another folder, or remove it.")
     return options
 
 
 def main() -> int:
-    """Phases: merge and write, evaluate, complete the card."""
+    """Phases: the plain folder, the GGUF file."""
     options = parse_arguments()
     # Imported here, because they take seconds that --help and errors in flags should not wait for.
-    from llm_qa.export.card import measures, model_card
-    from llm_qa.export.model import export_model
-    from llm_qa.models.loading import run_recipe
+    from llm_qa.export.gguf import check_llama_cpp, write_gguf
+    from llm_qa.models.loading import load_tokenizer, run_recipe
 
     recipe = run_recipe(options.run)
+    if options.gguf:
+        check_llama_cpp(options.gguf)
+    if options.out.exists():
+        say(f"{options.out} is there already: only its GGUF file is made")
+    else:
+        export(options, recipe)
+    if options.gguf:
+        out = write_gguf(options.out, options.gguf, load_tokenizer(options.out), options.gguf_type)
+        size = out.stat().st_size / 2**30
+        say(f"{out}: {size:,.2f} GiB for llama.cpp; for Ollama: ollama create NAME -f {out.parent}/Modelfile")
+    return 0
+
+
+def export(options: argparse.Namespace, recipe: Recipe) -> None:
+    """Merge, write, evaluate, complete the card."""
+    from llm_qa.export.card import measures, model_card
+    from llm_qa.export.model import export_model
+
     exported = export_model(options.run, options.out, model_card(options.run), dtype=options.dtype)
     if exported.left_out:
         say(f"left out: {len(exported.left_out)} tensors that no model has, such as {exported.left_out[0]}")
@@ -63,7 +90,6 @@ def main() -> int:
         files.write_text(options.out / "README.md", model_card(options.run))
         asked, header, rows = measures(options.run)
         say(f"{asked}\n{format_table(header, rows)}")
-    return 0
 
 
 def evaluate(run: Path, merged: Path) -> None:

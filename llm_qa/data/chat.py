@@ -80,9 +80,9 @@ def encode_chat_prompts(tokenizer, questions: Questions) -> list[list[int]]:
     return encode_texts(tokenizer, [_fill(tokenizer, question, context)[0] for question, context in questions])
 
 
-def show_chat_prompt(tokenizer, question: str) -> str:
+def show_chat_prompt(tokenizer, question: str, context: Context = "") -> str:
     """The text of a prompt with the template's special tokens as they are spelled."""
-    text = _fill(tokenizer, question, "")[0]
+    text = _fill(tokenizer, question, context)[0]
     for name, within in special_names(tokenizer).items():
         text = text.replace(within, name)
     return text

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from llm_qa.data.chat import encode_chat_documents, encode_chat_prompts, show_chat_prompt, uses_chat
-from llm_qa.data.plain_prompt import Documents, Questions, render_answer, render_prompt
+from llm_qa.data.plain_prompt import Context, Documents, Questions, render_answer, render_prompt
 from llm_qa.data.tokenization import encode_texts
 
 
@@ -55,6 +55,6 @@ def show_document(tokenizer, document: Document, loss_on: str) -> str:
     return f"{tokenizer.decode(given)}⟦{tokenizer.decode(trained)}⟧"
 
 
-def show_prompt(tokenizer, question: str) -> str:
+def show_prompt(tokenizer, question: str, context: Context = "") -> str:
     """The text that an answer continues, in the tokenizer's format, special tokens spelled out."""
-    return show_chat_prompt(tokenizer, question) if uses_chat(tokenizer) else render_prompt(question)
+    return show_chat_prompt(tokenizer, question, context) if uses_chat(tokenizer) else render_prompt(question, context)

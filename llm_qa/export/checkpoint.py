@@ -70,12 +70,14 @@ def write_shards(tensors: Iterable[tuple[str, torch.Tensor]], folder: Path, shar
     in memory, and is read back: RuntimeError names a tensor that is not what was written. Returns the bytes of all.
     """
     staged: list[tuple[Path, list[str]]] = []
+    os.umask(umask := os.umask(0o022))
     waiting: dict[str, torch.Tensor] = {}
     size = total = 0
 
     def write() -> None:
         path = folder / f"shard-{len(staged)}.safetensors"
         save_file(waiting, path, metadata={"format": "pt"})
+        path.chmod(0o666 & ~umask)  # safetensors makes files that only their owner can read
         flush(path)
         check_written(path, waiting)
         staged.append((path, list(waiting)))
