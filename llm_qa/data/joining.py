@@ -27,7 +27,7 @@ def asks_two_questions(text: str) -> bool:
 
 def can_be_joined(record: QARecord) -> bool:
     """Whether a record's question can stand beside another's: not one about a passage or inside a conversation."""
-    return not record.context
+    return not record.given
 
 
 def share_a_text(one: QARecord, other: QARecord) -> bool:

@@ -110,8 +110,8 @@ def build_data_sets(
 
 def report_joined(train: JoinedDataset, recipe: Recipe) -> None:
     """Say how many documents of the first epoch ask two questions, and why where they are fewer than asked for."""
-    joined, documents = len(train.pairs) - len(train.singles), len(train.packs.documents)
-    say(f"join_questions: {joined:,} of {documents:,} documents of the first epoch ask two questions, drawn anew each")
+    of_epoch = f"{train.num_joined:,} of {len(train.packs.documents):,} documents of the first epoch"
+    say(f"join_questions: {of_epoch} ask two questions, drawn anew each")
     if train.joined_share < 0.9 * recipe.join_questions:
         say(
             f"note: they are {train.joined_share:.0%} and not {recipe.join_questions:.0%}: others would be longer than "
