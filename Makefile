@@ -32,7 +32,7 @@ MAKEOVERRIDES :=
 unexport RECIPE RUN RUNS SPLIT DATA KOBEST FILE NAME STOPWORDS ARGS NUM_GPUS NUM_MACHINES MACHINE_RANK MAIN_IP MAIN_PORT
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo quick test test-optional test-kernels test-distributed soak lint format train train-qlora train-ddp train-zero2 train-zero3 train-zero3-optimizer-offload train-zero3-offload plan export eval eval-kobest ablation submit ask clean
+.PHONY: help install demo quick test test-optional test-kernels test-distributed soak lint format train train-qlora train-ddp train-zero2 train-zero3 train-zero3-optimizer-offload train-zero3-offload plan export eval eval-kobest ablation submit ask serve install-serve clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sort | sed -E 's/^([a-z0-9-]+):[^#]*## /\1\t/' | expand -t 31
@@ -97,6 +97,12 @@ ablation: $(VENV)/installed ## does preprocessing help? NAME=, DATA=raw files, S
 ask: $(VENV)/installed ## ask RUN's model at a prompt
 	$(BIN)/python scripts/ask.py --run $(RUN) $(ARGS)
 
+install-serve: $(VENV)/installed ## the packages that serve needs, into .venv
+	$(BIN)/python -m pip install --disable-pip-version-check -q -e '.[serve]' -c requirements.txt
+
+serve: install-serve ## RUN's model for programs that speak OpenAI's API, at 127.0.0.1:8000
+	$(BIN)/python scripts/serve.py --run $(RUN) $(ARGS)
+
 quick: $(VENV)/installed ## the tests that start no command or process, in a minute or two: for every change
 	$(BIN)/python -m pytest -n 2 -m "quick or not (starts or distributed or gpu or slow or optional)" $(ARGS)
 
@@ -104,7 +110,7 @@ test: $(VENV)/installed ## every test but the distributed, gpu and slow ones
 	$(BIN)/python -m pytest -n 2 -m "not distributed and not gpu and not slow" $(ARGS)
 
 test-optional: $(VENV)/installed ## the tests that need an extra's packages, which it installs into .venv first
-	$(BIN)/python -m pip install --disable-pip-version-check -q -e '.[kobest,submission,notebook]' -c requirements.txt
+	$(BIN)/python -m pip install --disable-pip-version-check -q -e '.[kobest,submission,notebook,serve,serve-tests]' -c requirements.txt
 	$(BIN)/python -m pytest -m optional $(ARGS)
 
 test-kernels: $(VENV)/installed ## the GPU's kernels in Triton's interpreter, which it installs into .venv first

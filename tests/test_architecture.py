@@ -22,6 +22,7 @@ LAYERS = (
     ("evaluation.statistics", "evaluation.predict", "evaluation.evaluations", "evaluation.kobest"),
     ("evaluation",),
     ("export",),
+    ("serving",),
     ("benchmark",),
 )
 MOST_LINES = 320
