@@ -9,6 +9,8 @@ After Ctrl-C with --file, the answers so far are kept and the same command conti
 """
 
 import argparse
+import sys
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
 from llm_qa import files
@@ -82,9 +84,23 @@ def stream(model, tokenizer, question: str, context: Context, settings: Generati
         say(f"(cut after {settings.max_new_tokens:,} tokens: --max-new-tokens)")
 
 
+HELP = """\
+/base QUESTION   the answer of the model before training; /base alone: to the last question
+/help            these lines
+/quit            ends, as Ctrl-D does; Ctrl-C ends an answer
+the arrow keys edit the line and bring earlier questions back"""
+
+
 def converse(model, tokenizer, context: str, settings: GenerationSettings, decoder) -> None:
-    """Answer questions typed at the prompt until an empty line or the end of input."""
-    say("type a question in Korean; an empty line ends, Ctrl-C ends an answer")
+    """Answer questions typed at the prompt until /quit or the end of input; piped in, also until an empty line."""
+    typed = sys.stdin.isatty()
+    if typed:
+        with suppress(ImportError):  # with it, input() edits the line and keeps a history; Windows has none
+            import readline  # noqa: F401
+    say(
+        f"type a question in Korean; {'/quit' if typed else 'an empty line'} ends, Ctrl-C ends an answer{', /help' * typed}"
+    )
+    last = ""
     while True:
         try:
             question = read_question(input("질문> "), may_be_empty=True)
@@ -94,14 +110,34 @@ def converse(model, tokenizer, context: str, settings: GenerationSettings, decod
         except (UnicodeDecodeError, UserError) as error:
             say(f"{error} Type it again.")
             continue
-        if not question:
+        command = question.partition(" ")[0] if typed and question.startswith("/") else ""
+        if command == "/quit" or not (question or typed):
             return
+        if command == "/base":
+            question = question.removeprefix("/base").strip() or last
+        elif command:
+            say(HELP if command == "/help" else f"{command} is not known here: /help lists what is.")
+            continue
+        if not question:
+            continue
+        last = question
         try:
-            stream(model, tokenizer, question, context, settings, decoder)
+            if command == "/base":
+                with base_of(model):
+                    stream(model, tokenizer, question, context, settings, None)
+            else:
+                stream(model, tokenizer, question, context, settings, decoder)
         except UserError as error:
             say(f"{error} Type another.")
         except KeyboardInterrupt:
             print()
+
+
+def base_of(model) -> AbstractContextManager:
+    """Within it, `model` is the base of its adapter; UserError for one without. A static decoder does not notice."""
+    if not hasattr(model, "disable_adapter"):
+        raise UserError("/base switches LoRA off, and this model has none: ask its base by --model.")
+    return model.disable_adapter()
 
 
 def main() -> int:
