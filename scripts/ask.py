@@ -97,9 +97,8 @@ def converse(model, tokenizer, context: str, settings: GenerationSettings, decod
     if typed:
         with suppress(ImportError):  # with it, input() edits the line and keeps a history; Windows has none
             import readline  # noqa: F401
-    say(
-        f"type a question in Korean; {'/quit' if typed else 'an empty line'} ends, Ctrl-C ends an answer{', /help' * typed}"
-    )
+    ending = "/quit ends, /help lists what else" if typed else "an empty line ends"
+    say(f"type a question in Korean; {ending}, Ctrl-C ends an answer")
     last = ""
     while True:
         try:
