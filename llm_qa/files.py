@@ -28,12 +28,13 @@ TRAINING = "training.json"
 ANSWER_TOKENS = "answer_tokens_99"  # in training.json: 99 of 100 training answers have no more tokens, the end counted
 MICRO_BATCH = "micro_batch.json"  # the micro-batch that --auto-micro-batch found to fit
 
-# Evaluation: runs/<name>/eval/<split>/, and <split>-base/, <split>-nearest/, <split>-merged/ beside it; of other data
+# Evaluation: runs/<name>/eval/<split>/, and <split>-base/, -nearest/, -merged/ and -joined/ beside it; of other data
 # than the run's own in eval/<data>-<sha256, 8 digits>/
 PREDICTIONS = "predictions.jsonl"
 SCORES = "scores.json"
 TUNED, BASE, NEAREST = "tuned", "base", "nearest"  # whose answers: the run's, its untuned base's, training answers
 MERGED = "merged"  # the answers of a run's exported weights
+JOINED = "joined"  # the run's answers to two of the split's questions at once
 KOBEST = "kobest"  # runs/<name>/eval/kobest/scores.json
 
 

@@ -19,7 +19,14 @@ from llm_qa.data.plain_prompt import Context
 from llm_qa.data.text import LINE_BREAKS
 from llm_qa.evaluation.predict.batches import delete_partial_results
 from llm_qa.evaluation.predict.run_data import line_breaks_of_run
-from llm_qa.inference.question_files import check_csv_name, read_question, read_questions, write_answers
+from llm_qa.inference.question_files import (
+    NOT_TRAINED,
+    check_csv_name,
+    note_double_questions,
+    read_question,
+    read_questions,
+    write_answers,
+)
 from llm_qa.inference.settings import DECODER_HELP, DECODERS, MAX_NEW_TOKENS_HELP, GenerationSettings, named_settings
 
 
@@ -158,6 +165,8 @@ def main() -> int:
     source = find_source(**whose, decoder=options.decoder)
 
     if options.file:
+        if options.run and not source.recipe.join_questions:
+            note_double_questions(options.file, questions, NOT_TRAINED)
         asked = [(row.question, row.context or context) for row in questions]
         part = options.out.with_name(f".{options.out.name}")
         how = {"batch_size": options.batch_size, "part": part}

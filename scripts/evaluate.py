@@ -44,6 +44,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--merged", type=Path, metavar="FOLDER", help="evaluate only the run's weights as export.py has written them"
     )
+    parser.add_argument(
+        "--joined",
+        action="store_true",
+        help="also ask the split's questions two at once (always done for a run that trained with join_questions)",
+    )
     parser.add_argument("--data", type=Path, help="prepared data (default: what the run was trained on)")
     parser.add_argument("--split", default="test", choices=files.SPLITS)
     parser.add_argument("--batch-size", type=positive_int, default=16, help="questions answered at once")
@@ -72,9 +77,11 @@ def parse_arguments() -> argparse.Namespace:
     return options
 
 
-def labels_of(options: argparse.Namespace) -> list[str]:
-    """Whose answers are asked for."""
-    return [files.MERGED] if options.merged else [files.TUNED, *[files.BASE][: options.base]]
+def labels_of(options: argparse.Namespace, joined: bool) -> list[str]:
+    """Whose answers are asked for, and to what."""
+    if options.merged:
+        return [files.MERGED]
+    return [files.TUNED, *[files.JOINED][:joined], *[files.BASE][: options.base]]
 
 
 def main() -> int:
@@ -93,6 +100,7 @@ def evaluate(options: argparse.Namespace) -> None:
     """Answer, score and write, for the tuned model and with --base for the base."""
     from llm_qa.evaluation.predict.answer_key import answers_key
     from llm_qa.evaluation.predict.asking import find_source
+    from llm_qa.evaluation.predict.joined import coverage, coverage_line, joined_questions
     from llm_qa.evaluation.predict.predictions import asked_of, delete_all_partial_results, predict, question_rows
     from llm_qa.inference.fitting import fit_questions
     from llm_qa.models.loading import load_run
@@ -104,8 +112,13 @@ def evaluate(options: argparse.Namespace) -> None:
     place = data_name(options.run, data_dir)
     split = load_split(data_dir, options.split)
     records = split[: options.limit]
-    rows = question_rows(records, groups_of_split(data_dir, split))
-    asked = fit_questions(merged.load_tokenizer(), source.config, asked_of(rows), settings)
+    groups = groups_of_split(data_dir, split)
+    rows = question_rows(records, groups)
+    labels = labels_of(options, options.joined or bool(recipe.join_questions))
+    both, both_rows = joined_questions(records, groups, options.seed) if files.JOINED in labels else ([], [])
+    tokenizer = merged.load_tokenizer()
+    asked = fit_questions(tokenizer, source.config, asked_of(rows), settings)
+    asked_both = fit_questions(tokenizer, source.config, asked_of(both_rows), settings)
     writes = rank() == 0
     embedder = load_embedder(options.embedder) if options.embedder and writes else None
     start_processes()
@@ -130,15 +143,17 @@ def evaluate(options: argparse.Namespace) -> None:
         whose = {**about, "label": files.NEAREST, "model": "nearest training answer"}
         write_evaluation(folder_of(files.NEAREST), copied, whose, seed=options.seed)
 
-    model = tokenizer = None
-    for label in labels_of(options):
+    model, single = None, rows
+    for label in labels:
+        of_split = (records, rows, asked) if label != files.JOINED else (both, both_rows, asked_both)
+        asked_records, asked_rows, prompts = of_split
         folder, whole = folder_of(label), recipe.method == "full"
         generation = {**settings.to_dict(), "batch_size": options.batch_size}
         generation |= {"decoder": source.decoder} if source.decoder != "plain" else {}
         weights = [source.base] if label == files.BASE else merged.weights
-        questions = [record.to_json() for record in records]
+        questions = [record.to_json() for record in asked_records]
         key = answers_key(questions, weights, merged.tokenizer, merged.precision, recipe.model, label, generation)
-        kept = None if options.overwrite else answered_before(folder, key, rows)
+        kept = None if options.overwrite else answered_before(folder, key, asked_rows)
         if writes and not kept and not options.overwrite:
             say_what_is_replaced(folder, {"model": recipe.model, "generation": generation})
         wait_for_all()  # the first process replaces files that all have to read before
@@ -146,20 +161,24 @@ def evaluate(options: argparse.Namespace) -> None:
             say(f"{label}: the answers of an earlier evaluation are scored again (--overwrite generates new ones)")
             answers, whose = kept
         else:
-            if model is None or whole:
+            if model is None or (whole and label == files.BASE):
                 model = None  # frees the first model before the second is loaded
                 model, tokenizer = merged.load() if options.merged else load_run(options.run, base=label == files.BASE)
-            say(f"{label} model, {len(records):,} records of {data_dir}/{options.split}")
+            say(f"{label} model, {len(asked_records):,} records of {data_dir}/{options.split}")
             uncovered = label == files.BASE and not whole
             with model.disable_adapter() if uncovered else contextlib.nullcontext():
                 how = (settings, options.batch_size, folder, key, source.decoder)
-                answered = predict(model, tokenizer, rows, asked, *how)
+                answered = predict(model, tokenizer, asked_rows, prompts, *how)
             answers, seconds = answered.rows, answered.answering_seconds
-            say(f"{label}: {len(rows):,} questions answered in {format_seconds(seconds)}")
-            timing = (round(seconds, 3), round(answered.references_seconds, 3), round(len(rows) / seconds, 3))
+            say(f"{label}: {len(asked_rows):,} questions answered in {format_seconds(seconds)}")
+            timing = (round(seconds, 3), round(answered.references_seconds, 3), round(len(asked_rows) / seconds, 3))
             whose = dict(zip(WHOSE, (label, recipe.model, generation, key, *timing, world_size()), strict=True))
+        single = answers if label == files.TUNED else single
+        whose |= {"coverage": coverage(answers, single)} if label == files.JOINED else {}
         if writes:
             write_evaluation(folder, with_cosines(answers, embedder), {**about, **whose}, seed=options.seed)
+        if label == files.JOINED:
+            say(coverage_line(whose["coverage"]))
         delete_all_partial_results(folder)
     end_processes()
     if options.merged:

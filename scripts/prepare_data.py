@@ -7,7 +7,8 @@
 Without INPUT it takes the bundled data. Reads CSV and Excel workbooks, wide as the original's (질문_1.., 답변_1..) or
 with one question and one answer column, JSON records (also Alpaca's, chat messages, prompt and completion) and KorQuAD
 JSON. Cleaning and stopwords change only train and validation: the test split stays raw, so that models trained on
-differently cleaned data are scored on the same questions and references.
+differently cleaned data are scored on the same questions and references. With --questions it also says whether a file
+of questions to be answered later asks two things at once, which a recipe can train on.
 """
 
 import argparse
@@ -17,6 +18,7 @@ from pathlib import Path
 from llm_qa.console import ArgumentParser, run_script, whole_number
 from llm_qa.data.preparation import bundled_file, prepare
 from llm_qa.data.preparation_flags import add_preparation_flags, preparation_options
+from llm_qa.inference.question_files import note_double_questions, read_questions
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -24,6 +26,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = ArgumentParser(description=__doc__)
     parser.add_argument("inputs", nargs="*", type=Path, metavar="INPUT", help="files (default: the bundled data)")
     parser.add_argument("--out", type=Path, required=True, help="folder to write, for example data/mine")
+    parser.add_argument("--questions", type=Path, help="a CSV of questions to be answered later, like test.csv")
     add_preparation_flags(parser)
     parser.add_argument("--seed", type=whole_number, default=42, help="seed of the split")
     parser.add_argument("--overwrite", action="store_true", help="replace other prepared data in --out")
@@ -34,7 +37,9 @@ def main() -> int:
     """Prepare the data and print the summary."""
     flags = parse_arguments()
     options = replace(preparation_options(flags), seed=flags.seed)
+    questions = read_questions(flags.questions) if flags.questions else []
     prepare(flags.inputs or [bundled_file("train.csv")], flags.out, options, overwrite=flags.overwrite)
+    note_double_questions(flags.questions, questions)
     return 0
 
 

@@ -23,7 +23,13 @@ from llm_qa.evaluation.metrics.embedding import (
 )
 from llm_qa.evaluation.predict.batches import delete_partial_results
 from llm_qa.evaluation.predict.run_data import line_breaks_of_run
-from llm_qa.inference.question_files import check_csv_name, read_questions, write_answers
+from llm_qa.inference.question_files import (
+    NOT_TRAINED,
+    check_csv_name,
+    note_double_questions,
+    read_questions,
+    write_answers,
+)
 from llm_qa.inference.settings import DECODER_HELP, DECODERS, MAX_NEW_TOKENS_HELP, named_settings
 
 
@@ -71,6 +77,8 @@ def main() -> int:
     from llm_qa.evaluation.predict.asking import answer_file, find_source
 
     source = find_source(run=options.run, decoder=options.decoder)
+    if not source.recipe.join_questions:
+        note_double_questions(options.file, questions, NOT_TRAINED)
     asked = [(row.question, row.context) for row in questions]
     part = options.out.with_name(f".{options.out.name}")
     texts = answer_file(source, asked, settings, batch_size=options.batch_size, part=part)

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from llm_qa import files
 from llm_qa.console import UserError, say
 from llm_qa.data.encoding import decode
+from llm_qa.data.joining import asks_two_questions
 from llm_qa.data.readers.columns import CONTEXT_NAMES, ID_NAMES, QUESTION_NAMES, find_columns, listed, pick, pick_one
 from llm_qa.data.readers.csv import split_rows
 from llm_qa.data.readers.table import below, find_header, header_notes
@@ -93,6 +94,22 @@ def read_questions(
     if not questions:
         raise UserError(f"{path} has a header but no questions.")
     return questions
+
+
+def note_double_questions(path: Path, questions: list[FileQuestion], trained: str = "") -> None:
+    """Say how many of a file's questions ask two things at once, where there are any, and how to train for that.
+
+    `trained` goes on with what the model at hand has to do with it (", which this run was not trained on").
+    """
+    double = sum(asks_two_questions(row.question) for row in questions)
+    if double:
+        say(
+            f"{path}: {double:,} of {len(questions):,} questions ask two things at once{trained}: a recipe with "
+            "join_questions: 0.3 (--join-questions 0.3) trains on such questions too"
+        )
+
+
+NOT_TRAINED = ", which this run was not trained on"
 
 
 def check_csv_name(path: Path, flag: str) -> None:
