@@ -1,0 +1,59 @@
+"""Peak GPU memory of a GPT-NeoX run on the fast path, by part, from its shapes alone (no torch).
+
+Weights, gradients and optimizer states are those of memory.py. The constants below are fitted to runs of
+polyglot-ko-12.8b alone (tests/planning/test_footprint.py has the rows and their sources): other models, and the
+plain path, were not measured.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from llm_qa.config.recipe import Recipe
+from llm_qa.planning.memory import Sizes, memory_per_gpu, weight_bytes
+
+SAVED = 22.5  # bytes a token and unit of width that a layer keeps for its backward pass; fitted: 1 x 8192 and 1 x 2048
+PASSING = 20.0  # bytes a token and unit of width beside what layers keep; fitted: 29 of 40 layers recomputed
+LAYER_INPUT = 2  # bytes a token and unit of width: a recomputed layer keeps its 16-bit input alone
+CACHED = 2  # bytes a weight of the fp8 copy in both layouts, or of one in 16 bits
+LAYER_COPIES = 4.5  # layers' 16-bit weights that ZeRO-3 holds beside the shares; fitted: all weights on 2 H200
+REDUCE_BUCKET = 2 * 2 * 10**8  # bytes: reduce_bucket_size of ds_configs/zero2.json, in 16 bits
+
+
+@dataclass(frozen=True)
+class Work:
+    """A pass of one GPU: the model's layers and width, its tokens, and how many layers are recomputed.
+
+    `inputs_on_host`: the layers' inputs are kept in the machine's memory.
+    """
+
+    layers: int
+    d_model: int
+    tokens: int
+    recomputed: int
+    inputs_on_host: bool = False
+
+
+def activations(work: Work) -> float:
+    """Bytes of the layers' activations at the peak: one recomputed layer's are whole while it is computed again."""
+    unit = work.tokens * work.d_model
+    whole = work.layers - work.recomputed + (work.recomputed == work.layers)
+    inputs = 0 if work.inputs_on_host else work.layers - whole
+    return unit * (whole * SAVED + inputs * LAYER_INPUT + PASSING)
+
+
+def peak_by_part(recipe: Recipe, sizes: Sizes, work: Work, stage: int = 0, gpus: int = 1) -> dict[str, float]:
+    """Part -> bytes that a GPU has allocated at the peak, without the CUDA context. `stage`: ZeRO's, 0 without."""
+    states = memory_per_gpu(recipe, sizes, stage, gpus)
+    quantised = recipe.base_precision == "nf4"
+    parts = {"weights, gradients, optimizer": states, "activations": activations(work)}
+    if quantised and not work.recomputed and stage != 3:
+        parts["unpacked weights"] = CACHED * sizes.linear
+    if stage == 3:
+        layer = weight_bytes(recipe, Sizes(sizes.linear, 0, 0)) / work.layers
+        parts["engine"] = LAYER_COPIES * layer
+    elif stage == 2:
+        parts["engine"] = min(REDUCE_BUCKET, 2.0 * sizes.trained)
+    elif gpus > 1:
+        parts["engine"] = 4.0 * sizes.trained  # DDP's buckets: a copy of the fp32 gradients
+    return parts
