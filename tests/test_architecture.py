@@ -12,7 +12,7 @@ LAYERS = (
     ("migrations",),
     ("config",),
     ("distributed",),
-    ("planning.cards", "planning.memory"),
+    ("planning.cards", "planning.memory", "planning.footprint"),
     ("data",),
     ("models",),
     ("inference",),

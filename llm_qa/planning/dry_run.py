@@ -21,6 +21,7 @@ from llm_qa.models.loading import load_tokenizer
 from llm_qa.models.lora import add_lora, parameter_counts, trainable_report
 from llm_qa.models.precision import check_fp8_units
 from llm_qa.models.registry import SHAPES, model_config
+from llm_qa.planning.footprint import Work, peak_by_part
 from llm_qa.planning.memory import GPUS, Sizes, sharing_rows
 from llm_qa.training.memory_check import Width, check_memory, free_host_bytes, gpu_total_bytes, largest_micro_batch
 from llm_qa.training.strategy import Strategy, accumulation_steps, micro_batch_size
@@ -125,6 +126,25 @@ def count_packs(recipe: Recipe, records: Collection[QARecord] | Split) -> tuple[
     return len(PackedDataset(pairs, recipe.pack_length, recipe.loss_on, recipe.seed)), len(pairs.tokens), "counted"
 
 
+def peak_lines(recipe: Recipe, model: torch.nn.Module, sizes: Sizes, strategy: Strategy) -> list[str]:
+    """Peak memory of a GPU on the fast path, by how many layers are recomputed; [] where no formula was measured."""
+    config = model.config.get_text_config()
+    if config.model_type != "gpt_neox" or recipe.fast == "off" or not recipe.pack_length or strategy.zero_stage == 3:
+        return []
+    layers, tokens = config.num_hidden_layers, micro_batch_size(recipe, strategy.processes) * recipe.pack_length
+    recomputed = {"none": [0], "all": [layers], "auto": [0, layers // 2, layers]}[recipe.recompute]
+    rows = []
+    for count in recomputed:
+        work = Work(layers, config.hidden_size, tokens, count)
+        peak = sum(peak_by_part(recipe, sizes, work, strategy.zero_stage, strategy.processes).values())
+        rows.append([f"{count:,} of {layers:,}", f"{peak / 2**30:,.1f}"])
+    return [
+        "peak GiB of a GPU on the fast path, by formulas fitted to runs of polyglot-ko-12.8b (other models and "
+        "the CUDA context, about half a GiB, are not in the fit):",
+        format_table(["layers recomputed", "GiB"], rows),
+    ]
+
+
 def dry_run(
     recipe: Recipe, data: list[str] | None, strategy: Strategy, preparation: PreparationOptions | None = None
 ) -> str:
@@ -153,6 +173,7 @@ def dry_run(
             f"updates an epoch: {steps:,} ({tokens:,} tokens in {packs:,} packs of {len(records):,} records; {how})",
             "GiB of weights, gradients and optimizer per GPU / sent by each GPU per update (activations come on top):",
             format_table(["", *(f"{gpus} GPU{'s'[: gpus > 1]}" for gpus in GPUS)], sharing_rows(recipe, sizes)),
+            *peak_lines(recipe, model, sizes, strategy),
             "dry run: no weights were read or written",
         ]
     )

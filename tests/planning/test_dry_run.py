@@ -89,3 +89,16 @@ def test_fit_takes_the_widest_pass_under_zero3_alone(monkeypatch, capsys):
     wide = widest_pass(recipe, ZERO3)
     assert (wide.micro_batch_size, wide.global_batch_size) == (16, recipe.global_batch_size)
     assert "micro_batch_size 16 instead of 4" in capsys.readouterr().out
+
+
+def test_the_peak_is_told_where_its_formulas_were_measured(tmp_path, monkeypatch):
+    monkeypatch.setenv("LLM_QA_DATA", str(tmp_path))
+    packs = {"pack_length": 8192, "global_batch_size": 1, "micro_batch_size": 1}
+    text = dry_run(load_recipe("scripts/recipes/qlora_12.8b.yaml", packs), None, Strategy())
+    peaks = {int(count): float(gib) for count, gib in re.findall(r"^(\d+) of 40 +([\d.]+)$", text, re.MULTILINE)}
+    assert peaks.keys() == {0, 20, 40}
+    assert peaks[0] == pytest.approx(65.6, rel=0.03), "measured on an H100, as the next"
+    assert peaks[40] == pytest.approx(11.8, rel=0.03)
+    plain = load_recipe("scripts/recipes/qlora_12.8b.yaml", {**packs, "fast": "off"})
+    assert "layers recomputed" not in dry_run(plain, None, Strategy())
+    assert "layers recomputed" not in dry_run(load_recipe("scripts/recipes/full_kogpt2.yaml"), None, Strategy())
