@@ -15,7 +15,8 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from llm_qa.console import ArgumentParser, run_script, whole_number
+from llm_qa.console import ArgumentParser, run_script, say, whole_number
+from llm_qa.data.advice import advice
 from llm_qa.data.preparation import bundled_file, prepare
 from llm_qa.data.preparation_flags import add_preparation_flags, preparation_options
 from llm_qa.inference.question_files import note_double_questions, read_questions
@@ -38,8 +39,15 @@ def main() -> int:
     flags = parse_arguments()
     options = replace(preparation_options(flags), seed=flags.seed)
     questions = read_questions(flags.questions) if flags.questions else []
-    prepare(flags.inputs or [bundled_file("train.csv")], flags.out, options, overwrite=flags.overwrite)
+    manifest = prepare(flags.inputs or [bundled_file("train.csv")], flags.out, options, overwrite=flags.overwrite)
     note_double_questions(flags.questions, questions)
+    # Imported here, because it takes time that --help and errors in flags should not wait for.
+    from llm_qa.evaluation.metrics.catalogue import MEASURES
+    from llm_qa.evaluation.statistics.comparison import groups_needed
+
+    tests = sum(measure.better is not None for measure in MEASURES.values())
+    for line in advice(manifest, flags.out, groups_needed(tests)):
+        say(line)
     return 0
 
 

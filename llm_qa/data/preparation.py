@@ -153,6 +153,7 @@ def prepare(
     if not splits["train"]:
         raise UserError("Cleaning left no training record: choose another --cleaning or --stopwords.")
 
+    held = {record.id for record in splits["test"]}
     staged = out.with_name(f".{out.name}.{os.urandom(8).hex()}.part")  # processes of other machines share our ids
     shutil.rmtree(staged, ignore_errors=True)
     try:
@@ -174,6 +175,7 @@ def prepare(
             "texts_in_several_splits": crossing,
             "groups": len(groups),
             "largest_group": max(map(len, groups)),
+            "test_groups": sum(not held.isdisjoint(record.id for record in group) for group in groups),
             "sha256": {path.name: files.sha256_file(path) for path in sorted(staged.iterdir())},
         }
         manifest = json.loads(json.dumps(manifest))  # as it will be read back: tuples are lists
@@ -254,6 +256,7 @@ def describe(records: list[QARecord]) -> dict[str, Any]:
     """Counts of a split for the manifest."""
     return {
         "records": len(records),
+        "one_phrasing": sum(len(record.questions) == 1 for record in records),
         "pairs": sum(len(record.questions) * len(record.answers) for record in records),
         "categories": dict(sorted(Counter(record.category for record in records if record.category).items())),
     }
