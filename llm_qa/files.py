@@ -90,13 +90,18 @@ def sha256_file(path: str | Path) -> str:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write a UTF-8 text file atomically: a reader sees the old file or the new one, never half of it."""
+    """Write a UTF-8 text file as `write_bytes` does."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: str | Path, content: bytes) -> None:
+    """Write a file atomically: a reader sees the old file or the new one, never half of it."""
     path = Path(path)
     staged = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(staged, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
+        with open(staged, "wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(staged, path)

@@ -11,6 +11,7 @@ from llm_qa.evaluation.evaluations import evaluate_command
 from llm_qa.evaluation.kobest import KOBEST_NOTE, PUBLISHED_SOURCE
 from llm_qa.evaluation.metrics.catalogue import CHARACTER_F1, MEASURES, UNKNOWN
 from llm_qa.evaluation.report import plots
+from llm_qa.evaluation.report.answers_table import CSV, XLSX, answers_table, as_csv, as_workbook
 from llm_qa.evaluation.report.escaping import TEMPLATES, html_environment, markdown_environment, visible
 from llm_qa.evaluation.report.loading import Report, RunReport
 from llm_qa.evaluation.report.original import ORIGINAL_DEVICE, ORIGINAL_PAIRS, ORIGINAL_SOURCE
@@ -111,7 +112,7 @@ def _score_rows(run: RunReport, report: Report) -> list[dict[str, Any]]:
 
 
 def write_report(report: Report, out: str | Path) -> Path:
-    """Write report.html, report.md and the plots as .svg into `out`; returns the HTML's path."""
+    """Write report.html, report.md, the plots as .svg and every answer as .csv and .xlsx; returns the HTML's path."""
     out = Path(out)
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out} is a file: name a folder.")
@@ -119,6 +120,9 @@ def write_report(report: Report, out: str | Path) -> Path:
     page, markdown = render(report, drawn)
     for plot in drawn.values():
         files.write_text(out / f"{plot.name}.svg", plot.svg)
+    header, rows = answers_table(report)
+    files.write_text(out / CSV, as_csv(header, rows))
+    files.write_bytes(out / XLSX, as_workbook(header, rows))
     files.write_text(out / MARKDOWN, markdown)
     files.write_text(out / HTML, page)
     return out / HTML
