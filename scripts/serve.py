@@ -47,8 +47,6 @@ def parse_arguments() -> argparse.Namespace:
         raise UserError("The --api-key goes into an HTTP header: use printable ASCII characters.")
     if options.port > 65535:
         raise UserError(f"--port {options.port} is not a port: use a number up to 65535.")
-    if missing := [name for name in ("fastapi", "uvicorn") if importlib.util.find_spec(name) is None]:
-        raise UserError(f"Serving needs {' and '.join(missing)}: make install-serve, or pip install -e '.[serve]'.")
     if options.run:
         files.check_run(options.run)
     return options
@@ -69,6 +67,8 @@ def bound_socket(host: str, port: int) -> socket.socket:
 def main() -> int:
     """Phases: flags, model, server."""
     options = parse_arguments()
+    if missing := [name for name in ("fastapi", "uvicorn") if importlib.util.find_spec(name) is None]:
+        raise UserError(f"Serving needs {' and '.join(missing)}: make install-serve, or pip install -e '.[serve]'.")
     bound = bound_socket(options.host, options.port)
     settings = named_settings("greedy", options.max_new_tokens, run=options.run)
     # Imported here, because they take seconds that --help and errors in flags should not wait for.

@@ -55,7 +55,7 @@ def export_model(
     updates = lora_updates(final, model) if is_lora else {}
     with staged_folder(out) as staged:
         size = write_shards(merged(read_tensors(shards), names, updates, DTYPES[dtype]), staged, shard_bytes)
-        write_settings(staged, config, load_run_tokenizer(final, recipe), ends_of(source))
+        write_settings(staged, config, load_run_tokenizer(final, recipe), type(model).__name__, ends_of(source))
         files.write_text(staged / "README.md", card)
     return Exported(out, size, sorted(set(stored) - set(names)))
 
@@ -87,14 +87,14 @@ def ends_of(source: str) -> list[int]:
     return ends if isinstance(ends, list) else [ends] if ends is not None else []
 
 
-def write_settings(folder: Path, config: PretrainedConfig, tokenizer, ends: list[int]) -> None:
+def write_settings(folder: Path, config: PretrainedConfig, tokenizer, architecture: str, ends: list[int]) -> None:
     """Config, generation config and tokenizer. Answers are greedy and end with the tokenizer's eos, as in the run.
 
     A model with a chat template keeps the other `ends` of its base.
     """
     config.use_cache = True
     config.dtype = dtype_of(folder)
-    config.architectures = [type_name(config)]
+    config.architectures = [architecture]
     every = list(dict.fromkeys([tokenizer.eos_token_id, *(ends if uses_chat(tokenizer) else [])]))
     eos = every if len(every) > 1 else every[0]
     config.eos_token_id, config.pad_token_id = eos, tokenizer.pad_token_id
@@ -103,11 +103,6 @@ def write_settings(folder: Path, config: PretrainedConfig, tokenizer, ends: list
     ids = {"eos_token_id": eos, "pad_token_id": tokenizer.pad_token_id, "bos_token_id": tokenizer.bos_token_id}
     GenerationConfig(do_sample=False, **ids).save_pretrained(folder)
     save_tokenizer(tokenizer, folder)
-
-
-def type_name(config: PretrainedConfig) -> str:
-    """The class that transformers makes of a config, GPTNeoXForCausalLM."""
-    return AutoModelForCausalLM._model_mapping[type(config)].__name__
 
 
 def dtype_of(folder: Path) -> torch.dtype:
