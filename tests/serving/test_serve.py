@@ -4,6 +4,7 @@ import asyncio
 import json
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -107,17 +108,41 @@ def state(url):
 
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_client_that_hangs_up_frees_its_row(url, stream):
-    body = {"model": "tiny", "messages": ASKED, "max_tokens": 400, "temperature": 2.0, "stream": stream}
+    body = json.dumps({"model": "tiny", "messages": ASKED, "max_tokens": 400, "temperature": 2.0, "stream": stream})
+    host, port = url.removeprefix("http://").split(":")
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
+    request = f"{head}Content-Length: {len(body.encode())}\r\n\r\n{body}".encode()
+    for _ in range(20):  # more than the rows
+        with socket.create_connection((host, int(port))) as connection:
+            connection.sendall(request)
+            if stream:
+                assert connection.recv(100)
     begin = time.monotonic()
-    if stream:
-        with httpx.stream("POST", f"{url}/v1/chat/completions", json=body) as response:
-            next(response.iter_lines())
-    else:
-        with pytest.raises(httpx.ReadTimeout):
-            httpx.post(f"{url}/v1/chat/completions", json=body, timeout=0.2)
-    while state(url)["answering"] and time.monotonic() < begin + 30:
+    while any(state(url)[kind] for kind in ("answering", "waiting")) and time.monotonic() < begin + 30:
         time.sleep(0.02)
     assert state(url) == {"status": "ok", "answering": 0, "waiting": 0}
+    assert chat(url).choices[0].message.content
+
+
+def test_work_for_a_client_that_has_gone_is_cancelled():
+    from llm_qa.serving.app import unless_gone
+    from llm_qa.serving.schema import ApiError
+
+    cancelled = asyncio.Event()
+
+    class Gone:
+        async def receive(self):
+            return {"type": "http.disconnect"}
+
+    async def never_ends():
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cancelled.set()
+
+    with pytest.raises(ApiError, match="The client has gone"):
+        asyncio.run(unless_gone(Gone(), never_ends()))
+    assert cancelled.is_set()
 
 
 @pytest.mark.parametrize(
