@@ -111,7 +111,7 @@ test: $(VENV)/installed ## every test but the distributed, gpu and slow ones
 
 test-optional: $(VENV)/installed ## the tests that need an extra's packages, which it installs into .venv first
 	$(BIN)/python -m pip install --disable-pip-version-check -q -e '.[kobest,submission,notebook,serve,serve-tests]' -c requirements.txt
-	$(BIN)/python -m pytest -m optional $(ARGS)
+	$(BIN)/python -m pytest -m "optional and not slow" $(ARGS)
 
 test-kernels: $(VENV)/installed ## the GPU's kernels in Triton's interpreter, which it installs into .venv first
 	$(BIN)/python -m pip install --disable-pip-version-check -q -e '.[interpreter]' -c requirements.txt
