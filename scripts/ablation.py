@@ -20,6 +20,7 @@ from pathlib import Path
 from llm_qa import files
 from llm_qa.config.recipe import load_recipe, recipe_flags
 from llm_qa.console import EXIT_USER_ERROR, ArgumentParser, UserError, format_table, run_script, say
+from llm_qa.evaluation.evaluations import Evaluation, load_evaluation
 from llm_qa.evaluation.metrics.catalogue import BITS_PER_CHARACTER, CHARACTER_F1, MEASURES, UNKNOWN
 from llm_qa.evaluation.report.views import format_p, reading_text
 from llm_qa.evaluation.statistics.comparison import apply_holm, compare_predictions
@@ -72,11 +73,18 @@ def run(script: str, *arguments: str | Path) -> None:
         raise kind(f"scripts/{script} ended with code {done.returncode}; the same command goes on from there.")
 
 
+def evaluation_of(run: Path) -> Evaluation:
+    """The evaluation that evaluate.py has just written."""
+    evaluation = load_evaluation(run, "test", files.TUNED)
+    assert evaluation is not None, run
+    return evaluation
+
+
 def score_table(runs: Runs) -> str:
     """Scores and training steps of every variant."""
     rows = []
     for (cleaning, loss), folder in runs.items():
-        scores = read_json(files.evaluation_dir(folder, "test") / files.SCORES)["scores"]
+        scores = evaluation_of(folder).scores
         steps = read_json(folder / files.TRAINING)["steps"]
         values = [MEASURES[key].format(scores["metrics"][key]["value"]) for key in SHOWN]
         different = f"{scores['different_answers']:,} of {scores['questions']:,}"
@@ -87,7 +95,7 @@ def score_table(runs: Runs) -> str:
 
 def difference_table(runs: Runs) -> str:
     """Every variant minus the first on the same records: difference, 95% interval, corrected p and outcome."""
-    first, *others = (files.read_jsonl(files.evaluation_dir(run, "test") / files.PREDICTIONS) for run in runs.values())
+    first, *others = (evaluation_of(run).rows for run in runs.values())
     compared = [compare_predictions(first, rows, groups=False) for rows in others]
     rows = []
     for (cleaning, loss), comparison in zip(
@@ -144,10 +152,10 @@ def main() -> int:
 
 def same_limit(runs: Runs) -> list[str]:
     """Flags that give every variant the token limit of the first, which its training answers determine."""
-    scores = files.evaluation_dir(next(iter(runs.values())), "test") / files.SCORES
-    if not scores.is_file():
+    first = next(iter(runs.values()))
+    if not (files.evaluation_dir(first, "test") / files.SCORES).is_file():
         return []
-    return ["--max-new-tokens", str(files.read_json(scores)["generation"]["max_new_tokens"])]
+    return ["--max-new-tokens", str(evaluation_of(first).generation["max_new_tokens"])]
 
 
 def share_base_answers(runs: Runs) -> None:

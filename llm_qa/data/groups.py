@@ -36,13 +36,20 @@ def connected(keys: Sequence[Iterable[Hashable]]) -> list[int]:
 
 
 def text_keys(
-    questions: Iterable[str], answers: Iterable[str], passage: str = "", *, by_answers: bool = True
+    questions: Iterable[str],
+    answers: Iterable[str],
+    passage: str = "",
+    conversation: str = "",
+    *,
+    by_answers: bool = True,
 ) -> list[tuple[str, str]]:
     """Keys that put records with a common key into one group: questions, answers (if `by_answers`), or the passage.
 
     Records with a passage are grouped by the passage alone: the same answer (a name) or question ("요약하세요") about
-    different passages is no common knowledge.
+    different passages is no common knowledge. So are the turns of one conversation: many begin with the same greeting.
     """
+    if conversation:
+        return [("conversation", conversation)]
     if passage:
         return [("passage", leakage_key(passage))]
     keys = [("question", leakage_key(text)) for text in questions]
@@ -51,7 +58,7 @@ def text_keys(
 
 def group_records(records: Sequence[QARecord], *, by_answers: bool = True) -> list[list[QARecord]]:
     """Records by `text_keys` that they share. Groups and their records keep the order of `records`."""
-    keys = [text_keys(r.questions, r.answers, r.passage, by_answers=by_answers) for r in records]
+    keys = [text_keys(r.questions, r.answers, r.passage, r.conversation, by_answers=by_answers) for r in records]
     groups: dict[int, list[QARecord]] = defaultdict(list)
     for record, first in zip(records, connected(keys), strict=True):
         groups[first].append(record)
@@ -72,9 +79,9 @@ def merge_same_questions(records: Sequence[QARecord]) -> tuple[list[QARecord], d
     two records of one group, because the answers of one need not be right for the other's questions. Texts are compared
     after normalisation.
     """
-    alike: dict[tuple[frozenset[str], str], list[QARecord]] = defaultdict(list)
+    alike: dict[tuple[frozenset[str], str, str], list[QARecord]] = defaultdict(list)
     for record in records:
-        alike[frozenset(record.questions), record.context].append(record)
+        alike[frozenset(record.questions), record.context, record.conversation].append(record)
     merged, joined = [], {}
     for members in alike.values():
         first, *others = members

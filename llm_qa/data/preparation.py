@@ -39,6 +39,7 @@ class PreparationOptions:
     max_characters: int = 4096
     sheet: str | None = None  # of an Excel workbook; None is the first
     line_breaks: str = "keep"  # inside answers and contexts: keep | join
+    learn_turns: str = "last"  # of a conversation: last | all
 
     def check(self) -> None:
         """Raise UserError naming every bad value at once."""
@@ -58,7 +59,10 @@ class PreparationOptions:
     def to_json(self) -> dict[str, Any]:
         """For the manifest: every option, without paths of this machine."""
         stopwords = Path(self.stopwords).name if self.stopwords else None
-        return asdict(self) | {"stopwords": stopwords, "stopwords_scope": self.stopwords_scope or "all"}
+        options = asdict(self) | {"stopwords": stopwords, "stopwords_scope": self.stopwords_scope or "all"}
+        if self.learn_turns == "last":
+            del options["learn_turns"]  # so that data prepared before the option existed are still the same
+        return options
 
 
 def bundled_file(name: str) -> Path:
@@ -130,6 +134,7 @@ def prepare(
         max_characters=options.max_characters,
         sheet=options.sheet,
         line_breaks=options.line_breaks,
+        learn_turns=options.learn_turns,
     )
     result.merge_same_questions()
     splits = split_records(

@@ -27,6 +27,12 @@ def add_preparation_flags(parser: argparse.ArgumentParser) -> None:
         help="inside answers and contexts: keep them, or join the lines",
     )
     group.add_argument(
+        "--learn-turns",
+        default=defaults.learn_turns,
+        choices=("last", "all"),
+        help="of conversations: train the last answer, or every one, each with the turns before it",
+    )
+    group.add_argument(
         "--cleaning", default=defaults.cleaning, choices=("none", "original"), help="original: as its notebooks did"
     )
     group.add_argument("--stopwords", help="a stopword file, or 'morphemes' (kiwipiepy finds particles)")
@@ -64,4 +70,5 @@ def preparation_options(flags: argparse.Namespace) -> PreparationOptions:
         max_characters=flags.max_characters,
         sheet=flags.sheet,
         line_breaks=flags.line_breaks,
+        learn_turns=flags.learn_turns,
     )

@@ -30,7 +30,8 @@ class QARecord:
 
     The context is what the answer is based on: a passage, or the start of a conversation. `system` is a system message
     at its start, an instruction that many conversations share; `messages` are the context of a conversation one by one,
-    which a chat template renders as such.
+    which a chat template renders as such. `conversation` is shared by all records of one conversation, where several of
+    its answers are learned: they belong to one group.
     """
 
     id: str
@@ -40,6 +41,7 @@ class QARecord:
     context: str = ""
     system: str = ""
     messages: Messages = ()
+    conversation: str = ""
 
     @property
     def given(self) -> Context:
@@ -65,7 +67,7 @@ class QARecord:
             "questions": list(self.questions),
             "answers": list(self.answers),
         }
-        value |= {key: getattr(self, key) for key in ("context", "system") if getattr(self, key)}
+        value |= {key: getattr(self, key) for key in ("context", "system", "conversation") if getattr(self, key)}
         return value | ({EARLIER: messages_json(self.messages)} if self.messages else {})
 
     @classmethod
@@ -77,7 +79,7 @@ class QARecord:
             items = value.get(key)
             if not isinstance(items, list) or not items or not all(isinstance(i, str) and i.strip() for i in items):
                 raise ValueError(f"{key} is not a list of texts")
-        for key in ("id", "category", "context", "system"):
+        for key in ("id", "category", "context", "system", "conversation"):
             if not isinstance(value.get(key, ""), str):
                 raise ValueError(f"{key} is not text")
         return cls(
@@ -88,6 +90,7 @@ class QARecord:
             value.get("context", ""),
             value.get("system", ""),
             messages_from_json(value.get(EARLIER, [])),
+            value.get("conversation", ""),
         )
 
 

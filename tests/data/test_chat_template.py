@@ -78,8 +78,8 @@ def test_a_passage_is_the_system_message(saved):
 
 
 def test_earlier_turns_are_the_context_that_the_same_conversation_has_as_data(saved):
-    question, answer, context, *_ = read_conversation([*TURNS, {"role": "assistant", "content": ANSWER}])
-    document = encode_documents(saved, [(question, answer, context)])[0]
+    (exchange,) = read_conversation([*TURNS, {"role": "assistant", "content": ANSWER}])
+    document = encode_documents(saved, [(exchange.question, exchange.answer, exchange.context)])[0]
     prompt = document.input_ids[: document.prompt_length]
     assert rendered(saved, TURNS, add_generation_prompt=True) == prompt
 
@@ -90,8 +90,11 @@ def test_a_whole_conversation_is_the_document_that_was_trained(eos_bos):
     tokenizer = byte_level(*eos_bos)
     tokenizer.chat_template = PLAIN_CHAT_TEMPLATE
     turns = [*TURNS, {"role": "assistant", "content": ANSWER}]
-    question, answer, context, *_ = read_conversation(turns)
-    assert rendered(tokenizer, turns) == encode_documents(tokenizer, [(question, answer, context)])[0].input_ids
+    (exchange,) = read_conversation(turns)
+    assert (
+        rendered(tokenizer, turns)
+        == encode_documents(tokenizer, [(exchange.question, exchange.answer, exchange.context)])[0].input_ids
+    )
 
 
 @pytest.mark.parametrize(

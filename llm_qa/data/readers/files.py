@@ -81,11 +81,13 @@ def read_files(
     max_characters: int = 4096,
     sheet: str | None = None,
     line_breaks: str = "keep",
+    learn_turns: str = "last",
 ) -> ReadResult:
     """Read several files into records.
 
-    `sheet` applies to Excel workbooks, `line_breaks` (a key of LINE_BREAKS) to answers and contexts. A row is a
-    duplicate of an earlier one where all texts are equal except for white space.
+    `sheet` applies to Excel workbooks, `line_breaks` (a key of LINE_BREAKS) to answers and contexts, `learn_turns`
+    (last or all: which answers become records) to conversations. A row is a duplicate of an earlier one where all
+    texts are equal except for white space.
 
     Raises UserError for a file that cannot be used (missing, empty, binary, HTML, unknown layout), when columns or a
     sheet are named that no file has, and when no row of any file can be used.
@@ -96,7 +98,7 @@ def read_files(
     numbers: dict[str, int] = {}
     columns_used = False
     for file_number, path in enumerate(map(Path, paths)):
-        table, encoding = open_table(path, columns, sheet)
+        table, encoding = open_table(path, columns, sheet, learn_turns)
         columns_used |= table.columns_used
         before = (len(result.records), len(result.rejected))
         for row in progress(table.rows, what=f"reading {path.name}", unit="rows"):
@@ -149,7 +151,9 @@ def read_files(
     return result
 
 
-def open_table(path: Path, columns: ColumnNames, sheet: str | None = None) -> tuple[Table, str]:
+def open_table(
+    path: Path, columns: ColumnNames, sheet: str | None = None, learn_turns: str = "last"
+) -> tuple[Table, str]:
     """(table, name of the encoding) of a file by its content; UserError when its layout is not known."""
     data = read_bytes(path)
     if data.startswith(ZIP):
@@ -163,7 +167,7 @@ def open_table(path: Path, columns: ColumnNames, sheet: str | None = None) -> tu
         return replace(table, notes=[*notes, *table.notes]), "-"
     text, encoding = decode_bytes(path, data)
     if text.lstrip("\ufeff \t\r\n").startswith(("{", "[")):
-        return read_json_text(path, text, columns), encoding
+        return read_json_text(path, text, columns, learn_turns), encoding
     return read_table(path, "CSV", lambda: all_rows(text), columns), encoding
 
 
@@ -189,7 +193,8 @@ def validate(row: Row, max_characters: int, tidy: Callable[[str], str]) -> tuple
         return None, f"too long for the context: {longest:,} characters, at most {max_characters:,} (--max-characters)"
     messages = tuple((role, tidy(text)) for role, text in row.messages)
     name, category = normalize(row.id), normalize(row.category)
-    return QARecord(name, questions, answers, category, context, tidy(row.system), messages), ""
+    system = tidy(row.system)
+    return QARecord(name, questions, answers, category, context, system, messages, row.conversation), ""
 
 
 def unique_id(name: str, numbers: dict[str, int]) -> str:

@@ -6,6 +6,7 @@ conversation.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import reprlib
@@ -33,7 +34,7 @@ _short = reprlib.Repr()
 _short.maxlevel, _short.maxdict, _short.maxlist, _short.maxstring = 4, 8, 8, 200
 
 
-def read_json_text(path: Path, text: str, columns: ColumnNames) -> Table:
+def read_json_text(path: Path, text: str, columns: ColumnNames, learn_turns: str = "last") -> Table:
     """The rows of a text that starts with "{" or "[". Raises UserError when its layout is not known."""
     first, _, rest = text.strip("\ufeff \t\r\n").partition("\n")
     if len(first) > LARGEST_DOCUMENT_CHARACTERS:
@@ -48,14 +49,14 @@ def read_json_text(path: Path, text: str, columns: ColumnNames) -> Table:
         raise UserError(f"{path} is nested too deeply to be question-answer data.") from None
     # A complete object in the first line means JSONL, unless that object is a whole KorQuAD document.
     if (isinstance(value, dict) and (rest or not is_korquad(value))) or (value is None and path.suffix == ".jsonl"):
-        return _records("JSONL", json_lines(text), value, columns)
+        return _records("JSONL", json_lines(text), value, columns, learn_turns)
     if len(text) > LARGEST_DOCUMENT_CHARACTERS:
         raise UserError(
             f"{path} is one JSON document of more than {LARGEST_DOCUMENT_CHARACTERS:,} characters: split it into files."
         )
     root = parse_document(path, text)
     if isinstance(root, list):
-        return _records("JSON list", enumerate(root, 1), next(iter(root), None), columns)
+        return _records("JSON list", enumerate(root, 1), next(iter(root), None), columns, learn_turns)
     if not is_korquad(root):
         raise UserError(
             f'{path} is JSON without KorQuAD\'s "data" list: give KorQuAD JSON, a list of records, or one record per '
@@ -94,14 +95,15 @@ def json_lines(text: str) -> Iterator[tuple[int, Any]]:
             yield line, ValueError(f"not a JSON record ({error})", content[:1000])
 
 
-def _records(kind: str, values: Iterable[tuple[int, Any]], first: Any, columns: ColumnNames) -> Table:
+def _records(kind: str, values: Iterable[tuple[int, Any]], first: Any, columns: ColumnNames, learn_turns: str) -> Table:
     """A table of records; keys named by flag are used where the first record has any of them (other files may not)."""
     used = isinstance(first, dict) and any(normalize(name) in map(normalize, first) for name in columns.names())
     notes: list[str] = []
-    return Table(kind, _rows(values, columns if used else ColumnNames(), notes), notes, columns_used=used)
+    rows = _rows(values, columns if used else ColumnNames(), notes, learn_turns)
+    return Table(kind, rows, notes, columns_used=used)
 
 
-def _rows(values: Iterable[tuple[int, Any]], columns: ColumnNames, notes: list[str]) -> Iterator[Row]:
+def _rows(values: Iterable[tuple[int, Any]], columns: ColumnNames, notes: list[str], learn_turns: str) -> Iterator[Row]:
     """The row of each value; notes about the whole file are added to `notes` at the end."""
     continued, keys, read = 0, dict[str, None](), set[str]()
     for line, value in values:
@@ -111,22 +113,29 @@ def _rows(values: Iterable[tuple[int, Any]], columns: ColumnNames, notes: list[s
                 yield Row(line, problem=problem, raw=raw)
             else:
                 keys.update(dict.fromkeys(value if isinstance(value, dict) else ()))
-                row = object_row(line, value, columns, read)
-                continued += row.context != row.system and conversation_in(value) is not None
-                yield row
+                rows = object_rows(line, value, columns, read, learn_turns)
+                continued += rows[-1].context != rows[-1].system and conversation_in(value) is not None
+                yield from rows
         except ValueError as error:
             yield Row(line, problem=str(error), raw=_short.repr(value)[:1000])
     if ignored := [key for key in keys if key not in read]:
         notes.append(f"keys ignored: {listed(ignored)}")
     if continued:
         notes.append(
-            f"{continued:,} conversation{'s'[: continued > 1]} with several questions: only the answer to the last is "
-            "trained, the turns before are its context"
+            f"{continued:,} conversation{'s'[: continued > 1]} with several questions: "
+            + (
+                "every answer is trained, each with the turns before it as its context"
+                if learn_turns == "all"
+                else "only the answer to the last is trained, the turns before are its context (--learn-turns all)"
+            )
         )
 
 
-def object_row(line: int, value: Any, columns: ColumnNames, read: set[str]) -> Row:
-    """A Row from one JSON object; adds the keys that it reads to `read`. ValueError says what is wrong with it."""
+def object_rows(line: int, value: Any, columns: ColumnNames, read: set[str], learn_turns: str = "last") -> list[Row]:
+    """The rows of one JSON object, one but for conversations; adds the keys that it reads to `read`.
+
+    ValueError says what is wrong with the object.
+    """
     if not isinstance(value, dict):
         raise ValueError("not a JSON record (it is not an object)")
     keys, titles = list(value), list(map(normalize, value))
@@ -144,8 +153,13 @@ def object_row(line: int, value: Any, columns: ColumnNames, read: set[str]) -> R
     turns = None if columns.question or columns.answer else conversation_in(value)
     if turns is not None:
         read.update(CONVERSATION_KEYS)
-        question, answer, context, system, messages = read_conversation(turns, optional(None, SYSTEM_NAMES))
-        return Row(line, name, (question,), (answer,), category, context, system, messages)
+        exchanges = read_conversation(turns, optional(None, SYSTEM_NAMES), learn_turns=learn_turns)
+        spoken = json.dumps([(e.question, e.answer) for e in exchanges]).encode()
+        conversation = hashlib.sha256(spoken).hexdigest()[:16] if len(exchanges) > 1 else ""
+        return [
+            Row(line, name, (e.question,), (e.answer,), category, e.context, e.system, e.messages, conversation)
+            for e in exchanges
+        ]
     questions = keys_of(titles, columns.question, QUESTION_NAMES)
     answers = keys_of(titles, columns.answer, ANSWER_NAMES)
     if missing := [what for what, found in (("question", questions), ("answer", answers)) if not found]:
@@ -155,15 +169,17 @@ def object_row(line: int, value: Any, columns: ColumnNames, read: set[str]) -> R
     system, context = optional(None, SYSTEM_NAMES), optional(columns.context, CONTEXT_NAMES, questions)
     if not context.startswith(system):  # a prepared record's context already includes it
         context = "\n\n".join(filter(None, [system, context]))
-    return Row(
-        line,
-        name,
-        tuple(text for i in questions for text in texts(keys[i], value[keys[i]])),
-        tuple(text for i in answers for text in texts(keys[i], value[keys[i]])),
-        category,
-        context,
-        system,
-    )
+    return [
+        Row(
+            line,
+            name,
+            tuple(text for i in questions for text in texts(keys[i], value[keys[i]])),
+            tuple(text for i in answers for text in texts(keys[i], value[keys[i]])),
+            category,
+            context,
+            system,
+        )
+    ]
 
 
 def keys_of(titles: list[str], named: tuple[str, ...], known: tuple[str, ...]) -> list[int]:
@@ -207,7 +223,7 @@ def korquad_rows(articles: list[Any]) -> Iterator[Row]:
                 "answers": list(dict.fromkeys(answers)),
                 "context": context,
             }
-            yield object_row(line, value, ColumnNames(), set())
+            yield from object_rows(line, value, ColumnNames(), set())
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             shown = context if isinstance(question, ValueError) else question
             yield Row(line, problem=f"not a KorQuAD question ({error})", raw=_short.repr(shown)[:1000])

@@ -42,6 +42,7 @@ class Row:
     context: str = ""
     system: str = ""  # the part of the context that is a conversation's system message
     messages: Messages = ()  # the context of a conversation, message by message
+    conversation: str = ""  # the same for all answers that are learned of one conversation
     problem: str = ""
     raw: str = ""
 

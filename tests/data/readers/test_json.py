@@ -5,18 +5,20 @@ import json
 import pytest
 
 from llm_qa.console import UserError
+from llm_qa.data.groups import group_records
 from llm_qa.data.readers import read_files
 from llm_qa.data.readers.rows import ColumnNames
+from llm_qa.data.records import QARecord
 
 TURNS = [("system", "너는 도우미다."), ("user", "가?"), ("assistant", "나"), ("user", "다?"), ("assistant", "라\n마")]
 MESSAGES = [{"role": role, "content": text} for role, text in TURNS]
 SHARE_GPT = [{"from": {"user": "human", "assistant": "gpt"}.get(role, role), "value": text} for role, text in TURNS]
 
 
-def read(tmp_path, values, columns=None, name="x.jsonl"):
+def read(tmp_path, values, columns=None, name="x.jsonl", **more):
     lines = "".join(json.dumps(value, ensure_ascii=False) + "\n" for value in values)
     (tmp_path / name).write_text(lines, encoding="utf-8")
-    return read_files([tmp_path / name], columns)
+    return read_files([tmp_path / name], columns, **more)
 
 
 @pytest.mark.parametrize(
@@ -56,6 +58,33 @@ def test_the_start_of_a_conversation_is_its_context(tmp_path, value):
     assert record.pairs() == [("다?", "라\n마")]
     assert record.context == "너는 도우미다.\n\n질문: 가?\n\n답변: 나"
     assert (record.system, record.passage) == ("너는 도우미다.", "질문: 가?\n\n답변: 나")
+
+
+@pytest.mark.parametrize("value", [{"messages": MESSAGES}, {"conversations": SHARE_GPT}], ids=["messages", "sharegpt"])
+def test_every_answer_of_a_conversation_can_be_learned(tmp_path, value):
+    result = read(tmp_path, [value, {"question": "바?", "answer": "사"}], learn_turns="all")
+    first, second, other = result.records
+    assert (first.questions, first.answers, first.context) == (("가?",), ("나",), "너는 도우미다.")
+    assert (second.questions, second.answers) == (("다?",), ("라\n마",))
+    assert second.messages == (("system", "너는 도우미다."), ("user", "가?"), ("assistant", "나"))
+    assert "every answer is trained" in result.files[0]["notes"][0]
+    assert first.id != second.id
+    assert [[record.id for record in group] for group in group_records(result.records)] == [
+        [first.id, second.id],
+        [other.id],
+    ]
+    assert QARecord.from_json(json.loads(json.dumps(second.to_json()))) == second
+
+
+def test_conversations_that_begin_with_the_same_greeting_are_groups_of_their_own(tmp_path):
+    greeting = [{"role": "user", "content": "안녕?"}, {"role": "assistant", "content": "네, 안녕하세요."}]
+    conversations = [
+        [*greeting, {"role": "user", "content": f"{n}번?"}, {"role": "assistant", "content": f"{n}번입니다."}]
+        for n in range(4)
+    ]
+    result = read(tmp_path, [{"messages": turns} for turns in conversations], learn_turns="all")
+    assert [len(record.messages) for record in result.records] == [0, 2, 2, 2, 2], "the same greeting is learned once"
+    assert sorted(map(len, group_records(result.records))) == [1, 1, 1, 2]
 
 
 @pytest.mark.parametrize(
