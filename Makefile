@@ -104,10 +104,10 @@ serve: install-serve ## RUN's model for programs that speak OpenAI's API, at 127
 	$(BIN)/python scripts/serve.py --run $(RUN) $(ARGS)
 
 quick: $(VENV)/installed ## the tests that start no command or process, in a minute or two: for every change
-	$(BIN)/python -m pytest -n 2 -m "quick or not (starts or distributed or gpu or slow or optional)" $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "quick or not (starts or distributed or gpu or slow or optional)" $(ARGS)
 
 test: $(VENV)/installed ## every test but the distributed, gpu and slow ones
-	$(BIN)/python -m pytest -n 2 -m "not distributed and not gpu and not slow" $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not distributed and not gpu and not slow" $(ARGS)
 
 test-optional: $(VENV)/installed ## the tests that need an extra's packages, which it installs into .venv first
 	$(BIN)/python -m pip install --disable-pip-version-check -q -e '.[kobest,submission,notebook,serve,serve-tests]' -c requirements.txt

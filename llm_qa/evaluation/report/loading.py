@@ -95,7 +95,10 @@ class RunReport:
 
 @dataclass(frozen=True)
 class Report:
-    """Runs that were evaluated on the same records of the same data; `tests` is the number of corrected p-values."""
+    """Runs that were evaluated on the same records of the same data; `tests` is the number of corrected p-values.
+
+    `other_data` is True where that is not the data that the first of them was trained on.
+    """
 
     split: str
     data: str
@@ -105,6 +108,7 @@ class Report:
     entries: list[Entry]
     pairwise_comparisons: list[PairwiseComparison]
     tests: int
+    other_data: bool
 
 
 def load_report(
@@ -149,7 +153,9 @@ def load_report(
         for i, folder in enumerate(folders)
     ]
     of_data, sha256 = first.tuned.data or UNKNOWN, first.tuned.data_sha256
-    return Report(split, of_data, sha256, seed, runs, ranking.entries, ranking.pairwise_comparisons, ranking.tests)
+    other_data = bool(evaluated_in(first.path, data))
+    ranked = ranking.entries, ranking.pairwise_comparisons, ranking.tests
+    return Report(split, of_data, sha256, seed, runs, *ranked, other_data)
 
 
 def _load_run(path: Path, name: str, split: str, data: Path | None) -> RunFolder:

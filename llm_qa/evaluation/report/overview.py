@@ -65,7 +65,11 @@ def _best(report: Report) -> str:
     beaten = [by_rank[rank] for rank in best.beats]
     text = f"{best.name} {'is the best tuned model' if others else 'reaches'}"
     text += f" ({score(best)} character F1)" if others else f" {score(best)} character F1"
-    text += f", clearly better than {_listed([name(e) for e in beaten])}" if beaten else ", not clearly better than any"
+    text += (
+        f", clearly better than {_listed([name(e) for e in beaten])}"
+        if beaten
+        else ", and is not clearly better than any other model here"
+    )
     if undecided := [entry.name for entry in others if entry not in beaten and best.rank not in entry.beats]:
         text += f"; not distinguishable from {_listed(undecided)}"
     copies = [entry for entry in report.entries if entry.label == files.NEAREST]
@@ -85,7 +89,7 @@ def ranking_header(report: Report) -> list[str]:
     """Titles of the columns of `ranking_rows`."""
     keys = [key for key in RANKED_BY if key in measured(report)]
     titles = [f"{MEASURES[key].title}\u00a0{MEASURES[key].arrow}" for key in keys]
-    return ["#", "Model", *titles, "Training time", "Clearly better than"]
+    return ["#", "Model", titles[0], "Clearly better than", *titles[1:], "Training time"]
 
 
 def ranking_rows(report: Report) -> list[dict[str, Any]]:

@@ -26,6 +26,7 @@ from llm_qa.evaluation.report.overview import (
     trained_on,
 )
 from llm_qa.evaluation.report.plotting import FONTS, PALETTE, Plot, inline_svg, largest_value
+from llm_qa.evaluation.report.summary import summarize
 from llm_qa.evaluation.report.views import COST_HEADER, cost_rows, group_rows, original_rows, score_rows, settings
 from llm_qa.evaluation.statistics.comparison import BETTER, WORSE
 from llm_qa.evaluation.statistics.grouping import ANSWER_LENGTH, CATEGORY, CLOSE_SIMILARITY, QUESTION_TYPE
@@ -74,6 +75,7 @@ def render(report: Report, drawn: dict[str, Plot]) -> tuple[str, str]:
         "css": Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
         "measures": {key: MEASURES[key] for key in measured(report)},
         "unmeasured": [measure.title for key, measure in MEASURES.items() if key not in measured(report)],
+        "summary": summarize(report),
         "headline": headline(report),
         "ranking_header": ranking_header(report),
         "ranking_rows": ranking_rows(report),

@@ -49,6 +49,26 @@ def choose_samples(base_rows: list[dict] | None, rows: list[dict], *, count: int
     return {title: group for title, group in groups.items() if group}
 
 
+def spread_samples(base_rows: list[dict] | None, rows: list[dict]) -> dict[str, Sample]:
+    """Three answers: of the highest, the median and the lowest character F1; fewer of few rows.
+
+    The first need not be right: character F1 compares letters.
+    """
+    base = {(row["id"], row["question_index"]): row for row in base_rows or []}
+    samples = [_sample(base.get((row["id"], row["question_index"])), row) for row in rows]
+    ordered = sorted(samples, key=lambda sample: (-sample.tuned_f1, sample.identity, sample.question))
+    places = {
+        "Closest to a right answer": 0,
+        "In the middle": len(ordered) // 2,
+        "Furthest from a right answer": len(ordered) - 1,
+    }
+    chosen: dict[str, Sample] = {}
+    for title, place in places.items():
+        if ordered[place] not in chosen.values():
+            chosen[title] = ordered[place]
+    return chosen
+
+
 def _without(samples: list[Sample], shown: list[Sample]) -> list[Sample]:
     known = {id(sample) for sample in shown}
     return [sample for sample in samples if id(sample) not in known]
