@@ -23,7 +23,7 @@ def advice(manifest: dict[str, Any], out: Path, groups_needed: int) -> list[str]
             "answer a model learns the fact and not the sentence"
         )
     train = f"make train RECIPE=scripts/recipes/qlora_12.8b.yaml DATA={out} RUN=runs/{out.resolve().name}"
-    return [*lines, f"next: {train} (make plan with the same RECIPE and DATA says before what it needs)"]
+    return [*lines, f"next: {train} (make plan DATA={out} says before what fits your GPU and how long it takes)"]
 
 
 def held_out(manifest: dict[str, Any], needed: int) -> str:

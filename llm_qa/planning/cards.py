@@ -1,34 +1,13 @@
-"""What is known of GPUs: peak dense 16-bit matrix rates, for model FLOP utilisation (MFU)."""
+"""The GPU of this machine: its name, peak rate and memory; useful FLOPs, for model FLOP utilisation (MFU)."""
 
 from __future__ import annotations
 
-import re
 import resource
 import sys
 
 import torch
 
-# Dense fp16/bf16 tensor-core peak with fp32 accumulation, FLOP/s, from the vendor's datasheets, by the card's whole
-# name without vendor, memory and socket ("NVIDIA A100-SXM4-80GB" is the A100).
-PEAK_FLOPS = {
-    "H200": 989e12,
-    "H100 PCIE": 756e12,
-    "H100": 989e12,
-    "A100": 312e12,
-    "A100 PCIE": 312e12,
-    "A10G": 70e12,
-    "A10": 125e12,
-    "L40S": 362e12,
-    "L40": 181e12,
-    "L4": 121e12,
-    "T4": 65e12,
-    "V100": 125e12,
-    "V100 PCIE": 112e12,
-    "RTX 4090": 165e12,
-    "RTX 3090": 71e12,
-}
-# What may stand in a name beside the card's own: none of it changes the peak.
-BESIDE = re.compile(r"NVIDIA|TESLA|GEFORCE|SXM\d*|\d+GB|HBM\d\w*")
+from llm_qa.planning.gpus import find_gpu
 
 
 def device_name() -> str:
@@ -37,12 +16,9 @@ def device_name() -> str:
 
 
 def peak_flops(name: str) -> float | None:
-    """Peak dense 16-bit FLOP/s of one GPU by its name; None where it is not known (no guess).
-
-    Whole names: an "L40" is no "L4", an "RTX A1000" no "A100", a laptop's or a MIG slice's peak is not the card's.
-    """
-    words = [word for word in re.split(r"[\s-]+", name.upper()) if not BESIDE.fullmatch(word)]
-    return PEAK_FLOPS.get(" ".join(words))
+    """Peak dense 16-bit FLOP/s of one GPU by its name (`gpus.py`); None where it is not known (no guess)."""
+    gpu = find_gpu(name)
+    return gpu.fp16 if gpu else None
 
 
 def flops_per_token(linear_parameters: int, trains_all: bool) -> float:

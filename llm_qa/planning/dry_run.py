@@ -20,7 +20,8 @@ from llm_qa.models.linear_modules import linear_layers
 from llm_qa.models.loading import load_tokenizer
 from llm_qa.models.lora import add_lora, parameter_counts, trainable_report
 from llm_qa.models.precision import check_fp8_units
-from llm_qa.models.registry import SHAPES, model_config
+from llm_qa.models.registry import model_config
+from llm_qa.models.shapes import SHAPES
 from llm_qa.planning.footprint import Work, peak_by_part
 from llm_qa.planning.memory import GPUS, Sizes, sharing_rows
 from llm_qa.training.memory_check import Width, check_memory, free_host_bytes, gpu_total_bytes, largest_micro_batch

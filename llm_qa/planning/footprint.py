@@ -1,7 +1,7 @@
 """Peak GPU memory of a GPT-NeoX run on the fast path, by part, from its shapes alone (no torch).
 
 Weights, gradients and optimizer states are those of memory.py. The constants below are fitted to runs of
-polyglot-ko-12.8b alone (tests/planning/test_footprint.py has the rows and their sources): other models, and the
+polyglot-ko-12.8b alone (`measured.py` has the rows and their sources): other models, and the
 plain path, were not measured.
 """
 
@@ -10,13 +10,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from llm_qa.config.recipe import Recipe
-from llm_qa.planning.memory import Sizes, memory_per_gpu, weight_bytes
+from llm_qa.planning.memory import Sizes, memory_per_gpu
 
 SAVED = 22.5  # bytes a token and unit of width that a layer keeps for its backward pass; fitted: 1 x 8192 and 1 x 2048
 PASSING = 20.0  # bytes a token and unit of width beside what layers keep; fitted: 29 of 40 layers recomputed
 LAYER_INPUT = 2  # bytes a token and unit of width: a recomputed layer keeps its 16-bit input alone
 CACHED = 2  # bytes a weight of the fp8 copy in both layouts, or of one in 16 bits
-LAYER_COPIES = 4.5  # layers' 16-bit weights that ZeRO-3 holds beside the shares; fitted: all weights on 2 H200
+LIVE_WEIGHTS = 2 * 10**9  # bytes of whole weights at once: DeepSpeed's stage3_max_live_parameters, in 16 bits
+LAYER_VALUES = 32  # 16-bit values a token and unit of width in a layer's pass: 21 that it keeps, and what passes
+LOGIT_BYTES = 10  # a token and word on the plain path: 16-bit and fp32 logits, and their gradient
 REDUCE_BUCKET = 2 * 2 * 10**8  # bytes: reduce_bucket_size of ds_configs/zero2.json, in 16 bits
 
 
@@ -42,6 +44,11 @@ def activations(work: Work) -> float:
     return unit * (whole * SAVED + inputs * LAYER_INPUT + PASSING)
 
 
+def plain_pass_bytes(layers: int, d_model: int, vocabulary: int, tokens: int) -> float:
+    """Bytes that a pass needs on the plain path with every layer recomputed: inputs, one layer, logits; an estimate."""
+    return 2.0 * tokens * d_model * (layers + LAYER_VALUES) + LOGIT_BYTES * tokens * vocabulary
+
+
 def peak_by_part(recipe: Recipe, sizes: Sizes, work: Work, stage: int = 0, gpus: int = 1) -> dict[str, float]:
     """Part -> bytes that a GPU has allocated at the peak, without the CUDA context. `stage`: ZeRO's, 0 without."""
     states = memory_per_gpu(recipe, sizes, stage, gpus)
@@ -50,8 +57,7 @@ def peak_by_part(recipe: Recipe, sizes: Sizes, work: Work, stage: int = 0, gpus:
     if quantised and not work.recomputed and stage != 3:
         parts["unpacked weights"] = CACHED * sizes.linear
     if stage == 3:
-        layer = weight_bytes(recipe, Sizes(sizes.linear, 0, 0)) / work.layers
-        parts["engine"] = LAYER_COPIES * layer
+        parts["engine"] = LIVE_WEIGHTS
     elif stage == 2:
         parts["engine"] = min(REDUCE_BUCKET, 2.0 * sizes.trained)
     elif gpus > 1:

@@ -14,6 +14,10 @@ GPUS = (1, 2, 8, 64)
 NF4_BYTES = 4 / 8
 SCALE_BITS, DOUBLE_QUANT_BITS = 32 / 64, 8 / 64 + 32 / (64 * 256)  # a weight; Dettmers et al. 2023, section 3
 
+# CPU memory in bytes per trained weight under DeepSpeed's CPU AdamW: fp32 master weight and two moments, a fp32
+# gradient for the update, and the 16-bit gradient that is accumulated over passes.
+OFFLOADED_OPTIMIZER = 4 + 8 + 4 + 2
+
 
 @dataclass(frozen=True)
 class Sizes:

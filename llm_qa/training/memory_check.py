@@ -14,15 +14,10 @@ import torch
 
 from llm_qa.config.recipe import Recipe
 from llm_qa.console import UserError
-from llm_qa.planning.memory import Sizes, memory_per_gpu, weight_bytes
+from llm_qa.planning.footprint import LIVE_WEIGHTS, plain_pass_bytes
+from llm_qa.planning.memory import OFFLOADED_OPTIMIZER, Sizes, memory_per_gpu, weight_bytes
 from llm_qa.training.strategy import Strategy, micro_batch_size
 
-# CPU memory in bytes per trained weight under DeepSpeed's CPU AdamW: fp32 master weight and two moments, a fp32
-# gradient for the update, and the 16-bit gradient that is accumulated over passes.
-OFFLOADED_OPTIMIZER = 4 + 8 + 4 + 2
-LIVE_WEIGHTS = 2 * 10**9  # bytes of whole weights at once: DeepSpeed's stage3_max_live_parameters, in 16 bits
-LAYER_VALUES = 32  # 16-bit values a token and unit of width in a layer's pass: 21 that it keeps, and what passes
-LOGIT_BYTES = 10  # a token and word on the plain path: 16-bit and fp32 logits, and their gradient
 KEPT_FREE = 0.08  # share of a GPU's memory left to fragmentation, NCCL and cuBLAS
 
 
@@ -52,8 +47,7 @@ def host_bytes(recipe: Recipe, sizes: Sizes, strategy: Strategy) -> float:
 
 def pass_bytes(width: Width, tokens: int) -> float:
     """Bytes that a pass over `tokens` needs under ZeRO-3 besides gpu_bytes: layers' inputs, one layer, logits."""
-    values = 2 * tokens * width.d_model * (width.layers + LAYER_VALUES)
-    return LIVE_WEIGHTS + values + LOGIT_BYTES * tokens * width.vocabulary
+    return LIVE_WEIGHTS + plain_pass_bytes(width.layers, width.d_model, width.vocabulary, tokens)
 
 
 def free_host_bytes() -> int:

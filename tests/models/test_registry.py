@@ -5,7 +5,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from llm_qa.console import UserError
-from llm_qa.models.registry import SHAPES, model_config
+from llm_qa.models.registry import model_config
+from llm_qa.models.shapes import SHAPES
 
 
 @pytest.mark.parametrize("model", SHAPES)

@@ -7,7 +7,7 @@ import pytest
 
 from llm_qa.config.recipe import load_recipe, make_recipe
 from llm_qa.console import UserError
-from llm_qa.models.registry import SHAPES
+from llm_qa.models.shapes import SHAPES
 from llm_qa.planning import dry_run as planning_dry_run
 from llm_qa.planning.dry_run import check_context, check_fit, check_hardware, dry_run, widest_pass
 from llm_qa.training.strategy import Strategy

@@ -1,0 +1,49 @@
+"""Seconds that a token of training takes, on paper (no torch): products by the card's peak, and what is gathered.
+
+A token costs 2 FLOPs a weight forward, 2 for the gradient of the input and, where all weights train, 2 for theirs; what
+is recomputed costs its 2 forward ones again. The shares of the peak that are reached, and of linear growth with more
+cards, were fitted to the runs of `measured.py` on H100 and H200. The plain path, other cards and links are estimates.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from llm_qa.planning.gpus import NVLINK, Gpu
+
+REACHED = {
+    "fp8": 0.445,
+    "fp16": 0.56,
+    "all weights": 0.45,
+    "plain path": 0.23,
+}  # share of the peak, first and last pass
+RECOMPUTED = {"fp8": 0.60, "fp16": 0.75, "all weights": 0.75, "plain path": 0.23}  # the same of what is recomputed
+GROWTH = {"ddp": 0.95, "zero2": 0.90, "zero3": 0.87, "zero3, all weights": 0.93}  # a doubling of the cards keeps
+UNCERTAIN = 2.0  # times on cards that were not measured are off by up to this factor, by all that is known
+MEASURED_WITHIN = 0.15  # and on those that were
+
+
+@dataclass(frozen=True)
+class Products:
+    """`kind` is a key of REACHED; `weights` of all products together; `recomputed`: the share of the layers."""
+
+    kind: str
+    weights: int
+    recomputed: float
+
+
+def tokens_per_second(gpu: Gpu, cards: int, engine: str, products: Products, gathered: float, tokens: int) -> float:
+    """Tokens a second of all `cards` together.
+
+    `engine` is a key of GROWTH or "one". Where cards have no NVLink, the time of `gathered` bytes that each card sends
+    in an update of `tokens` tokens is added: nothing is hidden behind the products.
+    """
+    peak = gpu.fp8 if products.kind == "fp8" else gpu.fp16
+    trained = 2.0 if products.kind == "all weights" else 0.0
+    once = (4.0 + trained) / (REACHED[products.kind] * peak)
+    again = 2.0 * products.recomputed / (RECOMPUTED[products.kind] * peak)
+    growth = 1.0 if cards == 1 else GROWTH[engine] ** (cards.bit_length() - 1)
+    seconds = products.weights * (once + again) / (cards * growth)
+    if gpu.link < NVLINK and cards > 1:
+        seconds += gathered / gpu.link / tokens
+    return 1 / seconds

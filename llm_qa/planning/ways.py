@@ -1,0 +1,268 @@
+"""Every way to train a known model on given cards: whether it fits, how fast it is, and the command (no torch)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from llm_qa.config.recipe import Recipe, load_recipe, recipe_flags
+from llm_qa.models.shapes import SHAPES, Shape
+from llm_qa.planning.footprint import Work, peak_by_part, plain_pass_bytes
+from llm_qa.planning.gpus import GPUS, Gpu
+from llm_qa.planning.measured import Measured
+from llm_qa.planning.memory import (
+    OFFLOADED_OPTIMIZER,
+    Sizes,
+    checkpoint_bytes,
+    memory_per_gpu,
+    of_recipe,
+    traffic_per_step,
+    weight_bytes,
+)
+from llm_qa.planning.speed import Products, tokens_per_second
+
+RECIPES = Path("scripts/recipes")
+CONTEXT = 0.6  # GiB of a card that CUDA and its libraries take
+USABLE = 0.94  # share of the rest that can be allocated: 66.5 GiB were reserved for 65.6
+CHECKPOINTS = 2  # that a run keeps (save_total_limit)
+STAGE = {"one": 0, "ddp": 0, "zero2": 2, "zero3": 3}
+TARGET = {"one": "train", "ddp": "train-ddp", "zero2": "train-zero2", "zero3": "train-zero3"}
+LABEL = {"one": "one GPU", "ddp": "DDP", "zero2": "ZeRO-2", "zero3": "ZeRO-3"}
+OFFLOADED = {"optimizer": "optimizer offload", "all": "full offload"}  # both under ZeRO-3
+
+
+@dataclass(frozen=True)
+class Way:
+    """A recipe, flags that change it, and the engine with its offload ("", "optimizer" or "all")."""
+
+    name: str
+    recipe: str
+    flags: tuple[str, ...]
+    engine: str
+    offload: str = ""
+
+    @property
+    def where(self) -> str:
+        """The engine as the table names it."""
+        return OFFLOADED.get(self.offload, LABEL[self.engine])
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be trained on: a known model's name, the card, cards a machine, machines, tokens, hours a session."""
+
+    model: str
+    gpu: Gpu
+    cards: int
+    machines: int
+    tokens: int  # of an epoch
+    epochs: float
+    hours: float | None = None  # that a session may last
+    data: str = "train.csv"
+
+    @property
+    def all_cards(self) -> int:
+        """Cards of all machines."""
+        return self.cards * self.machines
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A way on paper. GiB of each card by part and usable; times in hours, None where no speed was ever measured."""
+
+    way: Way
+    parts: dict[str, float]
+    usable: float
+    recomputed: int
+    layers: int
+    micro_batch: int
+    host_gib: float  # of each machine, that offload takes
+    disk_gib: float
+    tokens_per_second: float | None
+    epoch_hours: float | None
+    total_hours: float | None
+    sessions: int | None
+    updates: int  # in all
+    command: str
+
+    @property
+    def gib(self) -> float:
+        """Peak memory of a card without the CUDA context."""
+        return sum(self.parts.values())
+
+    @property
+    def fits(self) -> bool:
+        """Whether that is usable on the card."""
+        return self.gib <= self.usable
+
+
+def ways(gpu: Gpu, cards: int) -> Iterator[Way]:
+    """The ways that a card's units and a number of cards allow, those that need least memory last."""
+    engines = ("one",) if cards == 1 else ("ddp", "zero2", "zero3")
+    whole = engines[0]
+    if gpu.capability < (8, 0):
+        yield from (Way("QLoRA nf4", "qlora_12.8b_t4x2", (), engine) for engine in engines[:2])
+        return
+    yield from (Way("QLoRA nf4", "qlora_12.8b", (), engine) for engine in engines)
+    if gpu.fp8:
+        yield Way("LoRA fp8", "lora_12.8b", ("--base-precision", "fp8"), whole)
+    yield Way("LoRA 16-bit", "lora_12.8b", (), whole)
+    if cards > 1:
+        yield Way("LoRA 16-bit", "lora_12.8b", (), "zero3")
+    yield Way("full", "full_12.8b", (), whole)
+    if cards > 1:
+        yield Way("full", "full_12.8b_zero3", (), "zero3")
+    for offload in ("optimizer", "all"):
+        yield Way("full", "full_12.8b", ("--optim", "adamw_torch"), "zero3", offload)
+
+
+def sizes_of(shape: Shape, recipe: Recipe) -> Sizes:
+    """Weights of a GPT-NeoX in linear layers, in all else, and of those that train; LoRA is on all four linears."""
+    linear = shape.layers * (4 * shape.d_model**2 + 2 * shape.d_model * shape.d_ff)
+    if recipe.method == "full":
+        return Sizes(linear, shape.parameters - linear, shape.parameters)
+    lora = shape.layers * recipe.lora_r * (8 * shape.d_model + 2 * shape.d_ff)
+    return Sizes(linear, shape.parameters - linear, lora)
+
+
+def products_of(recipe: Recipe, gpu: Gpu, engine: str, recomputed: float, sizes: Sizes) -> Products:
+    """How the recipe multiplies: in fp8 where frozen nf4 or fp8 weights meet fp8 units and are not gathered."""
+    if gpu.capability < (8, 0):
+        kind = "plain path"
+    elif recipe.method == "full":
+        kind = "all weights"
+    else:
+        kind = "fp8" if gpu.fp8 and recipe.base_precision in ("nf4", "fp8") and engine != "zero3" else "fp16"
+    return Products(kind, sizes.linear, recomputed)
+
+
+def growth_of(recipe: Recipe, engine: str) -> str:
+    """The key of speed.GROWTH."""
+    return "zero3, all weights" if engine == "zero3" and recipe.method == "full" else engine
+
+
+def all_plans(job: Job) -> list[Plan]:
+    """A plan for every way, in the order of `ways`."""
+    return [plan(job, way) for way in ways(job.gpu, job.all_cards)]
+
+
+def plan(job: Job, way: Way) -> Plan:
+    """The way with the micro-batch and the recomputation that are fastest; those that need least where none fits."""
+    flags = [*way.flags, *(["--model", job.model] if job.model != "EleutherAI/polyglot-ko-12.8b" else [])]
+    recipe = load_recipe(RECIPES / f"{way.recipe}.yaml", recipe_flags(flags))
+    if recipe.global_batch_size % job.all_cards:
+        batch = -(-recipe.global_batch_size // job.all_cards) * job.all_cards
+        recipe = replace(recipe, global_batch_size=batch)
+        flags += ["--global-batch-size", str(batch)]
+    shape, sizes = SHAPES[job.model], sizes_of(SHAPES[job.model], recipe)
+    usable = USABLE * (job.gpu.gib - CONTEXT)
+    share = recipe.global_batch_size // job.all_cards
+    sharded = way.engine == "zero3" or recipe.method == "full" or job.gpu.capability < (8, 0)
+    counts = [shape.layers] if sharded else range(shape.layers + 1)
+    best: Plan | None = None
+    for micro in (size for size in range(share, 0, -1) if share % size == 0):
+        for count in counts:
+            parts = _parts(job, way, recipe, shape, sizes, micro, count)
+            if sum(parts.values()) <= usable or (micro == 1 and count == shape.layers):
+                found = _plan(job, way, recipe, sizes, flags, parts, usable, count, micro)
+                if best is None or (found.tokens_per_second or 0) > (best.tokens_per_second or 0):
+                    best = found
+                break
+        if best and best.fits and (sharded or not best.recomputed):
+            break
+    assert best
+    return best
+
+
+def _parts(
+    job: Job, way: Way, recipe: Recipe, shape: Shape, sizes: Sizes, micro: int, recomputed: int
+) -> dict[str, float]:
+    """Part -> GiB of a card."""
+    tokens, cards = micro * recipe.pack_length, job.all_cards
+    if job.gpu.capability < (8, 0):
+        states = memory_per_gpu(recipe, sizes, STAGE[way.engine], cards)
+        passing = plain_pass_bytes(shape.layers, shape.d_model, shape.vocabulary, tokens)
+        parts = {"weights, gradients, optimizer": states, "activations, logits": passing}
+    else:
+        # Where all weights train on one card, the layers' inputs go to the machine's memory.
+        on_host = recipe.method == "full" and STAGE[way.engine] == 0
+        work = Work(shape.layers, shape.d_model, tokens, recomputed, on_host)
+        parts = peak_by_part(recipe, sizes, work, STAGE[way.engine], cards)
+    if way.offload:
+        parts["weights, gradients, optimizer"] = weight_bytes(recipe, sizes) / cards if way.offload != "all" else 0.0
+    return {name: count / 2**30 for name, count in parts.items()}
+
+
+def _plan(
+    job: Job,
+    way: Way,
+    recipe: Recipe,
+    sizes: Sizes,
+    flags: list[str],
+    parts: dict[str, float],
+    usable: float,
+    recomputed: int,
+    micro: int,
+) -> Plan:
+    shape, cards, stage = SHAPES[job.model], job.all_cards, STAGE[way.engine]
+    update = recipe.global_batch_size * recipe.pack_length
+    speed = None
+    if not way.offload:  # the time of offload was never measured
+        passes = recipe.global_batch_size // (micro * cards)
+        products = products_of(recipe, job.gpu, way.engine, recomputed / shape.layers, sizes)
+        gathered = traffic_per_step(recipe, sizes, stage, cards, passes)
+        speed = tokens_per_second(job.gpu, cards, growth_of(recipe, way.engine), products, gathered, update)
+    epoch = job.tokens / speed / 3600 if speed else None
+    total = epoch * job.epochs if epoch is not None else None
+    host = sizes.trained * OFFLOADED_OPTIMIZER if way.offload else 0.0
+    host += weight_bytes(recipe, sizes) if way.offload == "all" else 0.0
+    trained = of_recipe(recipe, stage)
+    saved = CHECKPOINTS * checkpoint_bytes(trained.weight, recipe.training.get("optim", ""), stage)
+    last = 4 * sizes.trained if recipe.method == "lora" else 2 * (sizes.linear + sizes.other)
+    if micro != recipe.micro_batch_size:
+        flags = [*flags, "--micro-batch-size", str(micro)]
+    return Plan(
+        way,
+        parts,
+        usable,
+        recomputed,
+        shape.layers,
+        micro,
+        host / job.machines / 2**30,
+        (saved * sizes.trained + last) / 2**30,
+        speed,
+        epoch,
+        total,
+        math.ceil(total / job.hours) if total is not None and job.hours else None,
+        math.ceil(math.ceil(job.tokens / recipe.pack_length) / recipe.global_batch_size * job.epochs),
+        _command(job, way, flags),
+    )
+
+
+def _command(job: Job, way: Way, flags: list[str]) -> str:
+    target = TARGET[way.engine] + {"": "", "optimizer": "-optimizer-offload", "all": "-offload"}[way.offload]
+    parts = ["make", target]
+    parts += [f"NUM_GPUS={job.cards}"] if way.engine != "one" else []
+    parts += [f"NUM_MACHINES={job.machines}", "MACHINE_RANK=0", "MAIN_IP=ADDRESS"] if job.machines > 1 else []
+    parts += [f"RECIPE=scripts/recipes/{way.recipe}.yaml", f"DATA={job.data}", f"RUN=runs/{way.recipe}"]
+    return " ".join([*parts, *([f'ARGS="{" ".join(flags)}"'] if flags else [])])
+
+
+def best_of(plans: list[Plan]) -> Plan | None:
+    """The fastest plan that fits; LoRA's variants differ little in what they learn."""
+    timed = [plan for plan in plans if plan.fits and plan.tokens_per_second]
+    fitting = [plan for plan in plans if plan.fits]
+    return max(timed, key=lambda plan: plan.tokens_per_second or 0.0) if timed else next(iter(fitting), None)
+
+
+def predicted(row: Measured) -> tuple[float, float]:
+    """(GiB a card, tokens a second of all cards) by the formulas for a run of polyglot-ko-12.8b that was measured."""
+    recipe, shape = load_recipe(RECIPES / f"{row.recipe}.yaml"), SHAPES["EleutherAI/polyglot-ko-12.8b"]
+    sizes, engine = sizes_of(shape, recipe), row.engine.partition(",")[0]
+    work = Work(shape.layers, shape.d_model, row.tokens, row.recomputed, row.inputs_on_host)
+    parts = peak_by_part(recipe, sizes, work, STAGE[engine], row.cards)
+    products = Products(row.kind, sizes.linear, row.recomputed / shape.layers)
+    speed = tokens_per_second(GPUS[row.card], row.cards, row.engine, products, 0.0, row.tokens * row.cards)
+    return sum(parts.values()) / 2**30, speed

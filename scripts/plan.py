@@ -1,0 +1,208 @@
+"""Before anything is downloaded: which ways of training fit, how long they take, what they need, and the commands.
+
+    python scripts/plan.py --data train.csv                          the GPUs of this machine
+    python scripts/plan.py --data train.csv --gpu "T4:2" --hours 12
+    python scripts/plan.py --pairs 6440 --gpu "H100:8" --machines 2 --model polyglot-ko-5.8b
+    python scripts/plan.py --check                                   the formulas beside what was measured
+
+Takes no GPU, weights or network. Memory and times are computed; llm_qa/planning/README.md has how far they were off.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+from llm_qa import files
+from llm_qa.console import (
+    ArgumentParser,
+    UserError,
+    counted,
+    format_seconds,
+    format_table,
+    positive_int,
+    run_script,
+    say,
+)
+from llm_qa.data.preparation import bundled_file
+from llm_qa.data.readers import read_files
+from llm_qa.data.records import open_split
+from llm_qa.models.shapes import SHAPES
+from llm_qa.planning.gpus import parse_gpus
+from llm_qa.planning.measured import MEASURED
+from llm_qa.planning.speed import MEASURED_WITHIN, UNCERTAIN
+from llm_qa.planning.ways import CONTEXT, Job, Plan, all_plans, best_of, predicted
+
+KNOWN = {name.rpartition("/")[2]: name for name, shape in SHAPES.items() if shape.model_type == "gpt_neox"}
+TOKENS_PER_CHARACTER, FORMAT_CHARACTERS = 0.6, 20  # as train.py --dry-run counts without a tokenizer
+TOKENS_PER_PAIR = 74  # of the original notebooks' pairs, by --pairs
+TRAINED_SHARE = 0.8  # of the rows of raw files: the rest is held out
+FEW_UPDATES = 50
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The flags; UserError for values that mean nothing."""
+    parser = ArgumentParser(description=__doc__)
+    parser.add_argument("--data", nargs="+", help="a prepared folder, or raw files (default: the bundled data)")
+    parser.add_argument("--pairs", type=positive_int, help=f"in place of --data: pairs of {TOKENS_PER_PAIR} tokens")
+    parser.add_argument("--gpu", help="'RTX 4090', 'T4:2', 'H100:8' of each machine (default: those of this machine)")
+    parser.add_argument("--machines", type=positive_int, default=1, help="machines with as many cards each (1)")
+    parser.add_argument("--memory", type=gibibytes, help="GiB of each card, in place of what the table says")
+    parser.add_argument("--model", default="polyglot-ko-12.8b", help=f"one of {', '.join(KNOWN)}")
+    parser.add_argument("--epochs", type=float, default=3.0, help="passes over the data (3)")
+    parser.add_argument("--hours", type=float, help="that a session may last")
+    parser.add_argument("--json", action="store_true", help="everything as JSON")
+    parser.add_argument("--check", action="store_true", help="the formulas beside the runs that were measured")
+    options = parser.parse_args()
+    for name in ("epochs", "hours"):
+        value = getattr(options, name)
+        if value is not None and not 0 < value < math.inf:
+            raise UserError(f"--{name} {value} is not above 0: give a positive number.")
+    options.model = KNOWN.get(options.model.rpartition("/")[2])
+    if options.model is None:
+        raise UserError(
+            f"--model must be one of {', '.join(KNOWN)} here; train.py RECIPE --dry-run shows what another model takes."
+        )
+    if options.data and options.pairs:
+        raise UserError("--data and --pairs both say how much is trained: give one of them.")
+    files.check_exists(options.data or (), "--data")
+    return options
+
+
+def gibibytes(text: str) -> float:
+    """16, 16GiB or 16GB as a number of GiB."""
+    try:
+        value = float(text.lower().removesuffix("gib").removesuffix("gb").strip())
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not a number of GiB, like 16")
+    return value
+
+
+def tokens_of(data: list[str] | None, pairs: int | None) -> tuple[int, str]:
+    """(tokens of an epoch, how they were counted) of a prepared folder's training split, raw files, or pairs."""
+    if pairs:
+        return pairs * TOKENS_PER_PAIR, f"{pairs:,} pairs of {TOKENS_PER_PAIR} tokens"
+    prepared = data is not None and Path(data[0]).is_dir()
+    if prepared:
+        assert data
+        records, share = list(open_split(data[0], "train")), 1.0
+    else:
+        records, share = read_files(data or [bundled_file("train.csv")]).records, TRAINED_SHARE
+    lengths = [len(question) + len(answer) + FORMAT_CHARACTERS for r in records for question, answer in r.pairs()]
+    what = f"{len(lengths):,} pairs" + ("" if prepared else f", of which {TRAINED_SHARE:.0%} are trained on")
+    tokens = math.ceil(sum(lengths) * share * TOKENS_PER_CHARACTER)
+    return tokens, f"{what}, estimated at {TOKENS_PER_CHARACTER} tokens a character"
+
+
+def table(plans: list[Plan], best: Plan | None, with_sessions: bool) -> str:
+    """One row for each way, in 80 columns; sessions stand in place of an epoch's time."""
+    rows = []
+    for plan in plans:
+        name = f"{'*' if plan is best else ' '} {plan.way.name}, {plan.way.where}"
+        row = [name, f"{plan.gib:,.1f}", "yes" if plan.fits else "no", f"{plan.recomputed}/{plan.layers}"]
+        row.append(f"{plan.micro_batch}")
+        if plan.fits and plan.tokens_per_second and plan.epoch_hours is not None and plan.total_hours is not None:
+            row += [f"{plan.tokens_per_second:,.0f}", span(plan.epoch_hours), span(plan.total_hours)]
+            row[6:7] = [f"{plan.sessions}"] if with_sessions else row[6:7]
+        else:
+            row += ["–"] * 3
+        rows.append(row)
+    header = ["  way", "GiB", "fits", "rec.", "batch", "tok/s", "sessions" if with_sessions else "epoch", "all"]
+    return format_table(header, rows)
+
+
+def span(hours: float) -> str:
+    """A time in hours as text."""
+    return format_seconds(hours * 3600)
+
+
+def reason(best: Plan | None, plans: list[Plan]) -> list[str]:
+    """What is proposed and why, with what it needs, in lines."""
+    if best is None:
+        least = min(plans, key=lambda plan: plan.gib - plan.usable)
+        return [
+            f"Nothing fits: the nearest, {least.way.name} on {least.way.where}, needs {least.gib:,.1f} GiB of a card "
+            f"and {least.usable:,.1f} can be used. Take a larger card (--gpu), more of them, or a smaller --model."
+        ]
+    why = "the fastest that fits" if best.tokens_per_second else "the first that fits; its speed was never measured"
+    by_part = ", ".join(f"{name} {gib:,.1f}" for name, gib in best.parts.items())
+    lines = [
+        f"* {best.way.name} on {best.way.where}: {why}. {best.command}",
+        f"  GiB of a card: {by_part}; CUDA itself {CONTEXT}",
+        f"  disk: {best.disk_gib:,.1f} GiB for two checkpoints and the result"
+        + (f"; memory of each machine: {best.host_gib:,.0f} GiB" if best.host_gib else ""),
+    ]
+    if best.updates < FEW_UPDATES:
+        lines.append(
+            f"  note: {counted(best.updates, 'update')} in all are few to learn from, the first of them at a learning "
+            "rate near 0: lower --global-batch-size, raise --num-train-epochs, or add data"
+        )
+    return lines
+
+
+def check_table() -> str:
+    """Computed beside measured, the largest error first."""
+    rows: list[tuple[float, list[str]]] = []
+    for row in MEASURED:
+        gib, speed = predicted(row)
+        fast = speed / row.tokens_per_second - 1
+        large = 0.0 if row.gib is None else gib / row.gib - 1
+        kind = f"{row.recipe}, {row.kind}, {row.tokens:,} tokens, {row.recomputed}/40"
+        memory = [f"{gib:.1f}", f"{row.gib}", f"{large:+.1%}"] if row.gib else [f"{gib:.1f}", "–", "–"]
+        times = [f"{speed:,.0f}", f"{row.tokens_per_second:,}", f"{fast:+.1%}"]
+        engine = row.engine.partition(",")[0]
+        rows.append((max(abs(fast), abs(large)), [kind, f"{engine}, {row.cards} {row.card}", *memory, *times]))
+    header = ["recipe, products, tokens a pass, recomputed", "on", "GiB", "seen", "off", "tok/s", "seen", "off"]
+    return format_table(header, [cells for _, cells in sorted(rows, key=lambda each: -each[0])])
+
+
+def main() -> int:
+    """Phases: flags, tokens, plans, table."""
+    options = parse_arguments()
+    if options.check:
+        say(check_table())
+        return 0
+    gpu, cards = parse_gpus(options.gpu, options.memory)
+    tokens, how = tokens_of(options.data, options.pairs)
+    data = " ".join(options.data) if options.data else "train.csv"
+    job = Job(options.model, gpu, cards, options.machines, tokens, options.epochs, options.hours, data)
+    plans = all_plans(job)
+    best = best_of(plans)
+    if options.json:
+        values = [{**dataclasses.asdict(p), "gib": p.gib, "fits": p.fits, "best": p is best} for p in plans]
+        say(
+            json.dumps(
+                {"gpu": gpu.name, "cards": cards, "tokens": tokens, "plans": values}, ensure_ascii=False, indent=2
+            )
+        )
+        return 0
+    machines = f" in each of {options.machines} machines" if options.machines > 1 else ""
+    usable = f"{plans[0].usable:,.1f} of {gpu.gib:,.1f} GiB of each can be used"
+    say(f"{options.model} on {cards} x {gpu.name}{machines}, {usable}")
+    say(f"{options.epochs:g} epochs of {tokens:,} tokens ({how})")
+    text = table(plans, best, options.hours is not None)
+    say(text)
+    say("rec.: layers recomputed; batch: packs of 512 tokens a pass; offload: under ZeRO-3; –: no fit, or not measured")
+    trust = (
+        f"times: within {MEASURED_WITHIN:.0%} of what was measured on this card, loading and validation not counted"
+        if gpu.measured
+        else f"times are estimates: this card was not measured, and they may be off by a factor of {UNCERTAIN:g}"
+    )
+    say(trust)
+    if job.machines > 1:
+        say("between machines the network's time comes on top: accelerate_configs/README.md has what is sent")
+    say("\n".join(reason(best, plans)))
+    others = [plan for plan in plans if plan.fits and plan is not best]
+    if others:
+        say("the others that fit:")
+        say("\n".join(f"  {plan.way.name}, {plan.way.where}: {plan.command}" for plan in others))
+    return 0
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,143 @@
+"""plan.py by its command line: what fits, what is marked, and one sentence for what it cannot plan."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+from command_line import ROOT, run_script
+
+from llm_qa.config.recipe import load_recipe
+from llm_qa.models.shapes import SHAPES
+from llm_qa.planning import ways
+from llm_qa.planning.dry_run import meta_model
+from llm_qa.planning.dry_run import sizes_of as sizes_of_model
+from llm_qa.planning.gpus import GPUS
+from llm_qa.planning.ways import Job, all_plans, best_of, sizes_of
+
+
+def planned(*flags) -> str:
+    done = run_script("scripts/plan.py", *flags)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def job(gpu, cards=1, machines=1, **more):
+    return Job("EleutherAI/polyglot-ko-12.8b", GPUS[gpu], cards, machines, 476_560, 3, **more)
+
+
+def test_the_table_fits_80_columns_and_marks_the_fastest():
+    for more in (["--hours", "12"], []):
+        text = planned("--pairs", "6440", "--gpu", "H100:2", *more)
+        table = text[text.index("  way") : text.index("rec.:")].splitlines()
+        assert max(map(len, table)) <= 80
+    assert sum(line.startswith("*") for line in table) == 1
+    assert "  full, DDP                168.2    no" in text
+    assert "within 15% of what was measured on this card" in text
+
+
+def test_json_holds_every_way_with_its_parts():
+    found = json.loads(planned("--pairs", "6440", "--gpu", "RTX 4090", "--json"))
+    assert found["tokens"] == 6440 * 74
+    best = [plan for plan in found["plans"] if plan["best"]]
+    assert len(best) == 1
+    assert best[0]["fits"]
+    assert best[0]["gib"] == pytest.approx(sum(best[0]["parts"].values()))
+    assert best[0]["command"].startswith("make train RECIPE=scripts/recipes/qlora_12.8b.yaml")
+
+
+def test_raw_and_prepared_data_are_counted(tmp_path):
+    raw = tmp_path / "faq.csv"
+    raw.write_text(
+        "질문,답변\n" + "".join(f"{n}번은 왜 그런가요?,{n}번이라서 그렇습니다.\n" for n in range(40)), "utf-8"
+    )
+    text = planned("--data", raw, "--gpu", "A100")
+    assert "40 pairs, of which 80% are trained on" in text
+    assert "few to learn from" in text
+    assert "times are estimates" in text
+    done = run_script("scripts/prepare_data.py", raw, "--out", tmp_path / "data")
+    assert done.returncode == 0, done.stderr
+    assert "32 pairs, estimated" in planned("--data", tmp_path / "data", "--gpu", "A100")
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--gpu", "P100"], "compute capability 6.0"),
+        (["--gpu", "RTX 9999"], "is not in the table"),
+        (["--gpu", "T4:none"], "is not a number of cards"),
+        (["--gpu", "T4", "--model", "gpt-5"], "--model must be one of polyglot-ko-1.3b"),
+        (["--gpu", "T4", "--memory", "much"], "is not a number of GiB"),
+        (["--gpu", "T4", "--hours", "0"], "--hours 0.0 is not above 0"),
+        (["--gpu", "T4", "--data", "nofile.csv"], "nofile.csv does not exist"),
+        (["--gpu", "T4", "--data", "a.csv", "--pairs", "3"], "give one of them"),
+    ],
+)
+def test_what_cannot_be_planned_is_one_sentence(flags, sentence):
+    done = run_script("scripts/plan.py", *flags)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert sentence in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_where_nothing_fits_the_nearest_is_named():
+    text = planned("--pairs", "100", "--gpu", "T4", "--memory", "6")
+    assert "Nothing fits: the nearest, QLoRA nf4 on one GPU, needs 7." in text
+
+
+@pytest.mark.parametrize("name", [name for name, shape in SHAPES.items() if shape.model_type == "gpt_neox"])
+@pytest.mark.parametrize("recipe", ["qlora_12.8b", "full_12.8b"])
+def test_weights_on_paper_are_those_of_the_model(name, recipe):
+    recipe = load_recipe(f"scripts/recipes/{recipe}.yaml", {"model": name})
+    assert sizes_of(SHAPES[name], recipe) == sizes_of_model(meta_model(recipe), recipe)
+
+
+@pytest.mark.parametrize("gpu", GPUS)
+@pytest.mark.parametrize("cards", [1, 2, 8])
+def test_every_command_is_one_that_make_and_train_take(gpu, cards):
+    """Paths exist, targets too, and the micro-batch divides a process's share of the global batch."""
+    if GPUS[gpu].capability < (7, 0):
+        return
+    targets = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for plan in all_plans(job(gpu, cards)):
+        words = plan.command.split()
+        assert f"\n{words[1]}:" in targets
+        recipe = next(word.partition("=")[2] for word in words if word.startswith("RECIPE="))
+        flags = plan.command.partition('ARGS="')[2].rstrip('"').split()
+        values = dict(zip([flag.removeprefix("--").replace("-", "_") for flag in flags[::2]], flags[1::2], strict=True))
+        batch = load_recipe(recipe, values).global_batch_size
+        assert batch % (cards * plan.micro_batch) == 0
+
+
+def test_more_memory_is_never_slower_and_nothing_that_fits_is_over():
+    speeds = []
+    for gib in (10, 14.6, 23.5, 39.4, 79.2, 139.8):
+        gpu = ways.replace(GPUS["H100"], gib=gib)
+        plans = all_plans(Job("EleutherAI/polyglot-ko-12.8b", gpu, 1, 1, 476_560, 3))
+        assert all(plan.gib <= 0.94 * gib for plan in plans if plan.fits)
+        best = best_of(plans)
+        speeds.append(best.tokens_per_second if best else 0.0)
+    assert speeds == sorted(speeds)
+    assert speeds[1] > 0, "nf4 with every layer recomputed"
+
+
+def test_sessions_are_counted():
+    (plan, *_) = all_plans(job("T4", hours=0.5))
+    assert plan.sessions == -(-plan.total_hours // 0.5)
+
+
+def test_the_readme_shows_what_check_prints():
+    page = (ROOT / "llm_qa/planning/README.md").read_text(encoding="utf-8")
+    assert planned("--check").strip() in page
+    for flags in (["T4:2"], ["RTX 4090"]):
+        text = planned("--pairs", "6440", "--gpu", *flags, "--hours", "12")
+        assert text[: text.index("\nrec.:")] in page
+
+
+def test_make_passes_the_flags_on():
+    variables = ["GPU=RTX 4090", "MEMORY=16GiB", "MODEL=polyglot-ko-5.8b", "HOURS=12", "DATA=a.csv", "NUM_MACHINES=2"]
+    done = subprocess.run(["make", "-n", "plan", *variables], cwd=ROOT, capture_output=True, text=True, check=True)
+    wanted = '--data a.csv --gpu "RTX 4090" --memory 16GiB --model polyglot-ko-5.8b --hours 12 --machines 2'
+    assert wanted in done.stdout
+    assert Path("scripts/plan.py").name in done.stdout
