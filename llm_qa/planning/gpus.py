@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from llm_qa.console import UserError
 
+OLDEST = (7, 5)  # compute capability of what bitsandbytes' CUDA 13 build contains; precision.py refuses nf4 below it
 NVLINK, PCIE5, PCIE4, PCIE3 = 450e9, 50e9, 25e9, 12e9  # bytes a second in one direction, as published
 
 
@@ -98,16 +99,16 @@ def parse_gpus(text: str | None, memory_gib: float | None = None) -> tuple[Gpu, 
         raise UserError(
             f"--gpu {name} is not in the table: choose one of {_names()}, or one like it with --memory GiB."
         )
-    if gpu.capability < (7, 0):
+    if gpu.capability < OLDEST:
         raise UserError(
-            f"--gpu {gpu.name} has compute capability {gpu.capability[0]}.{gpu.capability[1]}, and today's PyTorch and "
-            "bitsandbytes need 7.0 or newer: a T4 is the next larger card that Kaggle lends."
+            f"--gpu {gpu.name} has compute capability {gpu.capability[0]}.{gpu.capability[1]}, and 4-bit weights need "
+            "7.5 (bitsandbytes' CUDA 13 build): choose a T4 or newer."
         )
     return replace(gpu, gib=memory_gib or gpu.gib), count
 
 
 def _names() -> str:
-    return ", ".join(name for name, gpu in GPUS.items() if gpu.capability >= (7, 0))
+    return ", ".join(name for name, gpu in GPUS.items() if gpu.capability >= OLDEST)
 
 
 def _of_this_machine() -> list[tuple[str, float]]:

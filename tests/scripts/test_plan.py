@@ -8,11 +8,12 @@ import pytest
 from command_line import ROOT, run_script
 
 from llm_qa.config.recipe import load_recipe
+from llm_qa.models.precision import BITSANDBYTES_CAPABILITY
 from llm_qa.models.shapes import SHAPES
 from llm_qa.planning import ways
 from llm_qa.planning.dry_run import meta_model
 from llm_qa.planning.dry_run import sizes_of as sizes_of_model
-from llm_qa.planning.gpus import GPUS
+from llm_qa.planning.gpus import GPUS, OLDEST
 from llm_qa.planning.ways import Job, all_plans, best_of, sizes_of
 
 
@@ -64,6 +65,7 @@ def test_raw_and_prepared_data_are_counted(tmp_path):
     ("flags", "sentence"),
     [
         (["--gpu", "P100"], "compute capability 6.0"),
+        (["--gpu", "V100:2"], "compute capability 7.0, and 4-bit weights need 7.5"),
         (["--gpu", "RTX 9999"], "is not in the table"),
         (["--gpu", "T4:none"], "is not a number of cards"),
         (["--gpu", "T4", "--model", "gpt-5"], "--model must be one of polyglot-ko-1.3b"),
@@ -79,6 +81,10 @@ def test_what_cannot_be_planned_is_one_sentence(flags, sentence):
     assert done.stderr.startswith("error: ")
     assert sentence in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_the_oldest_card_that_is_planned_is_the_oldest_that_trains_in_4_bits():
+    assert OLDEST == BITSANDBYTES_CAPABILITY
 
 
 def test_where_nothing_fits_the_nearest_is_named():
@@ -97,7 +103,7 @@ def test_weights_on_paper_are_those_of_the_model(name, recipe):
 @pytest.mark.parametrize("cards", [1, 2, 8])
 def test_every_command_is_one_that_make_and_train_take(gpu, cards):
     """Paths exist, targets too, and the micro-batch divides a process's share of the global batch."""
-    if GPUS[gpu].capability < (7, 0):
+    if GPUS[gpu].capability < OLDEST:
         return
     targets = (ROOT / "Makefile").read_text(encoding="utf-8")
     for plan in all_plans(job(gpu, cards)):
