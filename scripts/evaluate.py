@@ -31,7 +31,7 @@ from llm_qa.distributed import end_processes, first_to_say, rank, start_processe
 from llm_qa.evaluation.evaluations import WHOSE, answered_before, say_what_is_replaced, write_evaluation
 from llm_qa.evaluation.metrics.embedding import COMPETITION_EMBEDDER, load_embedder, with_cosines
 from llm_qa.evaluation.predict.contamination import contamination, nearest_rows, with_closest
-from llm_qa.evaluation.predict.run_data import data_name, data_of_run, groups_of_split, training_records
+from llm_qa.evaluation.predict.run_data import data_name, data_of_run, groups_of_split, held_out_of, training_records
 from llm_qa.inference.settings import DECODER_HELP, DECODERS, MAX_NEW_TOKENS_HELP, named_settings
 from llm_qa.migrations import renamed_flags
 
@@ -128,6 +128,7 @@ def evaluate(options: argparse.Namespace) -> None:
         "data": str(data_dir),
         "data_sha256": files.sha256_file(files.split_file(data_dir, options.split)),
         "embedder": options.embedder,
+        "held_out": held_out_of(data_dir, options.split),
     }
 
     def folder_of(label: str) -> Path:

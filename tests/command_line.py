@@ -1,12 +1,20 @@
 """Run the project's scripts as a user would, and read what they print."""
 
+import atexit
+import contextlib
 import os
 import subprocess
 import sys
+import tempfile
+from functools import cache
 from pathlib import Path
+
+from forked_python import fork_server
 
 ROOT = Path(__file__).parents[1]
 ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "accelerate_configs/single_gpu.yaml"]
+
+FORKED = ROOT / "tests" / "forked_python.py"
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -16,16 +24,27 @@ def environment(**more: str) -> dict[str, str]:
     return {**kept, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": path, **more}
 
 
+@cache
+def forked_python() -> dict[str, str]:
+    """The variables of a server that forks scripts from imports that are done, which this process starts once."""
+    stack = contextlib.ExitStack()
+    atexit.register(stack.close)
+    folder = stack.enter_context(tempfile.TemporaryDirectory())
+    return stack.enter_context(fork_server(Path(folder)))
+
+
 def run_script(*arguments: str | Path, launch: bool = False, timeout: float = 300, **more: str):
-    """A finished `python scripts/...` (or `accelerate launch scripts/...`)."""
-    start = ACCELERATE if launch else [sys.executable]
+    """A finished `python scripts/...` (or `accelerate launch scripts/...`), in a process of its own."""
+    start, server = ACCELERATE, {}
+    if not launch and not any(name.startswith("PYTHON") for name in more):
+        start, server = [sys.executable, FORKED], forked_python()
     return subprocess.run(
-        [*start, *map(str, arguments)],
+        [*map(str, start), *map(str, arguments)],
         cwd=ROOT,
         capture_output=True,
         text=True,
         encoding="utf-8",
         stdin=subprocess.DEVNULL,
         timeout=timeout,
-        env=environment(**more),
+        env=environment(**server, **more),
     )

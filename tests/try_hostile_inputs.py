@@ -26,7 +26,8 @@ from hostile_inputs import FILES, WORDS, as_utf8, damaged, recipe_flags_of, reci
 from llm_qa import files
 from llm_qa.config.recipe import load_recipe, make_recipe, recipe_flags
 from llm_qa.console import UserError
-from llm_qa.data.preparation import PreparationOptions, prepare
+from llm_qa.data.preparation import prepare
+from llm_qa.data.preparation_options import PreparationOptions
 from llm_qa.data.readers.rows import ColumnNames
 from llm_qa.data.records import load_split
 from llm_qa.data.text import invalid_reason

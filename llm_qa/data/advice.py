@@ -6,6 +6,8 @@ import math
 from pathlib import Path
 from typing import Any
 
+from llm_qa.data.phrasings import PHRASINGS
+
 LARGEST_SHARE = 0.4  # of the records, that is proposed for the test
 
 
@@ -14,8 +16,9 @@ def advice(manifest: dict[str, Any], out: Path, groups_needed: int) -> list[str]
 
     `groups_needed` are the fewest groups of test records with which a comparison can come to a verdict.
     """
-    kept = sum(split["records"] for split in manifest["splits"].values())
-    single = sum(split["one_phrasing"] for split in manifest["splits"].values())
+    by_phrasing = manifest["options"].get("held_out") == PHRASINGS
+    counted = [split for name, split in manifest["splits"].items() if not (by_phrasing and name == "test")]
+    kept, single = (sum(split[key] for split in counted) for key in ("records", "one_phrasing"))
     lines = [held_out(manifest, groups_needed)]
     if 2 * single >= kept:
         lines.append(
@@ -29,6 +32,14 @@ def advice(manifest: dict[str, Any], out: Path, groups_needed: int) -> list[str]
 def held_out(manifest: dict[str, Any], needed: int) -> str:
     """Whether the held-out records can carry a verdict, and what would help."""
     groups, all_groups, share = manifest["test_groups"], manifest["groups"], manifest["options"]["test"]
+    if manifest["options"].get("held_out") == PHRASINGS:
+        enough = "enough" if groups >= needed else "too few"
+        count = manifest["splits"]["test"]["records"]
+        return (
+            f"test: one wording of each of {count:,} records in {groups:,} groups, about facts that the model is "
+            f"taught in other words: {enough} for a verdict, which needs {needed:,} groups; it says nothing about facts that "
+            "the model is not taught"
+        )
     if not groups:
         return "test: no record is held out, so facts that the model was not taught cannot be asked (--test 0.1)"
     what = f"test: {groups:,} group{'s'[: groups > 1]} of records held out, about facts that the model is not taught"

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 from collections import Counter
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -15,54 +15,14 @@ from typing import Any
 from llm_qa import files
 from llm_qa.console import UserError, format_table, progress, say
 from llm_qa.data.groups import group_records
+from llm_qa.data.phrasings import PHRASINGS, RECORDS, hold_out_phrasings
+from llm_qa.data.preparation_options import PreparationOptions
 from llm_qa.data.readers import read_files
-from llm_qa.data.readers.rows import ColumnNames
 from llm_qa.data.records import QARecord, crossing_texts, split_records
 from llm_qa.data.text import Cleaning
 
 SCHEMA_VERSION = 3  # 2: line breaks are kept, and only equal texts are duplicates; 3: messages of conversations
 CLEANED_SPLITS = ("train", "validation")  # users write uncleaned Korean, so the test split stays raw
-
-
-@dataclass(frozen=True)
-class PreparationOptions:
-    """All options that shape prepared data; the manifest records them."""
-
-    columns: ColumnNames = field(default_factory=ColumnNames)
-    cleaning: str = "none"
-    stopwords: str | None = None
-    stopwords_scope: str | None = None  # with stopwords: none | questions | all; None means all
-    validation: float = 0.1
-    test: float = 0.1
-    seed: int = 42
-    group_by: str = "both"  # both | questions
-    max_characters: int = 4096
-    sheet: str | None = None  # of an Excel workbook; None is the first
-    line_breaks: str = "keep"  # inside answers and contexts: keep | join
-    learn_turns: str = "last"  # of a conversation: last | all
-
-    def check(self) -> None:
-        """Raise UserError naming every bad value at once."""
-        problems = []
-        for name in ("validation", "test"):
-            if not 0 <= getattr(self, name) < 1:
-                problems.append(f"--{name} is {getattr(self, name)} and must be from 0 to below 1")
-        if self.validation + self.test >= 1:
-            problems.append(f"--validation {self.validation} and --test {self.test} leave no records to train on")
-        if self.max_characters < 1:
-            problems.append(f"--max-characters is {self.max_characters} and must be at least 1")
-        if self.stopwords_scope is not None and self.stopwords is None:
-            problems.append(f"--stopwords-scope {self.stopwords_scope} has no effect without --stopwords")
-        if problems:
-            raise UserError("; ".join(problems) + ".")
-
-    def to_json(self) -> dict[str, Any]:
-        """For the manifest: every option, without paths of this machine."""
-        stopwords = Path(self.stopwords).name if self.stopwords else None
-        options = asdict(self) | {"stopwords": stopwords, "stopwords_scope": self.stopwords_scope or "all"}
-        if self.learn_turns == "last":
-            del options["learn_turns"]  # so that data prepared before the option existed are still the same
-        return options
 
 
 def bundled_file(name: str) -> Path:
@@ -145,11 +105,14 @@ def prepare(
         by_answers=options.group_by == "both",
     )
     crossing = crossing_texts(splits)
+    if options.held_out == PHRASINGS:  # their answers are trained, on purpose
+        splits["train"], splits["test"] = hold_out_phrasings(splits["train"], options.seed)
     groups = group_records(result.records, by_answers=options.group_by == "both")
     cleaned, emptied = {}, {}
     for split, records in splits.items():
         cleaned[split], emptied[split] = clean_split(records, cleaning)
-    for kind, count in crossing_texts(cleaned).items():  # as the model sees them: cleaning can make texts equal
+    seen = cleaned if options.held_out == RECORDS else {split: cleaned[split] for split in CLEANED_SPLITS}
+    for kind, count in crossing_texts(seen).items():  # as the model sees them: cleaning can make texts equal
         crossing[kind] = max(crossing[kind], count)
     for split in CLEANED_SPLITS:
         splits[split] = cleaned[split]
@@ -186,7 +149,8 @@ def prepare(
         manifest = json.loads(json.dumps(manifest))  # as it will be read back: tuples are lists
         for account in (manifest, *manifest["inputs"]):
             assert account["rows_read"] == account["kept"] + account["rejected"]
-        assert manifest["kept"] == manifest["merged"] + sum(map(len, splits.values()))
+        whole = [split for split in files.SPLITS if split != "test" or options.held_out == RECORDS]
+        assert manifest["kept"] == manifest["merged"] + sum(len(splits[split]) for split in whole)
         files.write_json(staged / files.MANIFEST, manifest)
         _put_in_place(staged, out, manifest, overwrite)
     except OSError as error:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from llm_qa.data.preparation import PreparationOptions
+from llm_qa.data.phrasings import PHRASINGS, RECORDS
+from llm_qa.data.preparation_options import PreparationOptions
 from llm_qa.data.readers.rows import ColumnNames
 from llm_qa.data.text import LINE_BREAKS
 
@@ -37,9 +38,10 @@ def add_preparation_flags(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--stopwords", help="a stopword file, or 'morphemes' (kiwipiepy finds particles)")
     group.add_argument("--stopwords-scope", choices=("none", "questions", "all"), help="default: all")
-    for name in ("validation", "test"):
+    for name, kind in (("validation", float), ("test", share_or_phrasings)):
         share = getattr(defaults, name)
-        group.add_argument(f"--{name}", type=float, default=share, help=f"share of the records (default {share})")
+        more = "; or 'phrasings': one wording of each trained fact" if name == "test" else ""
+        group.add_argument(f"--{name}", type=kind, default=share, help=f"share of the records (default {share}){more}")
     group.add_argument(
         "--group-by",
         default=defaults.group_by,
@@ -49,6 +51,16 @@ def add_preparation_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--max-characters", type=int, default=defaults.max_characters, help="longest question + answer + context"
     )
+
+
+def share_or_phrasings(text: str) -> float | str:
+    """The value of --test: a number, or the word phrasings."""
+    if text == PHRASINGS:
+        return text
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text} is neither a share, like 0.1, nor the word {PHRASINGS}") from None
 
 
 def preparation_options(flags: argparse.Namespace) -> PreparationOptions:
@@ -65,7 +77,8 @@ def preparation_options(flags: argparse.Namespace) -> PreparationOptions:
         stopwords=flags.stopwords,
         stopwords_scope=flags.stopwords_scope,
         validation=flags.validation,
-        test=flags.test,
+        test=0.0 if flags.test == PHRASINGS else flags.test,
+        held_out=PHRASINGS if flags.test == PHRASINGS else RECORDS,
         group_by=flags.group_by,
         max_characters=flags.max_characters,
         sheet=flags.sheet,

@@ -8,6 +8,7 @@ from typing import Any
 
 from llm_qa import files
 from llm_qa.console import UserError, say
+from llm_qa.data.phrasings import PHRASINGS, RECORDS
 from llm_qa.evaluation.metrics.catalogue import MEASURES, is_number
 from llm_qa.evaluation.predict.contamination import contamination
 from llm_qa.evaluation.statistics.scoring import check_rows, score_predictions
@@ -31,6 +32,7 @@ class Evaluation:
     generation: dict[str, Any] = field(default_factory=dict)  # settings of the answers
     contamination: dict[str, Any] | None = None  # None: not compared with the training data
     answers_per_second: float | None = None
+    held_out: str = RECORDS  # what the split holds out of the training data: records or phrasings
 
     @property
     def questions(self) -> Questions:
@@ -138,6 +140,7 @@ def load_evaluation(
         generation=generation,
         contamination=trained_on,
         answers_per_second=speed if is_number(speed) else None,
+        held_out=PHRASINGS if document.get("held_out") == PHRASINGS else RECORDS,
     )
 
 

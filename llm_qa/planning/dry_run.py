@@ -13,7 +13,8 @@ from llm_qa.config.recipe import EMBEDDED_MODEL, Recipe
 from llm_qa.console import UserError, counted, format_table, say
 from llm_qa.data.chat import choose_prompt
 from llm_qa.data.packing import PackedDataset, tokenize_records
-from llm_qa.data.preparation import PreparationOptions, prepared_folder
+from llm_qa.data.preparation import prepared_folder
+from llm_qa.data.preparation_options import PreparationOptions
 from llm_qa.data.records import QARecord, Split, open_split
 from llm_qa.models import embedded
 from llm_qa.models.linear_modules import linear_layers

@@ -13,7 +13,8 @@ from llm_qa.config.recipe import Recipe
 from llm_qa.console import is_main_process, say
 from llm_qa.data.joined_packs import JoinedDataset, joining_of
 from llm_qa.data.packing import PackedDataset, TokenizedPairs, TooLong, tokenize_records
-from llm_qa.data.preparation import PreparationOptions, prepared_folder
+from llm_qa.data.preparation import prepared_folder
+from llm_qa.data.preparation_options import PreparationOptions
 from llm_qa.data.prompts import encode_documents, show_document
 from llm_qa.data.records import Split, open_split
 from llm_qa.models.isolation import attention_of

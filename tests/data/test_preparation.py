@@ -8,7 +8,8 @@ import pytest
 
 from llm_qa import files
 from llm_qa.console import UserError
-from llm_qa.data.preparation import PreparationOptions, bundled_file, prepare, prepared_folder
+from llm_qa.data.preparation import bundled_file, prepare, prepared_folder
+from llm_qa.data.preparation_options import PreparationOptions
 from llm_qa.data.records import load_split
 from llm_qa.data.text import normalize
 

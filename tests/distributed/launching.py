@@ -35,7 +35,7 @@ KINDS = {
 PROCESSES = {"single_gpu": 1, "ddp": 2, "zero2": 2, "zero3": 2, "zero3_offload": 2}
 
 
-FORKED_PYTHON = str(Path(__file__).with_name("forked_python.py"))
+FORKED_PYTHON = str(Path(__file__).parents[1] / "forked_python.py")
 FORKS: dict[str, str] = {}  # the variables that it needs (conftest.py)
 
 

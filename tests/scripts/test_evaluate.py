@@ -205,8 +205,10 @@ def test_trained_on_questions_stand_in_the_first_line_and_other_data_beside_the_
     assert report.returncode == 0, report.stderr
     first = "5 of 9 test questions are in the training data."
     assert report.stdout.startswith(first)
-    page = (run / "report" / "report.md").read_text(encoding="utf-8").splitlines()
-    assert next(line for line in page[1:] if line).startswith(first)
+    page = (run / "report" / "report.md").read_text(encoding="utf-8")
+    assert page.startswith(f"# Evaluation: {run.name} on other data: ")
+    assert "not usable yet: 5 of the 9 questions are in its training data, " in page.splitlines()[2]
+    assert f"\n{first} " in page
     assert f'<p class="headline">{first}' in (run / "report" / "report.html").read_text(encoding="utf-8")
 
 

@@ -14,7 +14,8 @@ from command_line import run_script
 from fork_server import ForkServer
 
 from llm_qa import files
-from llm_qa.data.preparation import PreparationOptions, prepare
+from llm_qa.data.preparation import prepare
+from llm_qa.data.preparation_options import PreparationOptions
 
 CLOCK = ("tokens_per_second", "peak_memory_bytes", "elapsed_seconds", "mfu")
 LAUNCHER_SECONDS = 30  # torchrun's patience with the other ranks
@@ -141,8 +142,8 @@ def soak(server, recipe, data, folder, *, processes, kills, seed):
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_25_kills_at_random_moments_lose_nothing(server, recipe, data, tmp_path, processes):
-    soak(server, recipe, data, tmp_path, processes=processes, kills=25, seed=processes)
+def test_kills_at_random_moments_lose_nothing(server, recipe, data, tmp_path, processes):
+    soak(server, recipe, data, tmp_path, processes=processes, kills=10, seed=processes)
 
 
 @pytest.mark.slow

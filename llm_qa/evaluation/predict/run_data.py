@@ -8,6 +8,7 @@ from typing import Any
 from llm_qa import files
 from llm_qa.console import UserError, say
 from llm_qa.data.groups import group_names
+from llm_qa.data.phrasings import RECORDS
 from llm_qa.data.records import QARecord, load_split
 from llm_qa.migrations import read_json
 
@@ -64,6 +65,12 @@ def evaluated_in(run: Path, data_dir: Path | None) -> str:
         if data_dir is None or not files.is_prepared(data_dir):
             return ""
     return data_name(run, data_dir)
+
+
+def held_out_of(data_dir: Path, split: str) -> str:
+    """What a split of prepared data holds out: `records`, or `phrasings` of records that are trained on."""
+    options = files.read_json(data_dir / files.MANIFEST).get("options") or {}
+    return options.get("held_out", RECORDS) if split == "test" else RECORDS
 
 
 def training_records(run: Path, data_dir: Path) -> list[QARecord] | None:

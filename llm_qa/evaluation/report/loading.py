@@ -15,6 +15,7 @@ import yaml
 
 from llm_qa import files
 from llm_qa.console import UserError
+from llm_qa.data.phrasings import NEW_WORDINGS, PHRASINGS
 from llm_qa.evaluation.evaluations import (
     Evaluation,
     check_same_data,
@@ -109,6 +110,12 @@ class Report:
     pairwise_comparisons: list[PairwiseComparison]
     tests: int
     other_data: bool
+
+    @property
+    def asked(self) -> str:
+        """The split in words, marked where it asks for trained facts in new wordings."""
+        new_wordings = self.runs[0].tuned.held_out == PHRASINGS
+        return f"{self.split} split" + (f" ({NEW_WORDINGS})" if new_wordings else "")
 
 
 def load_report(

@@ -146,7 +146,7 @@ def final_screen(report: Report) -> str:
             ]
             for row in _score_rows(run, report)
         ]
-        title = f"{run.name}: {report.split} split, {count_words(scores)}"
+        title = f"{run.name}: {report.asked}, {count_words(scores)}"
         table = format_table(["", "base", "tuned", "difference", "95% interval", "tuned is"], rows)
         blocks.append(f"{title}\n\n{table}\n\n{run.verdict.text}")
     return visible("\n\n".join(blocks))

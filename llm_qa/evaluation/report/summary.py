@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from llm_qa import files
+from llm_qa.data.phrasings import NEW_WORDINGS, PHRASINGS
 from llm_qa.evaluation.metrics.catalogue import CHARACTER_F1, MEASURES, is_number
 from llm_qa.evaluation.report.plots import training_curve
 from llm_qa.evaluation.report.samples import Sample, spread_samples
@@ -54,8 +55,11 @@ def summarize(report: Report) -> Summary:
     copies = [entry for entry in report.entries if entry.label == files.NEAREST]
     copy = copy_outcome(best, copies)
     sentence = verdict_sentence(run, copy)
-    if len(report.runs) > 1:
-        sentence = f"{run.name}, the best of {len(report.runs)} tuned models: {sentence[0].lower()}{sentence[1:]}"
+    about = [f"{run.name}, the best of {len(report.runs)} tuned models"] if len(report.runs) > 1 else []
+    if run.tuned.held_out == PHRASINGS:
+        about.append(f"on {NEW_WORDINGS}" if about else f"On {NEW_WORDINGS}")
+    if about:
+        sentence = f"{', '.join(about)}: {sentence[0].lower()}{sentence[1:]}"
     return Summary(
         sentence,
         spread_samples(run.base.rows if run.base else None, run.tuned.rows),
@@ -75,16 +79,16 @@ def copy_outcome(best: Entry, copies: list[Entry]) -> str:
 def verdict_sentence(run: RunReport, copy: str) -> str:
     """One sentence: against the base, then what speaks against using the model; `copy` is `copy_outcome`'s."""
     opening = _mixed(run) if run.verdict.kind == MIXED else OPENINGS[run.verdict.kind]
-    faults = answer_faults(run.tuned.scores)
+    asked, faults = run.tuned.scores["questions"], []
+    if trained := (run.tuned.contamination or {}).get("trained_on_questions"):
+        faults.append(f"{trained:,} of the {asked:,} questions are in its training data")
+    faults += answer_faults(run.tuned.scores)
     if copy in (BETTER, UNCLEAR):
         faults.append(
             "copying the nearest training answer does better"
             if copy == BETTER
             else "it is not shown to beat copying the nearest training answer"
         )
-    asked = run.tuned.scores["questions"]
-    if trained := (run.tuned.contamination or {}).get("trained_on_questions"):
-        faults.append(f"{trained:,} of the {asked:,} questions are in its training data")
     if faults:
         usable = ", and not usable yet" if run.verdict.kind != BETTER else ", but not usable yet"
         return f"{opening}{usable}: {_and(faults)}."

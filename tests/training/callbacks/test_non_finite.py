@@ -11,7 +11,8 @@ from transformers import TrainerControl, TrainerState
 
 from llm_qa import files
 from llm_qa.data.packing import PackedDataset, collate_packs, tokenize_records
-from llm_qa.data.preparation import PreparationOptions, prepare
+from llm_qa.data.preparation import prepare
+from llm_qa.data.preparation_options import PreparationOptions
 from llm_qa.training.callbacks.non_finite import NonFiniteError, StopOnNonFinite
 from llm_qa.training.checkpoint.resume import all_checkpoints, invalid_reasons
 

@@ -3,9 +3,9 @@
 
     forked_python.py -m accelerate.commands.launch ... scripts/train.py ...
 
-The imports are four fifths of what a small training on two processes costs, and these tests make dozens. The launcher
-is forked too, and takes this file for its Python, so every rank is. Each is still a process of its own, with the
-launcher's environment, and ends with this file's process: when that is killed, too.
+The imports are four fifths of what a small training on two processes costs, and half of what a script costs, and the
+tests start hundreds. A launcher is forked too, and takes this file for its Python, so every rank is. Each is still a
+process of its own, with the environment of who asks, and ends with this file's process: when that is killed, too.
 """
 
 import atexit
@@ -23,14 +23,18 @@ import threading
 from pathlib import Path
 
 SOCKET = "FORKED_PYTHON"  # the variable that names the server's socket
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 IMPORTED = (
     "accelerate.commands.launch",
     "bitsandbytes",
     "deepspeed",
     "peft",
     "torch.distributed.run",
+    "transformers.models.gpt2.modeling_gpt2",
     "transformers.models.gpt_neox.modeling_gpt_neox",
+    "llm_qa.evaluation.evaluations",
+    "llm_qa.evaluation.predict.asking",
+    "llm_qa.evaluation.predict.predictions",
     "llm_qa.training.trainer",
 )
 
@@ -52,8 +56,7 @@ def ask(arguments: list[str]) -> int:
     """Have a process forked, pass signals on to it, and return its exit code (negative after a signal)."""
     with socket.socket(socket.AF_UNIX) as connection:
         connection.connect(os.environ[SOCKET])
-        outputs = [os.readlink(f"/proc/self/fd/{number}") for number in (1, 2)]
-        request = {"arguments": arguments, "environment": dict(os.environ), "folder": os.getcwd(), "outputs": outputs}
+        request = {"arguments": arguments, "environment": dict(os.environ), "folder": os.getcwd(), "asker": os.getpid()}
         connection.sendall(json.dumps(request).encode() + b"\n")
         answers = connection.makefile()
         process = int(answers.readline())
@@ -77,8 +80,11 @@ def run(arguments: list[str]) -> None:
 
 def be_forked(request: dict) -> None:
     """What a forked process does: look like a fresh Python, and never come back."""
-    for number, path in zip((1, 2), request["outputs"], strict=True):
-        os.dup2(os.open(path, os.O_WRONLY | os.O_APPEND), number)
+    for number, how in ((0, os.O_RDONLY), (1, os.O_WRONLY | os.O_APPEND), (2, os.O_WRONLY | os.O_APPEND)):
+        os.dup2(os.open(f"/proc/{request['asker']}/fd/{number}", how), number)  # a file or a pipe
+    sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115  those of the server know what it had there
+    sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)  # noqa: SIM115
     os.environ.clear()
     os.environ.update(request["environment"])
     os.chdir(request["folder"])
