@@ -20,7 +20,6 @@ from llm_qa import files
 from llm_qa.console import (
     ArgumentParser,
     UserError,
-    counted,
     format_seconds,
     format_table,
     positive_int,
@@ -31,6 +30,7 @@ from llm_qa.data.preparation import bundled_file
 from llm_qa.data.readers import read_files
 from llm_qa.data.records import open_split
 from llm_qa.models.shapes import SHAPES
+from llm_qa.planning.figures import few_updates
 from llm_qa.planning.gpus import parse_gpus
 from llm_qa.planning.measured import MEASURED
 from llm_qa.planning.speed import MEASURED_WITHIN, UNCERTAIN
@@ -40,7 +40,6 @@ KNOWN = {name.rpartition("/")[2]: name for name, shape in SHAPES.items() if shap
 TOKENS_PER_CHARACTER, FORMAT_CHARACTERS = 0.6, 20  # as train.py --dry-run counts without a tokenizer
 TOKENS_PER_PAIR = 74  # of the original notebooks' pairs, by --pairs
 TRAINED_SHARE = 0.8  # of the rows of raw files: the rest is held out
-FEW_UPDATES = 50
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -137,11 +136,8 @@ def reason(best: Plan | None, plans: list[Plan]) -> list[str]:
         f"  disk: {best.disk_gib:,.1f} GiB for two checkpoints and the result"
         + (f"; memory of each machine: {best.host_gib:,.0f} GiB" if best.host_gib else ""),
     ]
-    if best.updates < FEW_UPDATES:
-        lines.append(
-            f"  note: {counted(best.updates, 'update')} in all are few to learn from, the first of them at a learning "
-            "rate near 0: lower --global-batch-size, raise --num-train-epochs, or add data"
-        )
+    if few := few_updates(best.updates, best.epochs, best.global_batch_size, warms_up=True):
+        lines.append(f"  note: {few}")
     return lines
 
 

@@ -69,7 +69,7 @@ def main() -> int:
     """Phases: options, checks, run folder, data, model, training, saving."""
     options, recipe = parse_arguments()
     # Imported here and not above: help and mistakes answer without the seconds that these take.
-    from llm_qa.planning import cards, dry_run, preflight
+    from llm_qa.planning import cards, dry_run, prediction, preflight
     from llm_qa.training import data_sets, finish, model_setup
     from llm_qa.training.callbacks.run_callbacks import build_callbacks
     from llm_qa.training.checkpoint.resume import check_layout, make_universal, resume_point
@@ -123,12 +123,14 @@ def main() -> int:
     data = data_sets.build_data_sets(tokenizer, records, pairs, recipe, strategy)
     schedule_validation(arguments, recipe, data.train, data.validation)
     say(data_sets.report_data(tokenizer, records, data, recipe))
+    data_sets.warn_of_few_updates(arguments, data.train, recipe)
 
     # --- model: the base, what trains, the fast path -------------------------------------------------------------
     trainable = model_setup.load_trainable(source, tokenizer, recipe, precision, strategy)
     memory_handling = {"recipe": recipe, "run_dir": options.run, "strategy": strategy, "fit": options.auto_micro_batch}
     with memory_for_training(**memory_handling):
         fast_path = model_setup.set_up_fast_path(trainable.model, recipe, precision, strategy, arguments, data.train)
+    predicted = prediction.predict_run(recipe, strategy, fast_path, data, arguments)
 
     # --- training ------------------------------------------------------------------------------------------------
     callbacks = build_callbacks(
@@ -138,6 +140,7 @@ def main() -> int:
         trainable.linear_parameters,
         seconds_to_save=lambda: trainer.seconds_to_save(),  # of the trainer below, which needs the callbacks first
         from_universal=convert_to_universal,
+        predicted=predicted,
     )
     stop_on_error, keep_best = options.on_save_error == "stop", recipe.keep == "best"
     saving = SavingOptions.of_run(options.run, signature, stop_on_error=stop_on_error, keep_best=keep_best)

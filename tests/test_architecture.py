@@ -13,7 +13,7 @@ LAYERS = (
     ("config",),
     ("distributed",),
     ("planning.gpus",),
-    ("planning.cards", "planning.memory", "planning.footprint", "planning.speed"),
+    ("planning.cards", "planning.memory", "planning.footprint", "planning.speed", "planning.figures"),
     ("data",),
     ("models",),
     ("inference",),

@@ -85,6 +85,8 @@ class Plan:
     total_hours: float | None
     sessions: int | None
     updates: int  # in all
+    epochs: float
+    global_batch_size: int
     command: str
 
     @property
@@ -176,20 +178,27 @@ def plan(job: Job, way: Way) -> Plan:
     return best
 
 
+def card_bytes(
+    recipe: Recipe, shape: Shape, sizes: Sizes, work: Work, stage: int, cards: int, *, plain: bool
+) -> dict[str, float]:
+    """Part -> bytes of a card at the peak, on the fast path or the `plain` one, which recomputes every layer."""
+    if not plain:
+        return peak_by_part(recipe, sizes, work, stage, cards)
+    states = memory_per_gpu(recipe, sizes, stage, cards)
+    passing = plain_pass_bytes(shape.layers, shape.d_model, shape.vocabulary, work.tokens)
+    return {"weights, gradients, optimizer": states, "activations, logits": passing}
+
+
 def _parts(
     job: Job, way: Way, recipe: Recipe, shape: Shape, sizes: Sizes, micro: int, recomputed: int
 ) -> dict[str, float]:
     """Part -> GiB of a card."""
     tokens, cards = micro * recipe.pack_length, job.all_cards
-    if job.gpu.capability < (8, 0):
-        states = memory_per_gpu(recipe, sizes, STAGE[way.engine], cards)
-        passing = plain_pass_bytes(shape.layers, shape.d_model, shape.vocabulary, tokens)
-        parts = {"weights, gradients, optimizer": states, "activations, logits": passing}
-    else:
-        # Where all weights train on one card, the layers' inputs go to the machine's memory.
-        on_host = recipe.method == "full" and STAGE[way.engine] == 0
-        work = Work(shape.layers, shape.d_model, tokens, recomputed, on_host)
-        parts = peak_by_part(recipe, sizes, work, STAGE[way.engine], cards)
+    # Where all weights train on one card, the layers' inputs go to the machine's memory.
+    on_host = recipe.method == "full" and STAGE[way.engine] == 0
+    work = Work(shape.layers, shape.d_model, tokens, recomputed, on_host)
+    plain = job.gpu.capability < (8, 0)
+    parts = card_bytes(recipe, shape, sizes, work, STAGE[way.engine], cards, plain=plain)
     if way.offload:
         parts["weights, gradients, optimizer"] = weight_bytes(recipe, sizes) / cards if way.offload != "all" else 0.0
     return {name: count / 2**30 for name, count in parts.items()}
@@ -237,6 +246,8 @@ def _plan(
         total,
         math.ceil(total / job.hours) if total is not None and job.hours else None,
         math.ceil(math.ceil(job.tokens / recipe.pack_length) / recipe.global_batch_size * job.epochs),
+        job.epochs,
+        recipe.global_batch_size,
         _command(job, way, flags),
     )
 

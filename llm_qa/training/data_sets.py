@@ -5,8 +5,11 @@ A run calls `open_records`, `tokenize_training_pairs`, `keep_documents_apart` an
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
+
+from transformers import TrainingArguments
 
 from llm_qa import files
 from llm_qa.config.recipe import Recipe
@@ -19,6 +22,7 @@ from llm_qa.data.prompts import encode_documents, show_document
 from llm_qa.data.records import Split, open_split
 from llm_qa.models.isolation import attention_of
 from llm_qa.models.registry import model_config
+from llm_qa.planning.figures import few_updates
 from llm_qa.training.out_of_memory import memory_for_loading, with_stored_micro_batch
 from llm_qa.training.rows import one_document_a_row
 from llm_qa.training.strategy import Strategy, micro_batch_size
@@ -118,6 +122,22 @@ def report_joined(train: JoinedDataset, recipe: Recipe) -> None:
             f"note: they are {train.joined_share:.0%} and not {recipe.join_questions:.0%}: others would be longer than "
             f"max_length {recipe.max_length} tokens, share a text, or have a passage"
         )
+
+
+def count_updates(arguments: TrainingArguments, train: PackedDataset, recipe: Recipe) -> tuple[int, float]:
+    """(updates, epochs) of the whole training, as Trainer counts them."""
+    of_epoch = max(1, math.ceil(len(train) / recipe.global_batch_size))
+    if arguments.max_steps > 0:
+        return arguments.max_steps, arguments.max_steps / of_epoch
+    return math.ceil(of_epoch * arguments.num_train_epochs), arguments.num_train_epochs
+
+
+def warn_of_few_updates(arguments: TrainingArguments, train: PackedDataset, recipe: Recipe) -> None:
+    """Say it where the whole training has too few updates to learn from, with what to change."""
+    updates, epochs = count_updates(arguments, train, recipe)
+    warms_up = bool(arguments.warmup_steps)
+    if few := few_updates(updates, epochs, recipe.global_batch_size, warms_up=warms_up):
+        say(f"warning: {few}")
 
 
 def report_data(tokenizer, records: RunRecords, data: DataSets, recipe: Recipe) -> str:

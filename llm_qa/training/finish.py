@@ -56,6 +56,8 @@ def write_summary(run: TrainedRun, kept: Kept | None) -> dict[str, Any]:
     """Write training.json and return what it says; every rank must call it."""
     summary = summarise(run, kept)
     if is_main_process():
+        if run.finished:
+            summary |= run.callbacks.log.compare(summary["steps"], max(summary["peak_memory_bytes"]))
         files.write_json(run.folder / files.TRAINING, stamped(summary))
     return summary
 

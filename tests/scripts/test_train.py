@@ -211,6 +211,31 @@ def test_the_adapter_is_the_best_checkpoints_when_training_went_past_it(recipe, 
     assert "is already finished" in run_script("tests/train_getting_worse.py", *flags, run).stdout
 
 
+def test_a_known_card_is_told_its_figures_before_and_the_measured_ones_after(recipe, prepared, neox_folder, tmp_path):
+    run = tmp_path / "known"
+    flags = (neox_folder, recipe, "--data", prepared, "--run", run)
+    done = run_script("tests/train_on_known_card.py", *flags, "--num-train-epochs", "1")
+    assert done.returncode == 0, done.stderr
+    before, after = (done.stdout.index(text) for text in ("\npredicted: peak ", "\npredicted peak "))
+    assert before < done.stdout.index("\nstep 1/") < after
+    assert "; measured peak " in done.stdout[after:]
+    log, summary = files.read_jsonl(run / "log.jsonl"), files.read_json(run / "training.json")
+    assert log[0]["predicted"] == log[-1]["predicted"] == summary["predicted"]
+    assert log[-1]["measured"] == summary["measured"]
+    assert summary["measured"]["peak_bytes"] == max(summary["peak_memory_bytes"])
+    rates = sorted(line["tokens_per_second"] for line in log[1:] if "loss" in line)
+    assert rates[0] <= summary["measured"]["tokens_per_second"] <= rates[-1]
+
+
+def test_few_updates_are_warned_of_and_a_cpu_is_predicted_nothing(trained):
+    run, screen = trained
+    updates = files.read_json(run / "training.json")["steps"]
+    assert f"warning: {updates} updates in all are few to learn from" in screen
+    assert "lower --global-batch-size (now 2), raise --num-train-epochs (now 3; " in screen
+    assert "predicted" not in screen
+    assert not any("predicted" in line for line in files.read_jsonl(run / "log.jsonl"))
+
+
 def test_another_recipe_in_the_same_folder_is_refused_with_the_difference(trained, recipe, prepared):
     run, _ = trained
     done = run_script("scripts/train.py", recipe, "--data", prepared, "--run", run, "--learning-rate", "1e-3")

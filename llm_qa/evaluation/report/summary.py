@@ -15,6 +15,7 @@ from llm_qa.evaluation.report.plots import training_curve
 from llm_qa.evaluation.report.samples import Sample, spread_samples
 from llm_qa.evaluation.statistics.comparison import BETTER, FEW, MIXED, UNCLEAR, WORSE
 from llm_qa.evaluation.statistics.verdict import CANNED_FROM, CANNED_SHARE
+from llm_qa.planning.figures import FEW_UPDATES
 
 if TYPE_CHECKING:
     from llm_qa.evaluation.report.loading import Report, RunReport
@@ -27,7 +28,6 @@ UNENDED, EMPTY, REPEATED = (
     0.02,
     0.10,
 )  # shares of answers, and of an answer's morphemes, from which they are named
-FEW_UPDATES = 50
 FALLING, RISEN = 0.005, 0.02  # relative changes of the validation loss
 OPENINGS = {
     BETTER: "Better than its base",

@@ -38,6 +38,8 @@ class FastPath:
     report: str
     recomputed: int = 0
     skipped_flops: float = 0.0  # per token, see FastNeoX.skipped_flops
+    fp8_products: bool = False  # of frozen weights
+    inputs_on_host: bool = False  # of layers, in the machine's memory
 
 
 def reason_against(model: torch.nn.Module, recipe: Recipe, capability: tuple[int, int] | None) -> str | None:
@@ -110,7 +112,7 @@ def choose_fast_path(
         return plain_path(plan.plain_path_reason, recipe, precision)
     install(fast, plan)
     skipped = fast.skipped_flops(flops_per_token(1, recipe.method == "full"))
-    return FastPath(True, report(fast, plan, precision), plan.recomputed, skipped)
+    return FastPath(True, report(fast, plan, precision), plan.recomputed, skipped, plan.fp8_products, plan.offloaded)
 
 
 @dataclass(frozen=True)
@@ -155,9 +157,7 @@ def _make_plan(fast: FastNeoX, model: torch.nn.Module, recipe: Recipe, precision
     cached_bytes = fast.dequantized_bytes(fp8=fp8_products) if precision.nf4 or fp8_products else 0
     if cached_bytes and not precision.nf4:  # choose_products has checked that the copy fits
         fast.prepare(layers, fp8=True, dequantized=True)
-    elif (
-        cached_bytes
-    ):  # a layer with cached weights is compiled separately: compile the kind that will probably be used
+    elif cached_bytes:  # a layer with cached weights is compiled apart: compile the kind that will probably be used
         likely = recipe.recompute != "all" and cached_bytes <= free_memory_bytes()[0] / 2
         fast.prepare(1, fp8=fp8_products, dequantized=likely)
     budget = measure_memory_budget(fast, model, recipe, zero_stage)

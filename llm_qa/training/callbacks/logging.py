@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import statistics
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -17,6 +19,7 @@ from llm_qa.console import format_seconds, is_main_process, progress, say
 from llm_qa.data.packing import count_real_tokens
 from llm_qa.distributed import sum_over_ranks
 from llm_qa.planning.cards import peak_memory_bytes
+from llm_qa.planning.figures import Figures
 from llm_qa.training.callbacks.stopping import command_started
 from llm_qa.training.log_file import LogFile
 
@@ -59,9 +62,17 @@ class StepLog(TrainerCallback, ExportableState):
     dropped, as those steps are repeated.
     """
 
-    def __init__(self, run_dir: Path, flops_per_token: float = 0.0, peak_flops: float | None = None):
+    def __init__(
+        self,
+        run_dir: Path,
+        flops_per_token: float = 0.0,
+        peak_flops: float | None = None,
+        predicted: Figures | None = None,
+    ):
         self.file = LogFile(Path(run_dir) / files.LOG)
+        self.lines_before = 0  # of earlier starts of the run
         self.flops_per_token, self.peak_flops = flops_per_token, peak_flops
+        self.predicted = predicted
         self.seconds_before = 0.0
         self.started = self.last_time = time.perf_counter()
         self.last_tokens = 0
@@ -84,6 +95,9 @@ class StepLog(TrainerCallback, ExportableState):
         self.last_tokens = state.num_input_tokens_seen
         if is_main_process():
             self.file.cut_back(state.global_step)
+            if self.predicted:
+                self.file.append({"step": state.global_step, "predicted": asdict(self.predicted)})
+            self.lines_before = len(self.file.lines)
         self.bar = progress(total=state.max_steps, what="training", unit="steps", resume_at=state.global_step)
 
     def on_step_end(self, args, state, control, **kwargs):
@@ -151,6 +165,28 @@ class StepLog(TrainerCallback, ExportableState):
             f"{line['tokens_per_second']:,.0f} tok/s{mfu}  peak {line['peak_memory_bytes'] / 2**30:.1f} GiB  "
             f"ETA {format_seconds(left)}"
         )
+
+    def measured(self, peak_bytes: float) -> Figures | None:
+        """What was measured so far, beside `predicted`; None without a logged step of this start.
+
+        The rate is the median of the logged lines but the first, in which layers are compiled.
+        """
+        rates = [line["tokens_per_second"] for line in self.file.lines[self.lines_before :] if "loss" in line]
+        if not rates:
+            return None
+        return Figures(peak_bytes, statistics.median(rates[1:] or rates), round(self.elapsed(), 3))
+
+    def compare(self, step: int, peak_bytes: float) -> dict:
+        """The prediction and what was measured: said, logged, and returned by name; empty without a prediction.
+
+        On the main process alone.
+        """
+        if not (self.predicted and (measured := self.measured(peak_bytes))):
+            return {}
+        both = {"predicted": asdict(self.predicted), "measured": asdict(measured)}
+        self.file.append({"step": step, **both})
+        say(f"predicted {self.predicted}; measured {measured}")
+        return both
 
     def on_train_end(self, args, state, control, **kwargs):
         """Close the bar."""

@@ -12,6 +12,7 @@ from llm_qa.config.recipe import Recipe
 from llm_qa.data.joined_packs import JoinedDataset
 from llm_qa.data.packing import PackedDataset
 from llm_qa.planning import cards
+from llm_qa.planning.figures import Figures
 from llm_qa.training.callbacks.best import BestCheckpoint
 from llm_qa.training.callbacks.energy import EnergyUsed
 from llm_qa.training.callbacks.logging import RealTokens, StepLog
@@ -53,12 +54,14 @@ def build_callbacks(
     *,
     seconds_to_save: Callable[[], float],
     from_universal: bool = False,
+    predicted: Figures | None = None,
 ) -> RunCallbacks:
     """The callbacks of a recipe's run.
 
     `linear_parameters` of the base are what FLOPs are counted by; `seconds_to_save` tells how long a save that begins
     now would take, which the wall-clock budget keeps back. It is called during training only. `from_universal` is true
-    where training goes on from a universal checkpoint of DeepSpeed's.
+    where training goes on from a universal checkpoint of DeepSpeed's. `predicted` is logged
+    beside what is measured.
     """
     draw_epoch = None
     if isinstance(train_set, JoinedDataset):
@@ -67,7 +70,7 @@ def build_callbacks(
     return RunCallbacks(
         stop=StopInTime(recipe.max_hours, seconds_to_save),
         tokens=RealTokens(),
-        log=StepLog(run_dir, flops_per_token, cards.peak_flops(cards.device_name())),
+        log=StepLog(run_dir, flops_per_token, cards.peak_flops(cards.device_name()), predicted),
         energy=EnergyUsed(),
         non_finite=StopOnNonFinite(train_set),
         best=BestCheckpoint(recipe),

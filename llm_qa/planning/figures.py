@@ -1,0 +1,39 @@
+"""What is said of a run before it and after it: its figures, and whether its updates are few."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from llm_qa.console import counted, format_seconds
+
+FEW_UPDATES = 50
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Peak bytes allocated on a GPU, real tokens a second of all GPUs together, seconds of the whole training."""
+
+    peak_bytes: float
+    tokens_per_second: float
+    seconds: float
+
+    def __str__(self) -> str:
+        memory = f"peak {self.peak_bytes / 2**30:,.1f} GiB of a GPU"
+        return f"{memory}, {self.tokens_per_second:,.0f} tok/s, {format_seconds(self.seconds)}"
+
+
+def few_updates(updates: int, epochs: float, batch: int, *, warms_up: bool) -> str | None:
+    """A sentence where a run of `epochs` and a global batch of `batch` has too few updates to learn from, else None.
+
+    `warms_up`: the learning rate rises from 0, so that the first update changes next to nothing.
+    """
+    if updates >= FEW_UPDATES:
+        return None
+    enough = math.ceil(epochs * FEW_UPDATES / max(1, updates))
+    smaller = f"lower --global-batch-size (now {batch}), " if batch > 1 else ""
+    first = ", the first of them at a learning rate near 0" if warms_up else ""
+    return (
+        f"{counted(updates, 'update')} in all are few to learn from{first}: "
+        f"{smaller}raise --num-train-epochs (now {epochs:g}; {enough} give about {FEW_UPDATES} updates), or add data"
+    )

@@ -1,0 +1,68 @@
+"""What the formulas of `make plan` say of the very run that is about to start."""
+
+from __future__ import annotations
+
+from transformers import TrainingArguments
+
+from llm_qa.config.recipe import Recipe
+from llm_qa.console import say
+from llm_qa.models.fast.plan import FastPath
+from llm_qa.models.shapes import SHAPES
+from llm_qa.planning.cards import device_name
+from llm_qa.planning.figures import Figures
+from llm_qa.planning.footprint import Work
+from llm_qa.planning.gpus import Gpu, find_gpu
+from llm_qa.planning.memory import traffic_per_step
+from llm_qa.planning.speed import MEASURED_WITHIN, UNCERTAIN, Products, tokens_per_second
+from llm_qa.planning.ways import card_bytes, growth_of, sizes_of
+from llm_qa.training.data_sets import DataSets, count_updates
+from llm_qa.training.strategy import Strategy, accumulation_steps, micro_batch_size
+
+
+def predict_run(
+    recipe: Recipe, strategy: Strategy, path: FastPath, data: DataSets, arguments: TrainingArguments
+) -> Figures | None:
+    """The figures of a run on this machine's GPUs, said in a line; None where no formula holds (`predict`)."""
+    gpu = find_gpu(device_name())
+    _, epochs = count_updates(arguments, data.train, recipe)
+    figures = predict(recipe, strategy, path, gpu, epochs * len(data.pairs.tokens))
+    if figures and gpu:
+        say(f"predicted: {figures}, without loading, validation and saving ({trust(gpu, recipe)})")
+    return figures
+
+
+def predict(recipe: Recipe, strategy: Strategy, path: FastPath, gpu: Gpu | None, trained: float) -> Figures | None:
+    """Peak memory, tokens/s and time of a run over `trained` tokens on `gpu`s with the path that was chosen.
+
+    None where no formula holds: for unknown cards and models, LoRA on some linear layers alone (`lora_targets`),
+    padded pairs, offload, and the plain path with nothing recomputed.
+    """
+    shape = SHAPES.get(recipe.model)
+    if gpu is None or shape is None or shape.model_type != "gpt_neox" or not recipe.pack_length or recipe.lora_targets:
+        return None
+    if strategy.offload_optimizer or strategy.offload_weights or (not path.active and recipe.recompute == "none"):
+        return None
+    sizes, cards, stage = sizes_of(shape, recipe), strategy.processes, strategy.zero_stage
+    passes = accumulation_steps(recipe, cards)
+    tokens = micro_batch_size(recipe, cards) * recipe.pack_length
+    recomputed = path.recomputed if path.active else shape.layers
+    work = Work(shape.layers, shape.d_model, tokens, recomputed, path.inputs_on_host)
+    parts = card_bytes(recipe, shape, sizes, work, stage, cards, plain=not path.active)
+    if not path.active:
+        kind = "plain path"
+    elif recipe.method == "full":
+        kind = "all weights"
+    else:
+        kind = "fp8" if path.fp8_products else "fp16"
+    engine = f"zero{stage}" if stage else "ddp" if cards > 1 else "one"
+    products = Products(kind, sizes.linear, recomputed / shape.layers)
+    sent = traffic_per_step(recipe, sizes, stage, cards, passes)
+    speed = tokens_per_second(gpu, cards, growth_of(recipe, engine), products, sent, cards * passes * tokens)
+    return Figures(sum(parts.values()), speed, trained / speed)
+
+
+def trust(gpu: Gpu, recipe: Recipe) -> str:
+    """How far the speed may be off, in words."""
+    if gpu.measured and recipe.model.endswith("12.8b"):
+        return f"speeds like this were within {MEASURED_WITHIN:.0%}"
+    return f"an estimate: this card or model was not measured, and the speed may be off by a factor of {UNCERTAIN:g}"

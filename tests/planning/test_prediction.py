@@ -1,0 +1,63 @@
+"""The prediction of the very run that starts: what make plan says of the same, and none where no formula holds."""
+
+from dataclasses import replace
+
+import pytest
+
+from llm_qa.config.recipe import load_recipe
+from llm_qa.models.fast.plan import FastPath
+from llm_qa.planning.gpus import GPUS
+from llm_qa.planning.measured import MEASURED
+from llm_qa.planning.prediction import predict
+from llm_qa.planning.ways import Job, all_plans
+from llm_qa.training.strategy import Strategy
+
+QLORA = load_recipe("scripts/recipes/qlora_12.8b.yaml")
+ONE, TOKENS = Strategy(), 476_560
+PLAIN = FastPath(False, "")
+
+
+def fast(recomputed=0, *, fp8=True):
+    return FastPath(True, "", recomputed, fp8_products=fp8)
+
+
+@pytest.mark.parametrize(("gpu", "cards"), [("H100", 1), ("RTX 4090", 1), ("T4", 2), ("A100", 1)])
+def test_a_run_is_told_what_make_plan_says_of_it(gpu, cards):
+    plan = all_plans(Job("EleutherAI/polyglot-ko-12.8b", GPUS[gpu], cards, 1, TOKENS, 3))[0]
+    recipe = replace(load_recipe(f"scripts/recipes/{plan.way.recipe}.yaml"), micro_batch_size=plan.micro_batch)
+    path = PLAIN if gpu == "T4" else fast(plan.recomputed, fp8=GPUS[gpu].fp8 > 0)
+    figures = predict(recipe, Strategy(cards, cards), path, GPUS[gpu], 3 * TOKENS)
+    assert figures.peak_bytes / 2**30 == pytest.approx(plan.gib)
+    assert figures.tokens_per_second == pytest.approx(plan.tokens_per_second)
+    assert figures.seconds / 3600 == pytest.approx(plan.total_hours)
+
+
+@pytest.mark.parametrize(
+    "row", MEASURED, ids=lambda row: f"{row.recipe}-{row.kind}-{row.engine}-{row.tokens}-{row.cards}"
+)
+def test_every_measured_run_is_predicted_within_10_percent(row):
+    recipe = load_recipe(f"scripts/recipes/{row.recipe}.yaml", {"pack_length": row.tokens})
+    recipe = replace(recipe, micro_batch_size=1, global_batch_size=row.cards)
+    stage = {"zero2": 2, "zero3": 3}.get(row.engine.partition(",")[0], 0)
+    path = FastPath(True, "", row.recomputed, fp8_products=row.kind == "fp8", inputs_on_host=row.inputs_on_host)
+    figures = predict(recipe, Strategy(row.cards, row.cards, zero_stage=stage), path, GPUS[row.card], 1.0)
+    assert figures.tokens_per_second == pytest.approx(row.tokens_per_second, rel=0.10)
+    if row.gib:
+        assert figures.peak_bytes / 2**30 == pytest.approx(row.gib, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "strategy", "path", "gpu"),
+    [
+        (QLORA, ONE, fast(), None),
+        (replace(QLORA, model="skt/kogpt2-base-v2"), ONE, PLAIN, GPUS["H100"]),
+        (replace(QLORA, model="somebody/else"), ONE, PLAIN, GPUS["H100"]),
+        (replace(QLORA, lora_targets=["query_key_value"]), ONE, PLAIN, GPUS["H100"]),
+        (replace(QLORA, pack_length=0), ONE, PLAIN, GPUS["H100"]),
+        (replace(QLORA, recompute="none"), ONE, PLAIN, GPUS["H100"]),
+        (QLORA, Strategy(2, 2, zero_stage=3, offload_optimizer=True), fast(), GPUS["H100"]),
+    ],
+    ids=["no GPU", "KoGPT2", "unknown model", "some layers", "padded", "nothing recomputed", "offload"],
+)
+def test_nothing_is_predicted_where_no_formula_holds(recipe, strategy, path, gpu):
+    assert predict(recipe, strategy, path, gpu, 1.0) is None
