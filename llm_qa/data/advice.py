@@ -36,8 +36,8 @@ def held_out(manifest: dict[str, Any], needed: int) -> str:
         enough = "enough" if groups >= needed else "too few"
         count = manifest["splits"]["test"]["records"]
         return (
-            f"test: one wording of each of {count:,} records in {groups:,} groups, about facts that the model is "
-            f"taught in other words: {enough} for a verdict, which needs {needed:,} groups; it says nothing about facts that "
+            f"test: one wording of each of {count:,} records in {groups:,} groups, about facts taught in other "
+            f"words: {enough} for a verdict, which needs {needed:,} groups; it says nothing about facts that "
             "the model is not taught"
         )
     if not groups:
