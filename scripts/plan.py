@@ -33,7 +33,7 @@ from llm_qa.models.shapes import SHAPES
 from llm_qa.planning.figures import few_updates
 from llm_qa.planning.gpus import parse_gpus
 from llm_qa.planning.measured import MEASURED
-from llm_qa.planning.speed import MEASURED_WITHIN, UNCERTAIN
+from llm_qa.planning.speed import trust, uncertainty
 from llm_qa.planning.ways import CONTEXT, Job, Plan, all_plans, best_of, predicted
 
 KNOWN = {name.rpartition("/")[2]: name for name, shape in SHAPES.items() if shape.model_type == "gpt_neox"}
@@ -171,11 +171,9 @@ def main() -> int:
     best = best_of(plans)
     if options.json:
         values = [{**dataclasses.asdict(p), "gib": p.gib, "fits": p.fits, "best": p is best} for p in plans]
-        say(
-            json.dumps(
-                {"gpu": gpu.name, "cards": cards, "tokens": tokens, "plans": values}, ensure_ascii=False, indent=2
-            )
-        )
+        factor = uncertainty(gpu, options.model)
+        found = {"gpu": gpu.name, "cards": cards, "tokens": tokens, "uncertainty": factor, "plans": values}
+        say(json.dumps(found, ensure_ascii=False, indent=2))
         return 0
     machines = f" in each of {options.machines} machines" if options.machines > 1 else ""
     usable = f"{plans[0].usable:,.1f} of {gpu.gib:,.1f} GiB of each can be used"
@@ -184,12 +182,7 @@ def main() -> int:
     text = table(plans, best, options.hours is not None)
     say(text)
     say("rec.: layers recomputed; batch: packs of 512 tokens a pass; offload: under ZeRO-3; –: no fit, or not measured")
-    trust = (
-        f"times: within {MEASURED_WITHIN:.0%} of what was measured on this card, loading and validation not counted"
-        if gpu.measured
-        else f"times are estimates: this card was not measured, and they may be off by a factor of {UNCERTAIN:g}"
-    )
-    say(trust)
+    say(f"times: {trust(gpu, options.model)}; loading and validation are not counted")
     if job.machines > 1:
         say("between machines the network's time comes on top: accelerate_configs/README.md has what is sent")
     say("\n".join(reason(best, plans)))

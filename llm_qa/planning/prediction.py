@@ -13,7 +13,7 @@ from llm_qa.planning.figures import Figures
 from llm_qa.planning.footprint import Work
 from llm_qa.planning.gpus import Gpu, find_gpu
 from llm_qa.planning.memory import traffic_per_step
-from llm_qa.planning.speed import MEASURED_WITHIN, UNCERTAIN, Products, tokens_per_second
+from llm_qa.planning.speed import Products, tokens_per_second, trust
 from llm_qa.planning.ways import card_bytes, growth_of, sizes_of
 from llm_qa.training.data_sets import DataSets, count_updates
 from llm_qa.training.strategy import Strategy, accumulation_steps, micro_batch_size
@@ -27,7 +27,7 @@ def predict_run(
     _, epochs = count_updates(arguments, data.train, recipe)
     figures = predict(recipe, strategy, path, gpu, epochs * len(data.pairs.tokens))
     if figures and gpu:
-        say(f"predicted: {figures}, without loading, validation and saving ({trust(gpu, recipe)})")
+        say(f"predicted: {figures}, without loading, validation and saving (times {trust(gpu, recipe.model)})")
     return figures
 
 
@@ -59,10 +59,3 @@ def predict(recipe: Recipe, strategy: Strategy, path: FastPath, gpu: Gpu | None,
     sent = traffic_per_step(recipe, sizes, stage, cards, passes)
     speed = tokens_per_second(gpu, cards, growth_of(recipe, engine), products, sent, cards * passes * tokens)
     return Figures(sum(parts.values()), speed, trained / speed)
-
-
-def trust(gpu: Gpu, recipe: Recipe) -> str:
-    """How far the speed may be off, in words."""
-    if gpu.measured and recipe.model.endswith("12.8b"):
-        return f"speeds like this were within {MEASURED_WITHIN:.0%}"
-    return f"an estimate: this card or model was not measured, and the speed may be off by a factor of {UNCERTAIN:g}"

@@ -19,8 +19,10 @@ REACHED = {
 }  # share of the peak, first and last pass
 RECOMPUTED = {"fp8": 0.60, "fp16": 0.75, "all weights": 0.75, "plain path": 0.23}  # the same of what is recomputed
 GROWTH = {"ddp": 0.95, "zero2": 0.90, "zero3": 0.87, "zero3, all weights": 0.93}  # a doubling of the cards keeps
-UNCERTAIN = 2.0  # times on cards that were not measured are off by up to this factor, by all that is known
-MEASURED_WITHIN = 0.15  # and on those that were
+UNCERTAIN = 2.0  # factor by which times of cards and models may be off that were not measured; a judgement
+UNCERTAIN_PLAIN = 4.0  # the same before Ampere: the share there is of one run, on an H100
+MEASURED_WITHIN = 0.15  # share by which they are off on cards that were, for the model that was
+MEASURED_MODEL = "EleutherAI/polyglot-ko-12.8b"
 
 
 @dataclass(frozen=True)
@@ -47,3 +49,18 @@ def tokens_per_second(gpu: Gpu, cards: int, engine: str, products: Products, gat
     if gpu.link < NVLINK and cards > 1:
         seconds += gathered / gpu.link / tokens
     return 1 / seconds
+
+
+def uncertainty(gpu: Gpu, model: str) -> float:
+    """The factor by which a time may be longer or shorter."""
+    if gpu.capability < (8, 0):
+        return UNCERTAIN_PLAIN
+    return 1 + MEASURED_WITHIN if gpu.measured and model == MEASURED_MODEL else UNCERTAIN
+
+
+def trust(gpu: Gpu, model: str) -> str:
+    """The same in words."""
+    if (factor := uncertainty(gpu, model)) == 1 + MEASURED_WITHIN:
+        return f"within {MEASURED_WITHIN:.0%} of what was measured on this card"
+    what = "this model" if gpu.measured else "this card"
+    return f"estimates, as {what} was not measured: they may be off by a factor of {factor:g}"

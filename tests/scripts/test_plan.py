@@ -37,6 +37,21 @@ def test_the_table_fits_80_columns_and_marks_the_fastest():
     assert "within 15% of what was measured on this card" in text
 
 
+@pytest.mark.parametrize(
+    ("gpu", "model", "factor", "words"),
+    [
+        ("H100", "polyglot-ko-12.8b", 1.15, "times: within 15% of what was measured on this card;"),
+        ("H100", "polyglot-ko-5.8b", 2, "as this model was not measured: they may be off by a factor of 2;"),
+        ("RTX 4090", "polyglot-ko-12.8b", 2, "as this card was not measured: they may be off by a factor of 2;"),
+        ("T4:2", "polyglot-ko-12.8b", 4, "as this card was not measured: they may be off by a factor of 4;"),
+    ],
+)
+def test_how_far_times_may_be_off_is_said_of_card_and_model(gpu, model, factor, words):
+    flags = ("--pairs", "6440", "--gpu", gpu, "--model", model)
+    assert words in planned(*flags)
+    assert json.loads(planned(*flags, "--json"))["uncertainty"] == factor
+
+
 def test_json_holds_every_way_with_its_parts():
     found = json.loads(planned("--pairs", "6440", "--gpu", "RTX 4090", "--json"))
     assert found["tokens"] == 6440 * 74
@@ -55,7 +70,7 @@ def test_raw_and_prepared_data_are_counted(tmp_path):
     text = planned("--data", raw, "--gpu", "A100")
     assert "40 pairs, of which 80% are trained on" in text
     assert "few to learn from" in text
-    assert "times are estimates" in text
+    assert "times: estimates, as this card was not measured: they may be off by a factor of 2;" in text
     done = run_script("scripts/prepare_data.py", raw, "--out", tmp_path / "data")
     assert done.returncode == 0, done.stderr
     assert "32 pairs, estimated" in planned("--data", tmp_path / "data", "--gpu", "A100")
