@@ -109,6 +109,8 @@ def ways(gpu: Gpu, cards: int) -> Iterator[Way]:
         return
     yield from (Way("QLoRA nf4", "qlora_12.8b", (), engine) for engine in engines)
     if gpu.fp8:
+        for engine in engines[:2]:  # under ZeRO-3 products are in 16 bits anyway
+            yield Way("QLoRA nf4 bf16", "qlora_12.8b", ("--compute-dtype", "bf16"), engine)
         yield Way("LoRA fp8", "lora_12.8b", ("--base-precision", "fp8"), whole)
     yield Way("LoRA 16-bit", "lora_12.8b", (), whole)
     if cards > 1:
@@ -136,7 +138,8 @@ def products_of(recipe: Recipe, gpu: Gpu, engine: str, recomputed: float, sizes:
     elif recipe.method == "full":
         kind = "all weights"
     else:
-        kind = "fp8" if gpu.fp8 and recipe.base_precision in ("nf4", "fp8") and engine != "zero3" else "fp16"
+        in_fp8 = recipe.base_precision in ("nf4", "fp8") and recipe.compute_dtype in ("auto", "fp8")
+        kind = "fp8" if gpu.fp8 and in_fp8 and engine != "zero3" else "fp16"
     return Products(kind, sizes.linear, recomputed)
 
 

@@ -131,6 +131,16 @@ def test_every_command_is_one_that_make_and_train_take(gpu, cards):
         assert batch % (cards * plan.micro_batch) == 0
 
 
+def test_the_same_without_fp8_products_is_planned_where_a_card_has_fp8_units():
+    for gpu, named in (("RTX 4090", True), ("RTX 3090", False)):
+        found = {plan.way.name: plan for plan in all_plans(job(gpu))}
+        assert ("QLoRA nf4 bf16" in found) == named
+        if named:
+            assert "--compute-dtype bf16" in found["QLoRA nf4 bf16"].command
+            assert found["QLoRA nf4 bf16"].tokens_per_second < found["QLoRA nf4"].tokens_per_second
+            assert found["QLoRA nf4 bf16"].gib == pytest.approx(found["QLoRA nf4"].gib)
+
+
 def test_more_memory_is_never_slower_and_nothing_that_fits_is_over():
     speeds = []
     for gib in (10, 14.6, 23.5, 39.4, 79.2, 139.8):
