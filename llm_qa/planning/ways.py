@@ -278,5 +278,6 @@ def predicted(row: Measured) -> tuple[float, float]:
     work = Work(shape.layers, shape.d_model, row.tokens, row.recomputed, row.inputs_on_host)
     parts = peak_by_part(recipe, sizes, work, STAGE[engine], row.cards)
     products = Products(row.kind, sizes.linear, row.recomputed / shape.layers)
-    speed = tokens_per_second(GPUS[row.card], row.cards, row.engine, products, 0.0, row.tokens * row.cards)
+    sent = traffic_per_step(recipe, sizes, STAGE[engine], row.cards, passes=1)
+    speed = tokens_per_second(GPUS[row.card], row.cards, row.engine, products, sent, row.tokens * row.cards)
     return sum(parts.values()) / 2**30, speed
