@@ -27,7 +27,14 @@ from llm_qa.inference.question_files import (
     read_questions,
     write_answers,
 )
-from llm_qa.inference.settings import DECODER_HELP, DECODERS, MAX_NEW_TOKENS_HELP, GenerationSettings, named_settings
+from llm_qa.inference.settings import (
+    CANDIDATES_HELP,
+    DECODER_HELP,
+    DECODERS,
+    MAX_NEW_TOKENS_HELP,
+    GenerationSettings,
+    named_settings,
+)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -50,6 +57,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--sampling", default="greedy", choices=("greedy", "original"), help="original: as the original notebooks did"
     )
+    parser.add_argument("--candidates", type=positive_int, default=1, metavar="N", help=CANDIDATES_HELP)
     parser.add_argument("--decoder", default="auto", choices=DECODERS, help=DECODER_HELP)
     options = parser.parse_args()
     if bool(options.file) != bool(options.out):
@@ -70,13 +78,20 @@ def parse_arguments() -> argparse.Namespace:
 def stream(model, tokenizer, question: str, context: Context, settings: GenerationSettings, decoder) -> None:
     """Print an answer as it is generated, by a static decoder or, where it is None, by transformers' generate.
 
+    Of several candidates the one that is kept is printed at once.
+
     UserError where the question does not fit into the model's context (`fit_questions`).
     """
     from llm_qa.data.prompts import encode_prompts
     from llm_qa.inference.fitting import fit_questions
+    from llm_qa.inference.generate import generate_answers
     from llm_qa.inference.streaming import stream_tokens, text_pieces
 
     fitting = fit_questions(tokenizer, model.config, [(question, context)], settings)
+    if settings.candidates > 1:  # which one is kept is known when all are drawn
+        (answer,) = generate_answers(model, tokenizer, fitting, settings, decoder=decoder, quiet=True)
+        say(answer.text)
+        return
     (prompt,) = encode_prompts(tokenizer, fitting)
     last: list[int] = []
 
@@ -154,7 +169,7 @@ def main() -> int:
     questions = read_questions(options.file, **columns, tidy=tidy) if options.file else []
     context = read_question(options.context, "The --context", may_be_empty=True, tidy=tidy)
     question = read_question(options.question) if options.question is not None else None
-    settings = named_settings(options.sampling, options.max_new_tokens, run=options.run)
+    settings = named_settings(options.sampling, options.max_new_tokens, run=options.run, candidates=options.candidates)
     whose = {"run": options.run, "model": options.model, "base_precision": options.base_precision}
     # Imported here, because they take seconds that --help and errors in flags should not wait for.
     from llm_qa.evaluation.predict.asking import answer_file, find_source
@@ -180,7 +195,7 @@ def main() -> int:
     model, tokenizer = source.load()
     decoder = None
     if source.decoder == "static":
-        decoder = build_decoder(model, tokenizer, rows=1, context=context_length(model.config))
+        decoder = build_decoder(model, tokenizer, rows=settings.candidates, context=context_length(model.config))
     if question:
         stream(model, tokenizer, question, given, settings, decoder)
     else:

@@ -32,7 +32,7 @@ from llm_qa.evaluation.evaluations import WHOSE, answered_before, say_what_is_re
 from llm_qa.evaluation.metrics.embedding import COMPETITION_EMBEDDER, load_embedder, with_cosines
 from llm_qa.evaluation.predict.contamination import contamination, nearest_rows, with_closest
 from llm_qa.evaluation.predict.run_data import data_name, data_of_run, groups_of_split, held_out_of, training_records
-from llm_qa.inference.settings import DECODER_HELP, DECODERS, MAX_NEW_TOKENS_HELP, named_settings
+from llm_qa.inference.settings import CANDIDATES_HELP, DECODER_HELP, DECODERS, MAX_NEW_TOKENS_HELP, named_settings
 from llm_qa.migrations import renamed_flags
 
 
@@ -56,6 +56,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--sampling", default="greedy", choices=("greedy", "original"), help="original: as the original notebooks did"
     )
+    parser.add_argument("--candidates", type=positive_int, default=1, metavar="N", help=CANDIDATES_HELP)
     parser.add_argument("--decoder", default="auto", choices=DECODERS, help=DECODER_HELP)
     parser.add_argument("--seed", type=whole_number, default=0, help="of sampling and of the bootstrap")
     parser.add_argument("--limit", type=positive_int, help="only the first N records of the split")
@@ -105,7 +106,9 @@ def evaluate(options: argparse.Namespace) -> None:
     from llm_qa.inference.fitting import fit_questions
     from llm_qa.models.loading import load_run
 
-    settings = named_settings(options.sampling, options.max_new_tokens, seed=options.seed, run=options.run)
+    settings = named_settings(
+        options.sampling, options.max_new_tokens, seed=options.seed, run=options.run, candidates=options.candidates
+    )
     source = find_source(run=options.run, decoder=options.decoder)
     merged = find_source(model=str(options.merged), decoder=options.decoder) if options.merged else source
     recipe, data_dir = source.recipe, options.data or data_of_run(options.run)

@@ -30,7 +30,7 @@ from llm_qa.inference.question_files import (
     read_questions,
     write_answers,
 )
-from llm_qa.inference.settings import DECODER_HELP, DECODERS, MAX_NEW_TOKENS_HELP, named_settings
+from llm_qa.inference.settings import CANDIDATES_HELP, DECODER_HELP, DECODERS, MAX_NEW_TOKENS_HELP, named_settings
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -53,6 +53,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--sampling", default="greedy", choices=("greedy", "original"), help="original: as the original notebooks did"
     )
+    parser.add_argument("--candidates", type=positive_int, default=1, metavar="N", help=CANDIDATES_HELP)
     parser.add_argument("--decoder", default="auto", choices=DECODERS, help=DECODER_HELP)
     options = parser.parse_args()
     for flag in ("out", "answers"):
@@ -72,7 +73,7 @@ def main() -> int:
     columns = {"question_column": options.question_column, "id_column": options.id_column}
     questions = read_questions(options.file, **columns, tidy=LINE_BREAKS[line_breaks_of_run(options.run)])
     embedder = load_embedder(options.embedder)
-    settings = named_settings(options.sampling, options.max_new_tokens, run=options.run)
+    settings = named_settings(options.sampling, options.max_new_tokens, run=options.run, candidates=options.candidates)
     # Imported here, because they take seconds that --help and errors in flags should not wait for.
     from llm_qa.evaluation.predict.asking import answer_file, find_source
 

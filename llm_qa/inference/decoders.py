@@ -62,4 +62,6 @@ def build_decoder(model, tokenizer, rows: int, context: int) -> StaticDecoder:
 def decoder_for(model, tokenizer, questions: Questions, settings: GenerationSettings, rows: int) -> StaticDecoder:
     """A static decoder with room for these (question, context) pairs and their answers, up to `rows` at once."""
     longest = max(map(len, fitting_prompts(model, tokenizer, questions, settings)), default=1)
-    return build_decoder(model, tokenizer, max(1, min(rows, len(questions))), longest + settings.max_new_tokens)
+    return build_decoder(
+        model, tokenizer, max(1, min(rows, len(questions) * settings.candidates)), longest + settings.max_new_tokens
+    )

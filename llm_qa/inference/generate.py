@@ -12,6 +12,7 @@ from llm_qa.data.packing import collate_packs
 from llm_qa.data.plain_prompt import Documents, Questions
 from llm_qa.data.prompts import encode_documents, encode_prompts
 from llm_qa.data.text import normalize_lines
+from llm_qa.inference.candidates import closest_to_all
 from llm_qa.inference.continuous_batching import generate
 from llm_qa.inference.settings import GenerationSettings
 from llm_qa.inference.static_decoder import StaticDecoder
@@ -65,23 +66,34 @@ def generate_answers(
     """Answer (question, context) pairs, in their order, by transformers' generate, or by `decoder` with its own rows.
 
     transformers' batches are sorted by length, so that they have little padding, and padded on the left. ValueError for
-    a prompt that leaves no room for the answer in the model's context.
+    a prompt that leaves no room for the answer in the model's context. With several candidates each question is
+    answered as often, in the same batches, and one answer of each is kept.
     """
     prompts = fitting_prompts(model, tokenizer, questions, settings)
+    prompts = [prompt for prompt in prompts for _ in range(settings.candidates)]
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]), reverse=True)
     answers: dict[int, Answer] = {}
     torch.manual_seed(settings.seed)
-    with progress(total=len(prompts), what="answering", unit="questions", quiet=quiet) as bar:
+    unit = "questions" if settings.candidates == 1 else "candidates"
+    with progress(total=len(prompts), what="answering", unit=unit, quiet=quiet) as bar:
         if decoder:
             rows = generate(decoder, prompts, settings, answered=bar.update)
-            return [_to_answer(tokenizer, row) for row in rows]
+            return _kept([_to_answer(tokenizer, row) for row in rows], settings.candidates)
         for begin in range(0, len(order), batch_size):
             part = order[begin : begin + batch_size]
             rows = _generate_batch(model, tokenizer, [prompts[i] for i in part], settings)
             for i, row in zip(part, rows, strict=True):
                 answers[i] = _to_answer(tokenizer, row)
             bar.update(len(part))
-    return [answers[i] for i in range(len(prompts))]
+    return _kept([answers[i] for i in range(len(prompts))], settings.candidates)
+
+
+def _kept(answers: list[Answer], candidates: int) -> list[Answer]:
+    """Of every `candidates` answers in a row the one that is closest to the others."""
+    groups = [answers[i : i + candidates] for i in range(0, len(answers), candidates)]
+    return [
+        group[closest_to_all([answer.text for answer in group])] if candidates > 1 else group[0] for group in groups
+    ]
 
 
 @torch.inference_mode()

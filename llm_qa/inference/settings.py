@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from llm_qa import files
-from llm_qa.console import say
+from llm_qa.console import UserError, say
 
 SHORTEST_LIMIT = 128  # the default token limit of an answer is at least this
 
@@ -16,6 +16,8 @@ MAX_NEW_TOKENS_HELP = (
     f"{SHORTEST_LIMIT}; with --sampling original 300)"
 )
 
+
+CANDIDATES_HELP = "draw N answers to a question and keep the one closest to the others by chrF++ (1: the greedy answer)"
 
 # transformers' generate; the project's own for GPT-NeoX, with a fixed cache and CUDA graphs; static where it is valid
 DECODERS = ("auto", "static", "plain")
@@ -33,6 +35,7 @@ class GenerationSettings:
     top_p: float = 1.0
     repetition_penalty: float = 1.0
     seed: int = 0
+    candidates: int = 1  # answers drawn for a question, of which one is kept (`candidates.py`)
 
     def arguments(self) -> dict:
         """What `model.generate` is given; sampling's numbers only where it samples."""
@@ -44,8 +47,8 @@ class GenerationSettings:
         return values
 
     def to_dict(self) -> dict:
-        """For scores.json."""
-        return asdict(self)
+        """For scores.json; candidates only where there are several, so that earlier answers are known again."""
+        return {key: value for key, value in asdict(self).items() if key != "candidates" or value > 1}
 
 
 # The original notebooks generated with these; their max_length of 300 included the prompt.
@@ -54,14 +57,35 @@ ORIGINAL_SAMPLING = GenerationSettings(
 )
 
 
+# What several candidates are drawn with: close to the most probable answer, and still different.
+CANDIDATE_SAMPLING = GenerationSettings(do_sample=True, temperature=0.7, top_p=0.95)
+
+
 def named_settings(
-    sampling: str, max_new_tokens: int | None = None, *, seed: int = 0, run: Path | None = None
+    sampling: str,
+    max_new_tokens: int | None = None,
+    *,
+    seed: int = 0,
+    run: Path | None = None,
+    candidates: int = 1,
 ) -> GenerationSettings:
     """Settings of --sampling greedy or original; --max-new-tokens, where given, overrides the length of both.
 
-    The default length is the notebooks' own for original, and for greedy `answer_limit` of the `run`.
+    The default length is the notebooks' own for original, and for greedy `answer_limit` of the `run`. Several
+    `candidates` are drawn in place of the greedy answer; UserError with original, which would draw the same each time.
     """
     settings = ORIGINAL_SAMPLING if sampling == "original" else GenerationSettings()
+    if candidates > 1:
+        if sampling == "original":
+            raise UserError(
+                f"--candidates {candidates} with --sampling original would draw {candidates} equal answers, as that "
+                "always takes the most probable token (top_k 1): leave --sampling out."
+            )
+        settings = replace(CANDIDATE_SAMPLING, candidates=candidates)
+        say(
+            f"--candidates {candidates}: answers are drawn at temperature {settings.temperature:g}, top-p "
+            f"{settings.top_p:g}, and the one closest to the others is kept"
+        )
     if max_new_tokens is None:
         max_new_tokens = settings.max_new_tokens if sampling == "original" or run is None else answer_limit(run)
     return replace(settings, max_new_tokens=max_new_tokens, seed=seed)
