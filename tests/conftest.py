@@ -22,10 +22,14 @@ STARTERS = {"run_script", "subprocess", "ForkServer", "in_a_child", "start_child
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of files that start commands or processes are marked, so that `make quick` can leave them out."""
+    """Tests of files that start commands or processes are marked, so that `make quick` can leave them out.
+
+    They come first, as they are the long ones: the last tests are short, and two workers end at about the same time.
+    """
     for item in items:
         if isinstance(item, pytest.Function) and STARTERS & vars(item.module).keys():
             item.add_marker("starts")
+    items.sort(key=lambda item: item.get_closest_marker("starts") is None)
 
 
 WORDS = (

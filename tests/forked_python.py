@@ -85,6 +85,7 @@ def be_forked(request: dict) -> None:
     sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115  those of the server know what it had there
     sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
     sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)  # noqa: SIM115
+    sys.orig_argv = [sys.executable, *request["arguments"]]  # by which a script starts itself again
     os.environ.clear()
     os.environ.update(request["environment"])
     os.chdir(request["folder"])
