@@ -18,6 +18,11 @@ RECORDS, PHRASINGS = "records", "phrasings"  # what a test split holds out
 NEW_WORDINGS = "trained facts, new wordings"
 
 
+def split_words(split: str, held_out: str) -> str:
+    """'test split', marked where it asks for trained facts in new wordings."""
+    return f"{split} split" + (f" ({NEW_WORDINGS})" if held_out == PHRASINGS else "")
+
+
 def hold_out_phrasings(train: list[QARecord], seed: int) -> tuple[list[QARecord], list[QARecord]]:
     """(training records without the held-out phrasing, test records with it alone), both in the order of `train`.
 

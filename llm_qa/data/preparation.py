@@ -117,6 +117,9 @@ def prepare(
     for split in CLEANED_SPLITS:
         splits[split] = cleaned[split]
         result.reject(emptied[split], "nothing left after cleaning")
+    if options.held_out == PHRASINGS:  # what cleaning emptied is not trained
+        trained = {record.id for record in splits["train"]}
+        splits["test"] = [record for record in splits["test"] if record.id in trained]
     rejected = result.rejected
     if not splits["train"]:
         raise UserError("Cleaning left no training record: choose another --cleaning or --stopwords.")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from llm_qa import files
 from llm_qa.config.recipe import EMBEDDED_MODEL
+from llm_qa.data.phrasings import split_words
 from llm_qa.data.prompts import show_prompt
 from llm_qa.evaluation.evaluations import load_evaluation
 from llm_qa.evaluation.metrics.catalogue import MEASURES, is_number
@@ -75,5 +76,6 @@ def measures(run_dir: Path, split: str = "test") -> tuple[str, list[str], list[l
         values = [of_one["metrics"][measure.key]["value"] for of_one in scores]
         if any(map(is_number, values)):
             rows.append([f"{measure.title} {measure.arrow}".rstrip(), *map(measure.format, values)])
-    asked = f"On the {scores[0]['questions']:,} questions of the {split} split ({scores[0]['records']:,} records):"
+    asked_of = split_words(split, next(iter(found.values())).held_out)
+    asked = f"On the {scores[0]['questions']:,} questions of the {asked_of}, {scores[0]['records']:,} records:"
     return asked, ["", *found], rows

@@ -5,6 +5,7 @@ from command_line import run_script
 
 from llm_qa import files
 from llm_qa.data.records import load_split
+from llm_qa.export.card import model_card
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +37,10 @@ def test_the_report_says_that_the_facts_were_trained(run, tmp_path):
     assert "test split (trained facts, new wordings) of" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
+def test_the_card_of_an_exported_model_says_so_too(run):
+    assert "On the 9 questions of the test split (trained facts, new wordings), 9 records:" in model_card(run)
+
+
 def test_each_test_question_is_of_a_trained_record(run):
     data = run.parent / "data"
     trained = {record.id: record for record in load_split(data, "train")}
@@ -43,6 +48,19 @@ def test_each_test_question_is_of_a_trained_record(run):
         assert trained[record.id].answers == record.answers
         assert record.questions[0] not in trained[record.id].questions
     assert files.read_json(data / files.MANIFEST)["options"]["held_out"] == "phrasings"
+
+
+def test_what_cleaning_empties_is_not_asked(tmp_path):
+    rows = "".join(f"{n}번은 왜?,{n}번 이유는?,{n}번이라서.\n" for n in range(30)) + "그리고?,왜 그리고?,그리고.\n"
+    (tmp_path / "faq.csv").write_text("질문_1,질문_2,답변\n" + rows, encoding="utf-8")
+    (tmp_path / "stopwords.txt").write_text("그리고\n", encoding="utf-8")
+    flags = ["--out", tmp_path / "d", "--test", "phrasings", "--validation", "0", "--cleaning", "original"]
+    flags += ["--stopwords", tmp_path / "stopwords.txt"]
+    done = run_script("scripts/prepare_data.py", tmp_path / "faq.csv", *flags)
+    assert done.returncode == 0, done.stderr
+    trained = {record.id for record in load_split(tmp_path / "d", "train")}
+    assert len(trained) == 30
+    assert {record.id for record in load_split(tmp_path / "d", "test")} <= trained
 
 
 def test_a_file_with_one_wording_each_is_refused(tmp_path):

@@ -15,7 +15,7 @@ import yaml
 
 from llm_qa import files
 from llm_qa.console import UserError
-from llm_qa.data.phrasings import NEW_WORDINGS, PHRASINGS
+from llm_qa.data.phrasings import split_words
 from llm_qa.evaluation.evaluations import (
     Evaluation,
     check_same_data,
@@ -114,8 +114,7 @@ class Report:
     @property
     def asked(self) -> str:
         """The split in words, marked where it asks for trained facts in new wordings."""
-        new_wordings = self.runs[0].tuned.held_out == PHRASINGS
-        return f"{self.split} split" + (f" ({NEW_WORDINGS})" if new_wordings else "")
+        return split_words(self.split, self.runs[0].tuned.held_out)
 
 
 def load_report(
