@@ -91,6 +91,8 @@ def stream(model, tokenizer, question: str, context: Context, settings: Generati
     if settings.candidates > 1:  # which one is kept is known when all are drawn
         (answer,) = generate_answers(model, tokenizer, fitting, settings, decoder=decoder, quiet=True)
         say(answer.text)
+        if not answer.stopped:
+            say(f"(cut after {settings.max_new_tokens:,} tokens: --max-new-tokens)")
         return
     (prompt,) = encode_prompts(tokenizer, fitting)
     last: list[int] = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -21,7 +21,10 @@ from llm_qa.models.isolation import attention_of
 
 @dataclass(frozen=True)
 class Answer:
-    """A generated answer: `stopped` is True when the model ended it with eos, False when it reached the token limit."""
+    """A generated answer: `stopped` is True when the model ended it with eos, False when it reached the token limit.
+
+    `tokens` were generated for it, those of other candidates included.
+    """
 
     text: str
     stopped: bool
@@ -89,11 +92,12 @@ def generate_answers(
 
 
 def _kept(answers: list[Answer], candidates: int) -> list[Answer]:
-    """Of every `candidates` answers in a row the one that is closest to the others."""
+    """Of every `candidates` answers in a row the one that is closest to the others, with the tokens of all of them."""
+    if candidates == 1:
+        return answers
     groups = [answers[i : i + candidates] for i in range(0, len(answers), candidates)]
-    return [
-        group[closest_to_all([answer.text for answer in group])] if candidates > 1 else group[0] for group in groups
-    ]
+    kept = [group[closest_to_all([answer.text for answer in group])] for group in groups]
+    return [replace(one, tokens=sum(a.tokens for a in group)) for one, group in zip(kept, groups, strict=True)]
 
 
 @torch.inference_mode()

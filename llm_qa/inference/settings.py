@@ -83,8 +83,8 @@ def named_settings(
             )
         settings = replace(CANDIDATE_SAMPLING, candidates=candidates)
         say(
-            f"--candidates {candidates}: answers are drawn at temperature {settings.temperature:g}, top-p "
-            f"{settings.top_p:g}, and the one closest to the others is kept"
+            f"--candidates {candidates}: in place of the greedy answer, answers are drawn at temperature "
+            f"{settings.temperature:g}, top-p {settings.top_p:g}, and the one closest to the others is kept"
         )
     if max_new_tokens is None:
         max_new_tokens = settings.max_new_tokens if sampling == "original" or run is None else answer_limit(run)

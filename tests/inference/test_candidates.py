@@ -38,7 +38,9 @@ def test_the_kept_answer_is_one_of_those_that_are_drawn(neox_folder, decoder):
     questions = [("결로는 왜 생기나요?", ""), ("벽지는요?", "")]
     (kept, other) = generate_answers(model, tokenizer, questions, several, decoder=static, quiet=True)
     repeated = [question for question in questions for _ in range(4)]
-    texts = [a.text for a in generate_answers(model, tokenizer, repeated, drawn, decoder=static, quiet=True)]
+    single = generate_answers(model, tokenizer, repeated, drawn, decoder=static, quiet=True)
+    texts = [answer.text for answer in single]
+    assert kept.tokens == sum(answer.tokens for answer in single[:4]), "what was generated for it"
     assert kept.text == texts[:4][closest_to_all(texts[:4])]
     assert other.text == texts[4:][closest_to_all(texts[4:])]
     assert len(set(texts[:4])) > 1
@@ -57,7 +59,7 @@ def test_one_question_is_answered_by_the_command_line(neox_folder):
     flags = ["--model", neox_folder, "--base-precision", "fp32", "--max-new-tokens", "6", "결로는 왜 생기나요?"]
     done = run_script("scripts/ask.py", *flags, "--candidates", "3")
     assert done.returncode == 0, done.stderr
-    assert "--candidates 3: answers are drawn at temperature 0.7, top-p 0.95" in done.stdout
+    assert "--candidates 3: in place of the greedy answer, answers are drawn at temperature 0.7" in done.stdout
     assert len(done.stdout.strip().splitlines()[-1]) > 0
     done = run_script("scripts/ask.py", *flags, "--candidates", "0")
     assert done.returncode == 2

@@ -113,6 +113,8 @@ def answer_faults(scores: dict[str, Any]) -> list[str]:
 
     faults = []
     if over("empty_share", EMPTY):
+        if value["empty_share"] == 1:
+            return ["all of its answers are empty"]
         faults.append(f"{MEASURES['empty_share'].format(value['empty_share'])} of its answers are empty")
     ratio = value.get("length_ratio")
     if is_number(ratio) and ratio < SHORT:
@@ -178,8 +180,8 @@ def training_steps(log: list[dict[str, Any]], updates: object) -> list[str]:
     losses = [loss for _, loss in training_curve(log, "validation_loss")]
     if is_number(updates) and updates < FEW_UPDATES:
         return [
-            f"Train for more updates: {updates:,} are few (more --num-train-epochs, or fewer documents an update by "
-            "--gradient-accumulation-steps)."
+            f"Train for more updates: {updates:,} are few (a larger --num-train-epochs, or fewer sequences an update "
+            "by a smaller --global-batch-size)."
         ]
     if len(losses) < 2:
         return []

@@ -1,14 +1,17 @@
 """The first screen: a sentence that cannot be misread, three answers, and a rule for each thing to do next."""
 
+import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from evaluation.fixtures import make_evaluation, make_rows, make_run
+from llm_qa.config.recipe import load_recipe, recipe_flags
 from llm_qa.evaluation.metrics.catalogue import CHARACTER_F1
 from llm_qa.evaluation.report.loading import load_report
 from llm_qa.evaluation.report.samples import spread_samples
-from llm_qa.evaluation.report.summary import next_steps, summarize, training_steps, verdict_sentence
+from llm_qa.evaluation.report.summary import answer_faults, next_steps, summarize, training_steps, verdict_sentence
 from llm_qa.evaluation.statistics.comparison import BETTER, FEW, MIXED, UNCLEAR, WORSE
 
 GOOD = {"empty_share": 0.0, "length_ratio": 1.0, "stopped_share": 1.0, "repetition": 0.0}
@@ -105,6 +108,24 @@ def test_each_rule_says_what_to_do(run, copy, step):
     steps = next_steps(run, copy)
     assert len(steps) == 1
     assert step in steps[0]
+
+
+def test_the_flags_that_are_proposed_exist():
+    """A remedy that does not work is worse than none: train.py refuses some names of TrainingArguments."""
+    runs = [
+        run(training={"finished": True, "steps": 6}),
+        run(log=losses(3.0, 2.0, 1.5)),
+        run(stopped_share=0.5),
+        run(FEW),
+    ]
+    flags = {flag for each in runs for step in next_steps(each, UNCLEAR) for flag in re.findall(r"--[a-z-]+", step)}
+    assert flags == {"--num-train-epochs", "--global-batch-size", "--max-new-tokens", "--test"}
+    load_recipe("scripts/recipes/tiny.yaml", recipe_flags(["--num-train-epochs", "8", "--global-batch-size", "8"]))
+    assert '"--max-new-tokens"' in Path("scripts/evaluate.py").read_text(encoding="utf-8")
+
+
+def test_all_empty_answers_are_said_once():
+    assert answer_faults(run(empty_share=1.0, length_ratio=0.0).tuned.scores) == ["all of its answers are empty"]
 
 
 def test_at_most_three_things_are_proposed():
