@@ -106,8 +106,10 @@ install-serve: $(VENV)/installed ## the packages that serve needs, into .venv
 serve: install-serve ## RUN's model for programs that speak OpenAI's API, at 127.0.0.1:8000
 	$(BIN)/python scripts/serve.py --run $(RUN) $(ARGS)
 
-quick: $(VENV)/installed ## the tests that start no command or process, in a minute or two: for every change
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "quick or not (starts or distributed or gpu or slow or optional)" $(ARGS)
+# The page itself, benchmarks and the static decoder take a third of the time, and few changes touch them.
+NOT_QUICK = tests/evaluation/report/test_report_page.py tests/benchmark tests/inference/test_static_decoder.py
+quick: $(VENV)/installed ## the tests that start no command or process, in a minute and a half: for every change
+	$(BIN)/python -m pytest -n 2 --dist worksteal $(NOT_QUICK:%=--ignore %) -m "quick or not (starts or distributed or gpu or slow or optional)" $(ARGS)
 
 test: $(VENV)/installed ## every test but the distributed, gpu and slow ones
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not distributed and not gpu and not slow" $(ARGS)
