@@ -148,8 +148,10 @@ def check_table() -> str:
         gib, speed = predicted(row)
         fast = speed / row.tokens_per_second - 1
         large = 0.0 if row.gib is None else gib / row.gib - 1
-        kind = f"{row.recipe}, {row.kind}, {row.tokens:,} tokens, {row.recomputed}/40"
-        memory = [f"{gib:.1f}", f"{row.gib}", f"{large:+.1%}"] if row.gib else [f"{gib:.1f}", "–", "–"]
+        layers = SHAPES[row.model].layers
+        method, base = row.recipe.partition("_")[0], row.flags[1] if "--base-precision" in row.flags else ""
+        kind = f"{row.size} {method}{base and f' {base}'}, {row.kind}, {row.tokens:,} tokens, {row.recomputed}/{layers}"
+        memory = [f"{gib:.1f}", f"{row.gib:.1f}", f"{large:+.1%}"] if row.gib else [f"{gib:.1f}", "–", "–"]
         times = [f"{speed:,.0f}", f"{row.tokens_per_second:,}", f"{fast:+.1%}"]
         engine = row.engine.partition(",")[0]
         rows.append((max(abs(fast), abs(large)), [kind, f"{engine}, {row.cards} {row.card}", *memory, *times]))
@@ -171,7 +173,7 @@ def main() -> int:
     best = best_of(plans)
     if options.json:
         values = [{**dataclasses.asdict(p), "gib": p.gib, "fits": p.fits, "best": p is best} for p in plans]
-        factor = uncertainty(gpu, options.model)
+        factor = uncertainty(gpu)
         found = {"gpu": gpu.name, "cards": cards, "tokens": tokens, "uncertainty": factor, "plans": values}
         say(json.dumps(found, ensure_ascii=False, indent=2))
         return 0
@@ -182,7 +184,7 @@ def main() -> int:
     text = table(plans, best, options.hours is not None)
     say(text)
     say("rec.: layers recomputed; batch: packs of 512 tokens a pass; offload: under ZeRO-3; –: no fit, or not measured")
-    say(f"times: {trust(gpu, options.model)}; loading and validation are not counted")
+    say(f"times: {trust(gpu)}; loading and validation are not counted")
     if job.machines > 1:
         say("between machines the network's time comes on top: accelerate_configs/README.md has what is sent")
     say("\n".join(reason(best, plans)))

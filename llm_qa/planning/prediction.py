@@ -27,7 +27,7 @@ def predict_run(
     _, epochs = count_updates(arguments, data.train, recipe)
     figures = predict(recipe, strategy, path, gpu, epochs * len(data.pairs.tokens))
     if figures and gpu:
-        say(f"predicted: {figures}, without loading, validation and saving (times {trust(gpu, recipe.model)})")
+        say(f"predicted: {figures}, without loading, validation and saving (times {trust(gpu)})")
     return figures
 
 
@@ -46,7 +46,8 @@ def predict(recipe: Recipe, strategy: Strategy, path: FastPath, gpu: Gpu | None,
     passes = accumulation_steps(recipe, cards)
     tokens = micro_batch_size(recipe, cards) * recipe.pack_length
     recomputed = path.recomputed if path.active else shape.layers
-    work = Work(shape.layers, shape.d_model, tokens, recomputed, path.inputs_on_host)
+    copied = path.fp8_products and recipe.base_precision == "16bit"
+    work = Work(shape.layers, shape.d_model, tokens, recomputed, path.inputs_on_host, copied)
     parts = card_bytes(recipe, shape, sizes, work, stage, cards, plain=not path.active)
     if not path.active:
         kind = "plain path"
@@ -55,7 +56,7 @@ def predict(recipe: Recipe, strategy: Strategy, path: FastPath, gpu: Gpu | None,
     else:
         kind = "fp8" if path.fp8_products else "fp16"
     engine = f"zero{stage}" if stage else "ddp" if cards > 1 else "one"
-    products = Products(kind, sizes.linear, recomputed / shape.layers)
+    products = Products(kind, sizes.linear, recomputed / shape.layers, shape.d_model)
     sent = traffic_per_step(recipe, sizes, stage, cards, passes)
     speed = tokens_per_second(gpu, cards, growth_of(recipe, engine), products, sent, cards * passes * tokens)
     return Figures(sum(parts.values()), speed, trained / speed)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from llm_qa.config.recipe import Recipe, load_recipe, recipe_flags
 from llm_qa.models.shapes import SHAPES, Shape
-from llm_qa.planning.footprint import Work, peak_by_part, plain_pass_bytes
+from llm_qa.planning.footprint import CACHED, SAVED_TRAINING, Work, activations, peak_by_part, plain_pass_bytes
 from llm_qa.planning.gpus import GPUS, Gpu
 from llm_qa.planning.measured import Measured
 from llm_qa.planning.memory import (
@@ -26,6 +26,7 @@ from llm_qa.planning.speed import Products, tokens_per_second
 RECIPES = Path("scripts/recipes")
 CONTEXT = 0.6  # GiB of a card that CUDA and its libraries take
 USABLE = 0.94  # share of the rest that can be allocated: 66.5 GiB were reserved for 65.6
+ALL_WEIGHTS_USABLE = 0.9  # share of that up to which training all weights was seen to recompute nothing
 CHECKPOINTS = 2  # that a run keeps (save_total_limit)
 STAGE = {"one": 0, "ddp": 0, "zero2": 2, "zero3": 3}
 TARGET = {"one": "train", "ddp": "train-ddp", "zero2": "train-zero2", "zero3": "train-zero3"}
@@ -131,16 +132,23 @@ def sizes_of(shape: Shape, recipe: Recipe) -> Sizes:
     return Sizes(linear, shape.parameters - linear, lora)
 
 
-def products_of(recipe: Recipe, gpu: Gpu, engine: str, recomputed: float, sizes: Sizes) -> Products:
-    """How the recipe multiplies: in fp8 where frozen nf4 or fp8 weights meet fp8 units and are not gathered."""
+def in_fp8(recipe: Recipe, sizes: Sizes, gpu: Gpu, engine: str) -> bool:
+    """Whether frozen weights meet fp8 units and are not gathered; of 16-bit ones a copy must fit into half the rest."""
+    if not gpu.fp8 or engine == "zero3" or recipe.method == "full" or recipe.compute_dtype not in ("auto", "fp8"):
+        return False
+    free = USABLE * (gpu.gib - CONTEXT) * 2**30 - weight_bytes(recipe, sizes)
+    return recipe.base_precision in ("nf4", "fp8") or CACHED * sizes.linear <= free / 2
+
+
+def products_of(recipe: Recipe, shape: Shape, sizes: Sizes, gpu: Gpu, engine: str, recomputed: int) -> Products:
+    """How the recipe multiplies, with so many layers recomputed."""
     if gpu.capability < (8, 0):
         kind = "plain path"
     elif recipe.method == "full":
         kind = "all weights"
     else:
-        in_fp8 = recipe.base_precision in ("nf4", "fp8") and recipe.compute_dtype in ("auto", "fp8")
-        kind = "fp8" if gpu.fp8 and in_fp8 and engine != "zero3" else "fp16"
-    return Products(kind, sizes.linear, recomputed)
+        kind = "fp8" if in_fp8(recipe, sizes, gpu, engine) else "fp16"
+    return Products(kind, sizes.linear, recomputed / shape.layers, shape.d_model)
 
 
 def growth_of(recipe: Recipe, engine: str) -> str:
@@ -164,13 +172,15 @@ def plan(job: Job, way: Way) -> Plan:
     shape, sizes = SHAPES[job.model], sizes_of(SHAPES[job.model], recipe)
     usable = USABLE * (job.gpu.gib - CONTEXT)
     share = recipe.global_batch_size // job.all_cards
-    sharded = way.engine == "zero3" or recipe.method == "full" or job.gpu.capability < (8, 0)
+    sharded = way.engine == "zero3" or job.gpu.capability < (8, 0)
     counts = [shape.layers] if sharded else range(shape.layers + 1)
+    if recipe.method == "full" and not sharded:
+        counts = [0, shape.layers]
     best: Plan | None = None
     for micro in (size for size in range(share, 0, -1) if share % size == 0):
         for count in counts:
             parts = _parts(job, way, recipe, shape, sizes, micro, count)
-            if sum(parts.values()) <= usable or (micro == 1 and count == shape.layers):
+            if _has_room(parts, recipe, shape, micro, count, usable) or (micro == 1 and count == shape.layers):
                 found = _plan(job, way, recipe, sizes, flags, parts, usable, count, micro)
                 if best is None or (found.tokens_per_second or 0) > (best.tokens_per_second or 0):
                     best = found
@@ -179,6 +189,18 @@ def plan(job: Job, way: Way) -> Plan:
             break
     assert best
     return best
+
+
+def _has_room(
+    parts: dict[str, float], recipe: Recipe, shape: Shape, micro: int, recomputed: int, usable: float
+) -> bool:
+    """Whether the fast path would do that: where all weights train it wants activations beside the gradients."""
+    needed = sum(parts.values())
+    if recipe.method == "full" and not recomputed:
+        work = Work(shape.layers, shape.d_model, micro * recipe.pack_length, recomputed)
+        needed = sum(parts.values()) - parts["activations"] + activations(work, SAVED_TRAINING) / 2**30
+        return needed <= ALL_WEIGHTS_USABLE * usable
+    return needed <= usable
 
 
 def card_bytes(
@@ -197,9 +219,10 @@ def _parts(
 ) -> dict[str, float]:
     """Part -> GiB of a card."""
     tokens, cards = micro * recipe.pack_length, job.all_cards
-    # Where all weights train on one card, the layers' inputs go to the machine's memory.
-    on_host = recipe.method == "full" and STAGE[way.engine] == 0
-    work = Work(shape.layers, shape.d_model, tokens, recomputed, on_host)
+    # Where all weights train and all layers are recomputed, their inputs go to the machine's memory.
+    on_host = recipe.method == "full" and STAGE[way.engine] == 0 and recomputed == shape.layers
+    copied = recipe.base_precision == "16bit" and in_fp8(recipe, sizes, job.gpu, way.engine)
+    work = Work(shape.layers, shape.d_model, tokens, recomputed, on_host, copied)
     plain = job.gpu.capability < (8, 0)
     parts = card_bytes(recipe, shape, sizes, work, STAGE[way.engine], cards, plain=plain)
     if way.offload:
@@ -223,7 +246,7 @@ def _plan(
     speed = None
     if not way.offload:  # the time of offload was never measured
         passes = recipe.global_batch_size // (micro * cards)
-        products = products_of(recipe, job.gpu, way.engine, recomputed / shape.layers, sizes)
+        products = products_of(recipe, shape, sizes, job.gpu, way.engine, recomputed)
         gathered = traffic_per_step(recipe, sizes, stage, cards, passes)
         speed = tokens_per_second(job.gpu, cards, growth_of(recipe, way.engine), products, gathered, update)
     epoch = job.tokens / speed / 3600 if speed else None
@@ -271,13 +294,19 @@ def best_of(plans: list[Plan]) -> Plan | None:
     return max(timed, key=lambda plan: plan.tokens_per_second or 0.0) if timed else next(iter(fitting), None)
 
 
+def measured_recipe(row: Measured) -> Recipe:
+    """The recipe of a run that was measured, with its flags and model."""
+    return load_recipe(RECIPES / f"{row.recipe}.yaml", recipe_flags([*row.flags, "--model", row.model]))
+
+
 def predicted(row: Measured) -> tuple[float, float]:
-    """(GiB a card, tokens a second of all cards) by the formulas for a run of polyglot-ko-12.8b that was measured."""
-    recipe, shape = load_recipe(RECIPES / f"{row.recipe}.yaml"), SHAPES["EleutherAI/polyglot-ko-12.8b"]
+    """(GiB a card, tokens a second of all cards) by the formulas for a run that was measured."""
+    recipe, shape = measured_recipe(row), SHAPES[row.model]
     sizes, engine = sizes_of(shape, recipe), row.engine.partition(",")[0]
-    work = Work(shape.layers, shape.d_model, row.tokens, row.recomputed, row.inputs_on_host)
+    copied = recipe.base_precision == "16bit" and row.kind == "fp8"
+    work = Work(shape.layers, shape.d_model, row.tokens, row.recomputed, row.inputs_on_host, copied)
     parts = peak_by_part(recipe, sizes, work, STAGE[engine], row.cards)
-    products = Products(row.kind, sizes.linear, row.recomputed / shape.layers)
+    products = Products(row.kind, sizes.linear, row.recomputed / shape.layers, shape.d_model)
     sent = traffic_per_step(recipe, sizes, STAGE[engine], row.cards, passes=1)
     speed = tokens_per_second(GPUS[row.card], row.cards, row.engine, products, sent, row.tokens * row.cards)
     return sum(parts.values()) / 2**30, speed

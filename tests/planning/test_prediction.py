@@ -9,7 +9,7 @@ from llm_qa.models.fast.plan import FastPath
 from llm_qa.planning.gpus import GPUS
 from llm_qa.planning.measured import MEASURED
 from llm_qa.planning.prediction import predict
-from llm_qa.planning.ways import Job, all_plans
+from llm_qa.planning.ways import Job, all_plans, measured_recipe
 from llm_qa.training.strategy import Strategy
 
 QLORA = load_recipe("scripts/recipes/qlora_12.8b.yaml")
@@ -33,11 +33,10 @@ def test_a_run_is_told_what_make_plan_says_of_it(gpu, cards):
 
 
 @pytest.mark.parametrize(
-    "row", MEASURED, ids=lambda row: f"{row.recipe}-{row.kind}-{row.engine}-{row.tokens}-{row.cards}"
+    "row", MEASURED, ids=lambda row: f"{row.size}-{row.recipe}-{row.kind}-{row.engine}-{row.tokens}-{row.cards}"
 )
 def test_every_measured_run_is_predicted_within_10_percent(row):
-    recipe = load_recipe(f"scripts/recipes/{row.recipe}.yaml", {"pack_length": row.tokens})
-    recipe = replace(recipe, micro_batch_size=1, global_batch_size=row.cards)
+    recipe = replace(measured_recipe(row), pack_length=row.tokens, micro_batch_size=1, global_batch_size=row.cards)
     stage = {"zero2": 2, "zero3": 3}.get(row.engine.partition(",")[0], 0)
     path = FastPath(True, "", row.recomputed, fp8_products=row.kind == "fp8", inputs_on_host=row.inputs_on_host)
     figures = predict(recipe, Strategy(row.cards, row.cards, zero_stage=stage), path, GPUS[row.card], 1.0)
