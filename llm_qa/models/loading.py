@@ -90,9 +90,14 @@ def check_tokenizer_fits(tokenizer, model: PreTrainedModel) -> None:
 
 
 def align_special_tokens(model: PreTrainedModel, tokenizer) -> None:
-    """Set the model's eos and pad tokens to the tokenizer's, with which answers end and are padded."""
+    """Set the model's special tokens to the tokenizer's, with which answers end and are padded.
+
+    Trainer would do it too, with a warning for each process.
+    """
     for config in (model.config, model.generation_config):
         config.eos_token_id, config.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
+        if tokenizer.bos_token_id is not None:
+            config.bos_token_id = tokenizer.bos_token_id
 
 
 def load_base(model: str | Path, precision: Precision, *, on_gpu: bool = True) -> PreTrainedModel:
