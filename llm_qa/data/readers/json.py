@@ -1,7 +1,7 @@
 """JSON: one record per line (JSONL), a list of records, or KorQuAD 1.0 / SQuAD 1.1 in one document.
 
 The keys of a record are chosen like the columns of a table, by flag or by known name; a record may also be a
-conversation.
+conversation. A file of marked answers (`marks.py`) is known by its first line.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_qa.console import UserError
+from llm_qa.data.marks import is_mark
 from llm_qa.data.readers.columns import (
     ANSWER_NAMES,
     CATEGORY_NAMES,
@@ -26,6 +27,7 @@ from llm_qa.data.readers.columns import (
     listed,
 )
 from llm_qa.data.readers.conversations import CONVERSATION_KEYS, conversation_in, read_conversation
+from llm_qa.data.readers.marks import mark_rows
 from llm_qa.data.readers.rows import LONGEST_LINE_CHARACTERS, ColumnNames, Row, Table
 from llm_qa.data.text import normalize
 
@@ -47,6 +49,8 @@ def read_json_text(path: Path, text: str, columns: ColumnNames, learn_turns: str
         value = None
     except RecursionError:
         raise UserError(f"{path} is nested too deeply to be question-answer data.") from None
+    if is_mark(value):
+        return Table("marks", mark_rows(json_lines(text)), columns_used=False)
     # A complete object in the first line means JSONL, unless that object is a whole KorQuAD document.
     if (isinstance(value, dict) and (rest or not is_korquad(value))) or (value is None and path.suffix == ".jsonl"):
         return _records("JSONL", json_lines(text), value, columns, learn_turns)

@@ -75,18 +75,32 @@ def _what_is_asked(question: str, passage: str) -> tuple[str, str]:
     return leakage_key(question), leakage_key(passage)
 
 
-def nearest_answers(questions: list[str], training: list[QARecord]) -> list[str]:
-    """For each question the first answer of the training record with the most similar question by chrF++.
+class TrainingQuestions:
+    """The questions of training records, to be looked up by how similar another question is."""
 
-    chrF++ ranks only the CANDIDATES nearest by character pairs; a slow search of all would hardly ever differ.
-    """
-    known = [(question, record.answers[0]) for record in training for question in record.questions]
-    index = CharacterIndex([question for question, _ in known])
-    copied = []
-    for question in progress(questions, what="nearest training answers", unit="questions"):
-        best = max(index.nearest(question, CANDIDATES), key=lambda i: chrf(question, [known[i][0]]))
-        copied.append(known[best][1])
-    return copied
+    def __init__(self, training: list[QARecord]):
+        self.known = [(question, record) for record in training for question in record.questions]
+        self.index = CharacterIndex([question for question, _ in self.known])
+
+    def nearest(self, question: str, count: int) -> list[tuple[str, str]]:
+        """The most similar question by chrF++ and the first answer of the `count` nearest records, best first.
+
+        chrF++ ranks only the CANDIDATES for each that are nearest by character pairs; a slow search of all would hardly
+        ever differ.
+        """
+        found = [self.known[i] for i in self.index.nearest(question, CANDIDATES * count)]
+        found.sort(key=lambda pair: chrf(question, [pair[0]]), reverse=True)
+        best: dict[str, tuple[str, str]] = {}
+        for text, record in found:
+            best.setdefault(record.id, (text, record.answers[0]))
+        return list(best.values())[:count]
+
+
+def nearest_answers(questions: list[str], training: list[QARecord]) -> list[str]:
+    """For each question the first answer of the training record with the most similar question."""
+    known = TrainingQuestions(training)
+    asked = progress(questions, what="nearest training answers", unit="questions")
+    return [known.nearest(question, 1)[0][1] for question in asked]
 
 
 def contamination(rows: list[dict[str, Any]]) -> dict[str, int]:
