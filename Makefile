@@ -32,7 +32,7 @@ MAKEOVERRIDES :=
 unexport GPU MEMORY MODEL HOURS RECIPE RUN RUNS SPLIT DATA KOBEST FILE NAME STOPWORDS ARGS NUM_GPUS NUM_MACHINES MACHINE_RANK MAIN_IP MAIN_PORT
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo quick test test-optional test-kernels test-distributed soak lint format train train-qlora train-ddp train-zero2 train-zero3 train-zero3-optimizer-offload train-zero3-offload plan dry-run export eval eval-kobest ablation submit ask serve install-serve clean
+.PHONY: help install demo quick test test-optional test-kernels test-distributed soak lint format train train-qlora train-ddp train-zero2 train-zero3 train-zero3-optimizer-offload train-zero3-offload plan dry-run export eval eval-kobest ablation submit ask chat install-chat serve install-serve clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sort | sed -E 's/^([a-z0-9-]+):[^#]*## /\1\t/' | expand -t 31
@@ -100,6 +100,12 @@ ablation: $(VENV)/installed ## does preprocessing help? NAME=, DATA=raw files, S
 ask: $(VENV)/installed ## ask RUN's model at a prompt
 	$(BIN)/python scripts/ask.py --run $(RUN) $(ARGS)
 
+install-chat: $(VENV)/installed ## the packages that chat needs, into .venv
+	$(BIN)/python -m pip install --disable-pip-version-check -q -e '.[chat]' -c requirements.txt
+
+chat: install-chat ## a page in the browser: ask RUN's model, see its base beside, mark answers; at 127.0.0.1:7860
+	$(BIN)/python scripts/chat.py --run $(RUN) $(ARGS)
+
 install-serve: $(VENV)/installed ## the packages that serve needs, into .venv
 	$(BIN)/python -m pip install --disable-pip-version-check -q -e '.[serve]' -c requirements.txt
 
@@ -115,7 +121,7 @@ test: $(VENV)/installed ## every test but the distributed, gpu and slow ones
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not distributed and not gpu and not slow" $(ARGS)
 
 test-optional: $(VENV)/installed ## the tests that need an extra's packages, which it installs into .venv first
-	$(BIN)/python -m pip install --disable-pip-version-check -q -e '.[kobest,submission,notebook,serve,serve-tests]' -c requirements.txt
+	$(BIN)/python -m pip install --disable-pip-version-check -q -e '.[kobest,submission,notebook,serve,chat,serve-tests]' -c requirements.txt
 	$(BIN)/python -m pytest -m "optional and not slow" $(ARGS)
 
 test-kernels: $(VENV)/installed ## the GPU's kernels in Triton's interpreter, which it installs into .venv first

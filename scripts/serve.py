@@ -11,14 +11,13 @@ import argparse
 import importlib.util
 import os
 import signal
-import socket
 from pathlib import Path
 
 from llm_qa import files
 from llm_qa.console import ArgumentParser, UserError, positive_int, run_script, say
 from llm_qa.inference.settings import DECODER_HELP, DECODERS, MAX_NEW_TOKENS_HELP, named_settings
+from llm_qa.serving.address import LOCAL_HOSTS, bound_socket, check_port
 
-LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
 KEY_VARIABLE = "LLM_QA_API_KEY"
 
 
@@ -45,23 +44,10 @@ def parse_arguments() -> argparse.Namespace:
         raise UserError(f"--host {options.host} lets other machines ask: give an --api-key that they must send.")
     if options.api_key and not (options.api_key.isascii() and options.api_key.isprintable()):
         raise UserError("The --api-key goes into an HTTP header: use printable ASCII characters.")
-    if options.port > 65535:
-        raise UserError(f"--port {options.port} is not a port: use a number up to 65535.")
+    check_port(options.port)
     if options.run:
         files.check_run(options.run)
     return options
-
-
-def bound_socket(host: str, port: int) -> socket.socket:
-    """A socket of this address that does not listen yet; UserError where the address cannot be had."""
-    try:
-        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        bound = socket.socket(family, kind)
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind(address)
-    except (OSError, UnicodeError) as error:
-        raise UserError(f"--host {host} --port {port} cannot be listened at ({error}): choose another.") from None
-    return bound
 
 
 def main() -> int:

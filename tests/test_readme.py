@@ -32,7 +32,7 @@ MOST_LINES = 130
 OURS = r"(?:scripts|tests|llm_qa|accelerate_configs|ds_configs|\.github|\.ci)/"  # how a path of the project begins
 INSTALLED = ("python", "accelerate", "pre-commit", "tensorboard")
 STARTERS = {"make", "sbatch", "python", *(f".venv/bin/{name}" for name in INSTALLED)}
-WITHOUT_SCRIPT = {"install", "install-serve", "lint", "help"}  # make targets
+WITHOUT_SCRIPT = {"install", "install-chat", "install-serve", "lint", "help"}  # make targets
 FOREIGN_FLAGS = {"--help", "--nodes", "--gpus-per-node", "--logdir"}  # every script's own, SLURM's and TensorBoard's
 
 

@@ -6,7 +6,7 @@ Continuous batching: Yu et al. 2022, OSDI "Orca".
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -128,7 +128,7 @@ def generate(
     return answers
 
 
-def stream(decoder: StaticDecoder, request: Request) -> Iterator[list[int]]:
+def stream(decoder: StaticDecoder, request: Request) -> Generator[list[int], None, None]:
     """The tokens of one answer as they come, its eos included; leaving the loop early ends the answer."""
     queue = AnswerQueue(decoder, refilled=0)
     handle = queue.add(request)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from queue import Queue
 
 import torch
@@ -17,7 +17,7 @@ HALF_CHARACTER = "\ufffd"  # what a tokenizer decodes the first bytes of a chara
 
 def stream_tokens(
     model, tokenizer, prompt: list[int], settings: GenerationSettings, decoder: StaticDecoder | None = None
-) -> Iterator[list[int]]:
+) -> Generator[list[int], None, None]:
     """New token ids of the answer to a prompt of token ids as they come, the end token included.
 
     By `decoder`, or without one by transformers' generate in a thread of its own. Leaving the loop early ends the
@@ -59,7 +59,9 @@ class _Tokens:
         self.queue.put(None)
 
 
-def _plain_tokens(model, tokenizer, prompt: list[int], settings: GenerationSettings) -> Iterator[list[int]]:
+def _plain_tokens(
+    model, tokenizer, prompt: list[int], settings: GenerationSettings
+) -> Generator[list[int], None, None]:
     from transformers import StoppingCriteriaList
 
     def stopped(input_ids, scores):

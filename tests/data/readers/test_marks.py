@@ -94,7 +94,11 @@ def test_marks_of_many_threads_stay_whole_lines(tmp_path):
 def test_what_could_not_be_read_again_is_not_written(tmp_path):
     with pytest.raises(UserError, match="better cannot be kept"):
         append_mark(tmp_path / "marks.jsonl", Mark("가?", "나", BAD, "다\x00"))
+    with pytest.raises(UserError, match="answer cannot be kept"):
+        append_mark(tmp_path / "marks.jsonl", Mark("가?", "나\ufffd", GOOD))
     assert not (tmp_path / "marks.jsonl").exists()
+    append_mark(tmp_path / "marks.jsonl", Mark("가?", "나\ufffd", BAD, "나무"))
+    assert read_files([tmp_path / "marks.jsonl"]).records[0].answers == ("나무",)
     with pytest.raises(ValueError, match="is not good or bad"):
         Mark("가?", "나", "so-so")
 
