@@ -10,6 +10,7 @@ After Ctrl-C with --file, the answers so far are kept and the same command conti
 
 import argparse
 import sys
+from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
@@ -115,8 +116,11 @@ HELP = """\
 the arrow keys edit the line and bring earlier questions back"""
 
 
-def converse(model, tokenizer, context: str, settings: GenerationSettings, decoder) -> None:
-    """Answer questions typed at the prompt until /quit or the end of input; piped in, also until an empty line."""
+def converse(model, tokenizer, context_of: Callable[[str], Context], settings: GenerationSettings, decoder) -> None:
+    """Answer questions typed at the prompt until /quit or the end of input; piped in, also until an empty line.
+
+    `context_of` gives what stands before a question.
+    """
     typed = sys.stdin.isatty()
     if typed:
         with suppress(ImportError):  # with it, input() edits the line and keeps a history; Windows has none
@@ -147,9 +151,9 @@ def converse(model, tokenizer, context: str, settings: GenerationSettings, decod
         try:
             if command == "/base":
                 with base_of(model):
-                    stream(model, tokenizer, question, context, settings, None)
+                    stream(model, tokenizer, question, context_of(question), settings, None)
             else:
-                stream(model, tokenizer, question, context, settings, decoder)
+                stream(model, tokenizer, question, context_of(question), settings, decoder)
         except UserError as error:
             say(f"{error} Type another.")
         except KeyboardInterrupt:
@@ -176,7 +180,6 @@ def main() -> int:
     # Imported here, because they take seconds that --help and errors in flags should not wait for.
     from llm_qa.evaluation.predict.asking import answer_file, find_source
     from llm_qa.inference.decoders import build_decoder
-    from llm_qa.inference.fitting import fit_questions
     from llm_qa.inference.generate import context_length
 
     source = find_source(**whose, decoder=options.decoder)
@@ -193,7 +196,7 @@ def main() -> int:
         say(f"{len(answers):,} answers written to {options.out}")
         return 0
     if question:  # a question that is too long is refused before the weights are read
-        ((question, given),) = fit_questions(source.load_tokenizer(), source.config, [(question, context)], settings)
+        ((question, given),) = source.fit([(question, context)], settings)
     model, tokenizer = source.load()
     decoder = None
     if source.decoder == "static":
@@ -201,7 +204,7 @@ def main() -> int:
     if question:
         stream(model, tokenizer, question, given, settings, decoder)
     else:
-        converse(model, tokenizer, context, settings, decoder)
+        converse(model, tokenizer, lambda asked: source.with_references(asked, context), settings, decoder)
     return 0
 
 

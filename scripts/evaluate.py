@@ -103,7 +103,6 @@ def evaluate(options: argparse.Namespace) -> None:
     from llm_qa.evaluation.predict.asking import find_source
     from llm_qa.evaluation.predict.joined import coverage, coverage_line, joined_questions
     from llm_qa.evaluation.predict.predictions import asked_of, delete_all_partial_results, predict, question_rows
-    from llm_qa.inference.fitting import fit_questions
     from llm_qa.models.loading import load_run
 
     settings = named_settings(
@@ -120,8 +119,8 @@ def evaluate(options: argparse.Namespace) -> None:
     labels = labels_of(options, options.joined or bool(recipe.join_questions))
     both, both_rows = joined_questions(records, groups, options.seed) if files.JOINED in labels else ([], [])
     tokenizer = merged.load_tokenizer()
-    asked = fit_questions(tokenizer, source.config, asked_of(rows), settings)
-    asked_both = fit_questions(tokenizer, source.config, asked_of(both_rows), settings)
+    asked = source.fit(asked_of(rows), settings, tokenizer)
+    asked_both = source.fit(asked_of(both_rows), settings, tokenizer)
     writes = rank() == 0
     embedder = load_embedder(options.embedder) if options.embedder and writes else None
     start_processes()
@@ -154,6 +153,7 @@ def evaluate(options: argparse.Namespace) -> None:
         folder, whole = folder_of(label), recipe.method == "full"
         generation = {**settings.to_dict(), "batch_size": options.batch_size}
         generation |= {"decoder": source.decoder} if source.decoder != "plain" else {}
+        generation |= {"retrieval": recipe.retrieval} if recipe.retrieval else {}
         weights = [source.base] if label == files.BASE else merged.weights
         questions = [record.to_json() for record in asked_records]
         key = answers_key(questions, weights, merged.tokenizer, merged.precision, recipe.model, label, generation)

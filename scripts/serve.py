@@ -77,7 +77,7 @@ def main() -> int:
     engine = Engine(model, tokenizer, decoder, rows=options.batch_size, most_waiting=options.max_queue)
     most = min(context, options.max_tokens or context)
     limits = Limits(options.max_body_bytes, context, most, min(most, settings.max_new_tokens))
-    app = build_app(engine, tokenizer, name, limits, options.api_key)
+    app = build_app(engine, tokenizer, name, limits, options.api_key, source.with_references)
 
     config = uvicorn.Config(app, http="h11", ws="none", log_level="warning")
     server = uvicorn.Server(config)

@@ -115,14 +115,15 @@ def main() -> int:
         return 0
 
     # --- data: tokenised, and packed where the model keeps packed documents apart --------------------------------
-    pairs = data_sets.tokenize_training_pairs(tokenizer, records, recipe, options.run)
+    references = data_sets.build_references(records, recipe, options.run)
+    pairs = data_sets.tokenize_training_pairs(tokenizer, records, recipe, options.run, references)
     before = recipe
     recipe = data_sets.keep_documents_apart(recipe, pairs, source, strategy, options.run)
     if recipe != before:
         arguments = training_arguments(recipe, precision, strategy, options.run)
-    data = data_sets.build_data_sets(tokenizer, records, pairs, recipe, strategy)
+    data = data_sets.build_data_sets(tokenizer, records, pairs, recipe, strategy, references)
     schedule_validation(arguments, recipe, data.train, data.validation)
-    say(data_sets.report_data(tokenizer, records, data, recipe))
+    say(data_sets.report_data(tokenizer, records, data, recipe, references))
     data_sets.warn_of_few_updates(arguments, data.train, recipe)
 
     # --- model: the base, what trains, the fast path -------------------------------------------------------------

@@ -24,6 +24,7 @@ from llm_qa.migrations import FORMAT_KEY, IMPLIED_BY_OLD_RUNS, format_of, rename
 EMBEDDED_MODEL = "embedded"
 LORA_KEYS = ("lora_r", "lora_alpha", "lora_dropout", "lora_targets")  # read by method lora alone
 NF4_KEYS = ("double_quant",)  # read by base_precision nf4 alone
+RETRIEVAL_KEYS = ("retrieval", "retrieval_hit")
 OFF_AT_ZERO = ("join_questions",)  # keys of what a recipe does without where they are 0
 
 
@@ -64,6 +65,14 @@ class Recipe:
     join_questions: float = _key(
         0.0, "share of an epoch's documents that ask two records' questions at once", at_least=0.0, below=1.0
     )
+    retrieval: int = _key(
+        0,
+        "training records that are put before a question as references, in training and whenever it is asked",
+        at_least=0,
+    )
+    retrieval_hit: float = _key(
+        0.8, "share of training questions whose references are the nearest; others get random ones", at_least=0.0
+    )
     global_batch_size: int = _key(1, "sequences (packs) an optimizer step, over all GPUs", at_least=1)
     micro_batch_size: int = _key(1, "sequences a forward pass on one GPU", at_least=1)
     recompute: Literal["auto", "all", "none"] = _key(
@@ -88,6 +97,7 @@ class Recipe:
         training = values.pop("training")
         unread = {*(LORA_KEYS if self.method == "full" else ()), *(() if self.base_precision == "nf4" else NF4_KEYS)}
         unread |= {key for key in OFF_AT_ZERO if not values[key]}
+        unread |= {*(() if self.retrieval else RETRIEVAL_KEYS)}
         return {**{key: value for key, value in values.items() if key not in unread}, **training}
 
 
@@ -235,6 +245,12 @@ def _combination_problems(recipe: Recipe, given: set[str]) -> list[str]:
             f"global_batch_size {recipe.global_batch_size} is not a multiple of micro_batch_size "
             f"{recipe.micro_batch_size}"
         )
+    if recipe.retrieval_hit > 1:
+        problems.append(f"retrieval_hit is {recipe.retrieval_hit:g}, a share, and must be at most 1")
+    if recipe.retrieval and recipe.join_questions:
+        problems.append("retrieval and join_questions cannot go together yet (set one of them to 0)")
+    if not recipe.retrieval and "retrieval_hit" in changed:
+        problems.append("retrieval_hit would be ignored with retrieval 0 (leave it out, or set retrieval)")
     if recipe.join_questions and recipe.training.get("dataloader_persistent_workers"):
         problems.append(
             "join_questions draws anew every epoch, which dataloader_persistent_workers would not see (leave it out)"

@@ -65,19 +65,20 @@ def scratch_folder() -> str:
 
 
 def tokenize_records(
-    tokenizer, records: Collection[QARecord] | Split, max_length: int, *, what: str = "tokenising"
+    tokenizer, records: Collection[QARecord] | Split, max_length: int, *, encode=None, what: str = "tokenising"
 ) -> tuple[TokenizedPairs, list[TooLong]]:
     """Every question of every record with every answer, tokenised; pairs over `max_length` tokens are set aside.
 
     Records are read once. Tokens are kept in an unnamed, read-only memory-mapped file in scratch_folder(): the system
     reads what a pack needs, and frees the disk when the process ends in any way. Every process has its own file, so
-    none waits for another or reads a half-written one.
+    none waits for another or reads a half-written one. `encode(tokenizer, [(record, question, answer)], max_length)`
+    makes the documents, by default of each record as it is given.
 
     Raises UserError when no pair is left, or when the file cannot be written.
     """
     try:
         with tempfile.TemporaryFile(dir=scratch_folder()) as file:
-            return _tokenize_into(file, tokenizer, records, max_length, what)
+            return _tokenize_into(file, tokenizer, records, max_length, encode or _encode, what)
     except OSError as error:
         raise UserError(
             f"The tokens of the data cannot be written to {scratch_folder()} ({error.strerror}): set TMPDIR to a "
@@ -85,7 +86,13 @@ def tokenize_records(
         ) from error
 
 
-def _tokenize_into(file, tokenizer, records, max_length: int, what: str) -> tuple[TokenizedPairs, list[TooLong]]:
+def _encode(tokenizer, part: list[tuple[QARecord, str, str]], max_length: int):
+    return encode_documents(tokenizer, [(question, answer, record.given) for record, question, answer in part])
+
+
+def _tokenize_into(
+    file, tokenizer, records, max_length: int, encode, what: str
+) -> tuple[TokenizedPairs, list[TooLong]]:
     lengths, prompt_lengths, record_ids, too_long = [], [], [], []  # the first three: one array per TOKENIZE_AT_ONCE
     triples = (
         (record, question, answer)
@@ -95,7 +102,7 @@ def _tokenize_into(file, tokenizer, records, max_length: int, what: str) -> tupl
     tried = 0
     while part := list(islice(triples, TOKENIZE_AT_ONCE)):
         tried += len(part)
-        documents = encode_documents(tokenizer, [(question, answer, record.given) for record, question, answer in part])
+        documents = encode(tokenizer, part, max_length)
         kept = []
         for (record, question, _), document in zip(part, documents, strict=True):
             if len(document.input_ids) > max_length:

@@ -22,6 +22,7 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.exceptions import HTTPException
 
 from llm_qa.console import UserError
+from llm_qa.data.plain_prompt import Context
 from llm_qa.data.prompts import encode_prompts
 from llm_qa.data.text import invalid_reason
 from llm_qa.data.tokenization import encode_texts
@@ -45,8 +46,18 @@ class Limits:
     default_tokens: int  # where it asks for no number
 
 
-def build_app(engine: Engine, tokenizer, name: str, limits: Limits, api_key: str | None) -> FastAPI:
-    """The application that answers with `engine` under the model's `name`."""
+def build_app(
+    engine: Engine,
+    tokenizer,
+    name: str,
+    limits: Limits,
+    api_key: str | None,
+    context_of: Callable[[str, Context], Context] = lambda question, before: before,
+) -> FastAPI:
+    """The application that answers with `engine` under the model's `name`.
+
+    `context_of` gives what stands before the question of a chat, of the messages that are sent before it.
+    """
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -205,9 +216,10 @@ def build_app(engine: Engine, tokenizer, name: str, limits: Limits, api_key: str
     @app.post("/v1/chat/completions")
     async def chat(request: Request):
         body = await read(request, ChatBody)
-        question = read_messages(body.messages)
+        question, before = read_messages(body.messages)
         try:
-            (prompt,) = await asyncio.to_thread(encode_prompts, tokenizer, [question])
+            given = await asyncio.to_thread(context_of, question, before)
+            (prompt,) = await asyncio.to_thread(encode_prompts, tokenizer, [(question, given)])
         except UserError as error:  # a template may want roles in turn, or have no place for the system's message
             raise ApiError(400, str(error), param="messages") from None
         return await answer(request, body, prompt, body.max_completion_tokens or body.max_tokens, CHAT)

@@ -20,7 +20,9 @@ from llm_qa.data.preparation import prepared_folder
 from llm_qa.data.preparation_options import PreparationOptions
 from llm_qa.data.prompts import encode_documents, show_document
 from llm_qa.data.records import Split, open_split
+from llm_qa.data.references import References
 from llm_qa.models.isolation import attention_of
+from llm_qa.models.references import retrieval_of
 from llm_qa.models.registry import model_config
 from llm_qa.planning.figures import few_updates
 from llm_qa.training.out_of_memory import memory_for_loading, with_stored_micro_batch
@@ -57,9 +59,22 @@ def open_records(data: list[str] | None, preparation: PreparationOptions) -> Run
     return RunRecords(folder, open_split(folder, "train"), open_split(folder, "validation", may_be_empty=True))
 
 
-def tokenize_training_pairs(tokenizer, records: RunRecords, recipe: Recipe, run_dir: Path) -> TokenizedPairs:
+def build_references(records: RunRecords, recipe: Recipe, run_dir: Path) -> References | None:
+    """The index of the training records where the recipe has retrieval, also written into the run folder."""
+    if not recipe.retrieval:
+        return None
+    training = list(records.train)
+    if is_main_process():
+        files.write_jsonl(run_dir / files.REFERENCES, [record.to_json() for record in training])
+    return References(training, retrieval_of(recipe))
+
+
+def tokenize_training_pairs(
+    tokenizer, records: RunRecords, recipe: Recipe, run_dir: Path, references: References | None = None
+) -> TokenizedPairs:
     """Tokenise the training records; pairs longer than `max_length` tokens are set aside and reported."""
-    pairs, too_long = tokenize_records(tokenizer, records.train, recipe.max_length)
+    encode = references.encode if references else None
+    pairs, too_long = tokenize_records(tokenizer, records.train, recipe.max_length, encode=encode)
     report_too_long(run_dir, too_long, recipe.max_length)
     return pairs
 
@@ -98,7 +113,12 @@ def pack(pairs: TokenizedPairs, recipe: Recipe, batch_size: int) -> PackedDatase
 
 
 def build_data_sets(
-    tokenizer, records: RunRecords, pairs: TokenizedPairs, recipe: Recipe, strategy: Strategy
+    tokenizer,
+    records: RunRecords,
+    pairs: TokenizedPairs,
+    recipe: Recipe,
+    strategy: Strategy,
+    references: References | None = None,
 ) -> DataSets:
     """Pack the training pairs, and tokenise and pack the validation records."""
     train, validation = pack(pairs, recipe, recipe.global_batch_size), None
@@ -108,7 +128,10 @@ def build_data_sets(
         train = JoinedDataset(pairs, *how, joining)
         report_joined(train, recipe)
     if records.validation:
-        validation_pairs, _ = tokenize_records(tokenizer, records.validation, recipe.max_length, what="validation")
+        encode = references.encode if references else None
+        validation_pairs, _ = tokenize_records(
+            tokenizer, records.validation, recipe.max_length, encode=encode, what="validation"
+        )
         validation = pack(validation_pairs, recipe, micro_batch_size(recipe, strategy.processes) * strategy.processes)
     return DataSets(len(records.train), pairs, train, validation)
 
@@ -140,10 +163,16 @@ def warn_of_few_updates(arguments: TrainingArguments, train: PackedDataset, reci
         say(f"warning: {few}")
 
 
-def report_data(tokenizer, records: RunRecords, data: DataSets, recipe: Recipe) -> str:
+def report_data(
+    tokenizer, records: RunRecords, data: DataSets, recipe: Recipe, references: References | None = None
+) -> str:
     """Two lines: how much there is to train on, and one example with its label tokens marked."""
     record = next(iter(records.train))
-    example = encode_documents(tokenizer, [(record.questions[0], record.answers[0], record.given)])[0]
+    first = (record, record.questions[0], record.answers[0])
+    if references:
+        (example,) = references.encode(tokenizer, [first], recipe.max_length)
+    else:
+        (example,) = encode_documents(tokenizer, [(*first[1:], record.given)])
     return (
         f"data: {records.folder}, {data.num_records:,} records, {len(data.pairs):,} pairs, "
         f"{len(data.pairs.tokens):,} tokens in {len(data.train.packs):,} packs, {data.train.efficiency:.1%} full\n"

@@ -124,6 +124,33 @@ def test_a_client_that_hangs_up_frees_its_row(url, stream):
     assert chat(url).choices[0].message.content
 
 
+def test_references_of_a_run_go_before_the_question(tokenizer):
+    from llm_qa.data.prompts import encode_prompts
+    from llm_qa.serving.app import Limits, build_app
+
+    prompts = []
+
+    class EndsAtOnce:
+        def submit(self, job):
+            prompts.append(job.prompt)
+            job.told([tokenizer.eos_token_id], True)
+            return True
+
+        def cancel(self, job):
+            pass
+
+    def context_of(question, messages):
+        return (*messages, ("passage", f"{question}의 참고"))
+
+    async def ask():
+        app = build_app(EndsAtOnce(), tokenizer, "tiny", Limits(10_000, 512, 8, 8), None, context_of)
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://127.0.0.1") as web:
+            return await web.post("/v1/chat/completions", json={"model": "tiny", "messages": ASKED})
+
+    assert asyncio.run(ask()).status_code == 200
+    assert prompts == encode_prompts(tokenizer, [(QUESTION, f"{QUESTION}의 참고")])
+
+
 def test_work_for_a_client_that_has_gone_is_cancelled():
     from llm_qa.serving.app import unless_gone
     from llm_qa.serving.schema import ApiError

@@ -8,25 +8,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from functools import lru_cache
+
+from llm_qa.data.morphemes import morphemes
 
 REPEATED = 4  # length of a repeated n-gram in morphemes
-# Kiwi's tags of punctuation and symbols; Latin (SL), Hanja (SH) and numbers (SN) are words.
-SYMBOLS = frozenset({"SF", "SP", "SS", "SSO", "SSC", "SE", "SO", "SW", "SB"})
-
-
-@lru_cache(maxsize=1)
-def _kiwi():
-    from kiwipiepy import Kiwi
-
-    return Kiwi()
-
-
-@lru_cache(maxsize=1 << 17)
-def morphemes(text: str) -> tuple[str, ...]:
-    """Lower-cased morphemes in order, without punctuation; particles and endings are morphemes of their own."""
-    text = text.lower().encode("utf-8", "replace").decode()  # replaces a lone surrogate, which a tokenizer may produce
-    return tuple(token.form for token in _kiwi().tokenize(text) if token.tag not in SYMBOLS)
 
 
 def tokenizer_signature() -> str:

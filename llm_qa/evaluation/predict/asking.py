@@ -11,7 +11,8 @@ from transformers import PretrainedConfig
 from llm_qa.config.recipe import Recipe, make_recipe
 from llm_qa.console import StoppedEarly, say
 from llm_qa.data.chat import choose_prompt
-from llm_qa.data.plain_prompt import Questions
+from llm_qa.data.plain_prompt import Context, Questions
+from llm_qa.data.references import References
 from llm_qa.evaluation.predict.answer_key import answers_key
 from llm_qa.evaluation.predict.predictions import answer_questions
 from llm_qa.inference.decoders import choose_decoder
@@ -27,6 +28,7 @@ from llm_qa.models.loading import (
     run_recipe,
 )
 from llm_qa.models.precision import Precision, gpu_capability, resolve_precision
+from llm_qa.models.references import references_of_run
 from llm_qa.models.registry import model_config
 
 
@@ -44,6 +46,16 @@ class Source:
     config: PretrainedConfig
     precision: Precision
     decoder: str
+    references: References | None = None
+
+    def fit(self, questions: Questions, settings: GenerationSettings, tokenizer=None) -> list[tuple[str, Context]]:
+        """The questions with the run's references, cut to what fits; UserError where one is too long by itself."""
+        questions = [(question, self.with_references(question, context)) for question, context in questions]
+        return fit_questions(tokenizer or self.load_tokenizer(), self.config, questions, settings)
+
+    def with_references(self, question: str, context: Context) -> Context:
+        """The context with the run's references for a question before it; as it is for a run without retrieval."""
+        return self.references.asked([(question, context)])[0][1] if self.references else context
 
     @property
     def weights(self) -> list[Path | str]:
@@ -83,7 +95,9 @@ def find_source(
     config = model_config(base)
     decoder = choose_decoder(decoder, config)
     tokenizer = finished_folder(run, recipe) if run else model
-    return Source(run, recipe, base, tokenizer, config, resolve_precision(recipe, gpu_capability()), decoder)
+    precision = resolve_precision(recipe, gpu_capability())
+    references = references_of_run(run, recipe) if run else None
+    return Source(run, recipe, base, tokenizer, config, precision, decoder, references)
 
 
 def answer_file(
@@ -99,7 +113,7 @@ def answer_file(
     Delete it with `delete_partial_results(part)` when the answers are written. Ctrl-C raises StoppedEarly; a question
     too long for the model raises UserError before any weight is read.
     """
-    asked = fit_questions(source.load_tokenizer(), source.config, questions, settings)
+    asked = source.fit(questions, settings)
     how = {**settings.to_dict(), "batch_size": batch_size, "decoder": source.decoder}
     key = answers_key(asked, source.weights, source.tokenizer, source.precision, how)
     try:

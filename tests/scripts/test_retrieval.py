@@ -1,0 +1,101 @@
+"""retrieval through the real command line: trained with references, and asked with the same kind of them everywhere."""
+
+import csv
+import shutil
+
+import pytest
+import yaml
+from command_line import run_script
+
+from llm_qa import files
+from llm_qa.evaluation.predict.asking import find_source
+from llm_qa.inference.settings import GenerationSettings
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory, records):
+    """Prepared data of the records."""
+    raw, out = tmp_path_factory.mktemp("raw") / "train.csv", tmp_path_factory.mktemp("data") / "small"
+    with open(raw, "w", encoding="utf-8-sig", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["id", "질문_1", "질문_2", "category", "답변_1", "답변_2"])
+        writer.writerows([r.id, *r.questions, r.category, *r.answers] for r in records)
+    done = run_script("scripts/prepare_data.py", raw, "--out", out, "--test", "0.3")
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+@pytest.fixture(scope="module")
+def train(tmp_path_factory, neox_folder, prepared):
+    """A function that trains a short run."""
+    recipe = tmp_path_factory.mktemp("recipe") / "small.yaml"
+    values = {"model": str(neox_folder), "base_precision": "fp32", "max_length": 256, "pack_length": 256}
+    values |= {"learning_rate": 1e-2, "max_steps": 4, "keep": "last", "retrieval": 2}
+    recipe.write_text(yaml.safe_dump(values), encoding="utf-8")
+    return lambda run, *more: run_script("scripts/train.py", recipe, "--data", prepared, "--run", run, *more)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, train):
+    """A finished run and what it printed."""
+    run = tmp_path_factory.mktemp("runs") / "with-references"
+    done = train(run)
+    assert done.returncode == 0, done.stderr
+    return run, done.stdout
+
+
+def test_a_training_example_has_references_and_the_run_keeps_the_training_records_alone(trained, prepared):
+    run, screen = trained
+    example = screen.partition("what is trained between ⟦ and ⟧:")[2]
+    assert example.count("참고 질문:") == 2
+    assert example.index("참고 답변:") < example.index("⟦"), "references have no label"
+    kept = (run / files.REFERENCES).read_text(encoding="utf-8")
+    assert kept == files.split_file(prepared, "train").read_text(encoding="utf-8")
+    assert all(r["questions"][0] not in kept for r in files.read_jsonl(files.split_file(prepared, "test")))
+
+
+def test_every_question_is_asked_with_references(trained, tmp_path):
+    run, _ = trained
+    source = find_source(run=run)
+    ((_, context),) = source.fit([("3번은 어떻게 하나요?", "")], GenerationSettings(max_new_tokens=8))
+    assert context.count("참고 질문:") == 2
+    asked = run_script("scripts/ask.py", "--run", run, "--max-new-tokens", "4", "3번은 어떻게 하나요?")
+    assert asked.returncode == 0, asked.stderr
+    done = run_script("scripts/evaluate.py", "--run", run, "--max-new-tokens", "4")
+    assert done.returncode == 0, done.stderr
+    scores = files.read_json(files.evaluation_dir(run, "test") / files.SCORES)
+    assert scores["generation"]["retrieval"] == 2
+
+
+def test_a_run_without_its_records_is_not_asked_in_another_way(trained, tmp_path):
+    other = shutil.copytree(trained[0], tmp_path / "moved")
+    (other / files.REFERENCES).unlink()
+    done = run_script("scripts/ask.py", "--run", other, "왜?")
+    assert done.returncode == 2
+    assert "references.jsonl is missing: the run was trained with retrieval 2" in done.stderr
+    (other / files.REFERENCES).write_text('{"questions": 3}\n')
+    done = run_script("scripts/evaluate.py", "--run", other)
+    assert done.returncode == 2
+    assert "references.jsonl is damaged" in done.stderr
+
+
+def test_an_exported_model_comes_with_the_records_and_says_how_it_is_asked(trained, tmp_path):
+    done = run_script("scripts/export.py", "--run", trained[0], "--out", tmp_path / "exported", "--no-evaluate")
+    assert done.returncode == 0, done.stderr
+    assert "trained with retrieval 2, so a program that asks this model must put" in done.stdout
+    assert (tmp_path / "exported" / files.REFERENCES).read_bytes() == (trained[0] / files.REFERENCES).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (("--join-questions", "0.3"), "retrieval and join_questions cannot go together yet"),
+        (("--retrieval", "0", "--retrieval-hit", "0.5"), "retrieval_hit would be ignored with retrieval 0"),
+        (("--retrieval-hit", "1.5"), "retrieval_hit is 1.5, a share, and must be at most 1"),
+        (("--retrieval", "-1"), "retrieval is -1 and must be at least 0"),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(train, tmp_path, flags, sentence):
+    done = train(tmp_path / "run", *flags)
+    assert done.returncode == 2
+    assert sentence in done.stderr
