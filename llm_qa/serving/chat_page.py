@@ -4,8 +4,8 @@ Nothing is loaded from other machines: Gradio's own files come from the installe
 Content-Security-Policy lets a browser fetch from this server alone.
 """
 
-from __future__ import annotations
-
+# Without `from __future__ import annotations`: Gradio reads the annotation gr.Request as an object.
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from html import escape
@@ -25,8 +25,9 @@ POLICY = "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' bl
 POLICY += "img-src 'self' data: blob:; font-src 'self' data:; worker-src 'self' blob:; frame-ancestors 'none'"
 STYLE = """
 .gradio-container {width: 100% !important; max-width: 1100px !important; margin: 0 auto !important}
+.prose, textarea {word-break: keep-all; overflow-wrap: anywhere}
 .nearest {margin: 0; padding: 0; list-style: none}
-.nearest li {border-top: 1px solid var(--border-color-primary); padding: .6em 0; overflow-wrap: anywhere}
+.nearest li {border-top: 1px solid var(--border-color-primary); padding: .6em 0}
 .nearest li:first-child {border-top: 0}
 .nearest .asked {font-weight: 600}
 .nearest .answered {white-space: pre-wrap}
@@ -64,20 +65,27 @@ class Chat:
         self.answerer, self.training, self.marks, self.model = answerer, training, marks, model
         self.texts, self.nearest = TEXTS[language], nearest
 
-    def ask(self, question: str) -> Iterator[Shown]:
-        """The tuned model's answer as it grows, then the base's; `status` says why there is none."""
+    def ask(self, question: str, stopped: threading.Event | None = None) -> Iterator[Shown]:
+        """The tuned model's answer as it grows, then the base's; `status` says why there is none.
+
+        Setting `stopped` ends it at the next piece.
+        """
+        stopped = stopped or threading.Event()
         shown = Shown(nearest=None if self.training is None else ())
         try:
             question = read_question(question)
             nearest = tuple(self.training.nearest(question, self.nearest)) if self.training else None
             shown = replace(shown, question=question, nearest=nearest, status=self.texts["answering"])
             yield shown
-            for answer in self.answerer.stream(question, TUNED):
-                shown = replace(shown, tuned=answer.text, whole=answer.ended)
-                yield shown
-            if self.answerer.has_base:
-                for answer in self.answerer.stream(question, BASE):
-                    shown = replace(shown, base=answer.text)
+            for whose in (TUNED, BASE) if self.answerer.has_base else (TUNED,):
+                for answer in self.answerer.stream(question, whose):
+                    if stopped.is_set():
+                        yield replace(shown, status=self.texts["stopped"])
+                        return
+                    if whose == TUNED:
+                        shown = replace(shown, tuned=answer.text, whole=answer.ended)
+                    else:
+                        shown = replace(shown, base=answer.text)
                     yield shown
         except UserError as error:
             yield replace(shown, status=self.texts["failed"].format(error=error))
@@ -107,16 +115,17 @@ class Chat:
         return self.mark(shown, BAD, better) if better else self.texts["no_better"]
 
     def nearest_html(self, shown: Shown) -> str:
-        """The nearest training questions as a list, escaped."""
+        """The nearest training questions as a list with its heading, escaped."""
+        heading = f"<h2>{escape(self.texts['nearest'])}</h2>"
         if shown.nearest is None:
-            return escape(self.texts["nearest_missing"])
+            return f"{heading}<p>{escape(self.texts['nearest_missing'])}</p>"
         if not shown.nearest:
-            return escape(self.texts["nearest_none"])
+            return f"{heading}<p>{escape(self.texts['nearest_none'])}</p>"
         items = (
             f'<li><div class="asked">{escape(question)}</div><div class="answered">{escape(answer)}</div></li>'
             for question, answer in shown.nearest
         )
-        return f'<ol class="nearest">{"".join(items)}</ol>'
+        return f'{heading}<ol class="nearest">{"".join(items)}</ol>'
 
 
 def build_page(chat: Chat):
@@ -131,7 +140,7 @@ def build_page(chat: Chat):
         with gr.Row():
             ask = gr.Button(texts["ask"], variant="primary", scale=3, min_width=80)
             stop = gr.Button(texts["stop"], scale=1, min_width=80)
-        status = gr.HTML("", elem_classes="status")
+        status = gr.HTML("")
         with gr.Row():
             tuned = gr.Textbox(label=texts["tuned"], lines=5, interactive=False, min_width=280)
             base = gr.Textbox(
@@ -143,22 +152,30 @@ def build_page(chat: Chat):
             bad = gr.Button(texts["bad"], min_width=80)
         better = gr.Textbox(label=texts["better"], placeholder=texts["better_placeholder"], lines=2)
         save = gr.Button(texts["save"])
-        gr.HTML(f"<h2>{escape(texts['nearest'])}</h2>")
+        marked = gr.HTML("")
         nearest = gr.HTML(chat.nearest_html(shown.value))
 
-        def asked(text: str):
-            for now in chat.ask(text):
-                yield now, now.tuned, now.base, chat.nearest_html(now), escape(now.status), ""
+        stops: dict[str | None, threading.Event] = {}  # by browser tab
 
-        outputs = [shown, tuned, base, nearest, status, better]
-        running = [
+        # Not by Gradio's `cancels`, which leaves the boxes of a generator that it ends marked as errors.
+        def asked(text: str, request: gr.Request):
+            stops[request.session_hash] = stopped = threading.Event()
+            for now in chat.ask(text, stopped):
+                yield now, now.tuned, now.base, chat.nearest_html(now), escape(now.status), "", ""
+            stops.pop(request.session_hash, None)
+
+        outputs = [shown, tuned, base, nearest, status, better, marked]
+
+        def stop_answer(request: gr.Request) -> None:
+            if request.session_hash in stops:
+                stops[request.session_hash].set()
+
+        for trigger, name in ((ask.click, "ask"), (question.submit, False)):
             trigger(asked, question, outputs, api_name=name, concurrency_limit=1, concurrency_id="ask")
-            for trigger, name in ((ask.click, "ask"), (question.submit, False))
-        ]
-        stop.click(lambda: escape(texts["stopped"]), None, status, cancels=running, api_name=False, queue=False)
-        good.click(lambda now: escape(chat.mark(now, GOOD)), shown, status, api_name="good")
-        bad.click(lambda now: escape(chat.mark(now, BAD)), shown, status, api_name="bad")
-        save.click(lambda now, text: escape(chat.mark_better(now, text)), [shown, better], status, api_name="better")
+        stop.click(stop_answer, None, None, api_name="stop", queue=False)
+        good.click(lambda now: escape(chat.mark(now, GOOD)), shown, marked, api_name="good")
+        bad.click(lambda now: escape(chat.mark(now, BAD)), shown, marked, api_name="bad")
+        save.click(lambda now, text: escape(chat.mark_better(now, text)), [shown, better], marked, api_name="better")
     return page
 
 

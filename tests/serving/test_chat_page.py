@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -94,6 +95,18 @@ def test_a_page_that_goes_away_does_not_keep_the_next_waiting(answerer):
     gone.close()
 
 
+def test_stop_ends_the_answer_which_is_then_not_good(tmp_path):
+    page, stopped = chat(tmp_path, Spoken("환기로 줄입니다")), threading.Event()
+    shown = []
+    for now in page.ask(QUESTION, stopped):
+        shown.append(now)
+        if now.tuned:
+            stopped.set()
+    assert (shown[-1].tuned, shown[-1].base, shown[-1].whole) == ("환", "", False)
+    assert shown[-1].status == TEXTS[KOREAN]["stopped"]
+    assert page.mark(shown[-1], GOOD) == TEXTS[KOREAN]["unfinished"]
+
+
 def test_the_nearest_training_questions_come_with_their_answers_one_of_each_record(tmp_path, records):
     page = chat(tmp_path, Spoken("답"), records)
     *_, shown = page.ask(records[4].questions[0])
@@ -112,7 +125,7 @@ def test_what_people_and_models_write_is_escaped(tmp_path):
 def test_training_data_that_is_gone_is_said(tmp_path):
     page = chat(tmp_path, Spoken("답"))
     *_, shown = page.ask(QUESTION)
-    assert page.nearest_html(shown) == TEXTS[KOREAN]["nearest_missing"]
+    assert TEXTS[KOREAN]["nearest_missing"] in page.nearest_html(shown)
 
 
 def test_marks_are_kept_and_become_records(tmp_path, records):
@@ -248,7 +261,7 @@ def test_the_page_answers_marks_and_loads_nothing_from_elsewhere(run, tmp_path):
     with page_of("--run", run, "--marks", marks, "--max-new-tokens", "12", "--lang", "en") as url:
         asker = client(url, verbose=False)
         job = asker.submit(QUESTION, api_name="/ask")
-        tuned, base, nearest, status, _ = job.result(timeout=60)
+        tuned, base, nearest, status, *_ = job.result(timeout=60)
         assert tuned != base
         assert tuned
         assert len({output[0] for output in job.outputs()}) > 2, "the answer is streamed"
