@@ -23,8 +23,11 @@ from llm_qa.models.lora import add_lora, parameter_counts, trainable_report
 from llm_qa.models.precision import check_fp8_units
 from llm_qa.models.registry import model_config
 from llm_qa.models.shapes import SHAPES
+from llm_qa.planning.cards import device_name
 from llm_qa.planning.footprint import Work, peak_by_part
+from llm_qa.planning.gpus import find_gpu
 from llm_qa.planning.memory import GPUS, Sizes, sharing_rows
+from llm_qa.planning.nearest import nearest_that_fits
 from llm_qa.training.memory_check import Width, check_memory, free_host_bytes, gpu_total_bytes, largest_micro_batch
 from llm_qa.training.strategy import Strategy, accumulation_steps, micro_batch_size
 
@@ -90,9 +93,16 @@ def shapes_of(recipe: Recipe) -> torch.nn.Module | None:
 
 def check_fit(recipe: Recipe, strategy: Strategy) -> None:
     """Refuse a model that is too large for the GPU's or the machine's memory; nothing is read but its shapes."""
-    model = shapes_of(recipe)
-    if model is not None:
-        check_memory(recipe, sizes_of(model, recipe), strategy, gpu_total_bytes(), free_host_bytes())
+    model, gpu, host = shapes_of(recipe), gpu_total_bytes(), free_host_bytes()
+    if model is None:
+        return
+    try:
+        check_memory(recipe, sizes_of(model, recipe), strategy, gpu, host)
+    except UserError as error:
+        nearest = nearest_that_fits(recipe, strategy, find_gpu(device_name()), gpu, host) if gpu else ""
+        if not nearest:
+            raise
+        raise UserError(f"{str(error).removesuffix('.')}; {nearest}") from error
 
 
 def widest_pass(recipe: Recipe, strategy: Strategy) -> Recipe:
