@@ -81,7 +81,8 @@ def main() -> int:
     base = None
     if source.recipe.method == "full" and not options.no_base:  # a run with LoRA has its base inside
         base, _ = load_run(options.run, base=True)
-    answerer = Answerer(model, tokenizer, settings, decoder, base, with_base=not options.no_base)
+    with_base, context_of = not options.no_base, source.with_references
+    answerer = Answerer(model, tokenizer, settings, decoder, base, with_base=with_base, context_of=context_of)
     name = options.run.resolve().name
     chat = Chat(answerer, training, options.marks, model=name, language=options.lang, nearest=options.nearest)
     config = uvicorn.Config(

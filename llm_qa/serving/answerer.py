@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, nullcontext
 from queue import SimpleQueue
 from typing import Any, NamedTuple
 
+from llm_qa.data.plain_prompt import Context
 from llm_qa.data.prompts import encode_prompts
 from llm_qa.files import BASE, TUNED
 from llm_qa.inference.fitting import fit_questions
@@ -26,7 +27,8 @@ class Answer(NamedTuple):
 class Answerer:
     """A model and its base. `base` is a model of its own, or None: then the base is the model without its adapter.
 
-    `has_base`: there is one, and it is wanted (`with_base`).
+    `has_base`: there is one, and it is wanted (`with_base`). `context_of` gives what stands
+    before a question (a run with retrieval: the nearest training records).
 
     The decoder answers for the tuned model; the base, whose weights it does not have, is asked by transformers'
     generate.
@@ -41,9 +43,10 @@ class Answerer:
         base: Any = None,
         *,
         with_base: bool = True,
+        context_of: Callable[[str, Context], Context] = lambda question, before: before,
     ):
         self.model, self.tokenizer, self.settings = model, tokenizer, settings
-        self.decoder, self.base = decoder, base
+        self.decoder, self.base, self.context_of = decoder, base, context_of
         self.has_base = with_base and (base is not None or hasattr(model, "disable_adapter"))
         self.answering = threading.Lock()  # switching the adapter off is seen by every thread
 
@@ -53,7 +56,9 @@ class Answerer:
         UserError where the question is too long for the model's context.
         """
         assert self.has_base or whose == TUNED
-        fitting = fit_questions(self.tokenizer, self.model.config, [(question, "")], self.settings)
+        fitting = fit_questions(
+            self.tokenizer, self.model.config, [(question, self.context_of(question, ""))], self.settings
+        )
         (prompt,) = encode_prompts(self.tokenizer, fitting)
         # In a thread of its own: a page that is closed never comes back for the rest, and must not keep the lock.
         pieces: SimpleQueue[str | bool | Exception] = SimpleQueue()

@@ -87,6 +87,13 @@ def test_both_answers_are_streamed_and_are_those_of_the_model_with_and_without_i
     assert tuned != base
 
 
+def test_what_a_run_puts_before_its_questions_is_put_there(answerer):
+    before = "집은 춥습니다."
+    asking = Answerer(answerer.model, answerer.tokenizer, SETTINGS, context_of=lambda question, given: before)
+    (expected,) = generate_answers(answerer.model, answerer.tokenizer, [(QUESTION, before)], SETTINGS)
+    assert list(asking.stream(QUESTION))[-1].text == expected.text != list(answerer.stream(QUESTION))[-1].text
+
+
 def test_a_page_that_goes_away_does_not_keep_the_next_waiting(answerer):
     expected = list(answerer.stream(QUESTION))[-1]
     gone = answerer.stream(QUESTION, files.BASE)
