@@ -9,6 +9,7 @@ from command_line import run_script
 
 from llm_qa import files
 from llm_qa.evaluation.predict.asking import find_source
+from llm_qa.inference.generate import reference_bits
 from llm_qa.inference.settings import GenerationSettings
 
 
@@ -65,6 +66,11 @@ def test_every_question_is_asked_with_references(trained, tmp_path):
     assert done.returncode == 0, done.stderr
     scores = files.read_json(files.evaluation_dir(run, "test") / files.SCORES)
     assert scores["generation"]["retrieval"] == 2
+    row = files.read_jsonl(files.evaluation_dir(run, "test") / files.PREDICTIONS)[0]
+    ((question, context),) = source.fit([(row["question"], "")], GenerationSettings(max_new_tokens=4))
+    model, tokenizer = source.load()
+    triples = [(question, text, context) for text in row["references"]]
+    assert row["reference_bits"] == pytest.approx(reference_bits(model, tokenizer, triples, quiet=True), rel=1e-4)
 
 
 def test_a_run_without_its_records_is_not_asked_in_another_way(trained, tmp_path):

@@ -101,7 +101,9 @@ def predict(
     key: str,
     decoder: str = "plain",
 ) -> Predictions:
-    """Answer every question of `question_rows` and score every reference; the same rows in every process.
+    """Answer every question of `question_rows` and score every reference after the same prompt.
+
+    The same rows in every process.
 
     `questions` are the prompts' questions, one per row (`fit_questions`). Finished batches are kept in .part files in
     `folder` under `key` until `delete_all_partial_results`. `decoder` is plain or static (`choose_decoder`).
@@ -112,7 +114,7 @@ def predict(
     )
     triples = [
         (question, text, given)
-        for row, (question, given) in zip(rows, asked_of(rows), strict=True)
+        for row, (question, given) in zip(rows, questions, strict=True)
         for text in row["references"]
     ]
 
