@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from llm_qa import files
-from llm_qa.config.recipe import EMBEDDED_MODEL
+from llm_qa.config.recipe import EMBEDDED_MODEL, Recipe
+from llm_qa.data.chat import uses_chat
 from llm_qa.data.phrasings import split_words
 from llm_qa.data.prompts import show_prompt
+from llm_qa.data.references import ANSWER, QUESTION
 from llm_qa.evaluation.evaluations import load_evaluation
 from llm_qa.evaluation.metrics.catalogue import MEASURES, is_number
 from llm_qa.migrations import read_json
@@ -50,8 +52,28 @@ It answers this prompt, which its chat template makes of a user's message, and t
 ```text
 {show_prompt(tokenizer, "<질문>")}
 ```
-
+{references_section(recipe, "user" if uses_chat(tokenizer) else "system")}
 The licence of the base holds for these weights too. The model also answers what it never learned: check its answers.
+"""
+
+
+def references_section(recipe: Recipe, role: str) -> str:
+    """What has to stand before a question, of a run with retrieval; nothing for others.
+
+    `role` is of the message that takes it: the system's for the plain prompt, the user's for a base's chat template.
+    """
+    if not recipe.retrieval:
+        return ""
+    place = "the system message" if role == "system" else "the user's message, before the question"
+    return f"""
+It was trained, and measured, with up to {recipe.retrieval} references before each question: the nearest records of
+`{files.REFERENCES}`, in this folder, by BM25. The prompt above is not enough: without them its answers are not those
+that were measured. They go into {place}, the nearest last, with an empty line between two:
+
+```text
+{QUESTION} <질문 1>
+{ANSWER} <답변 1>
+```
 """
 
 

@@ -6,8 +6,10 @@ import shutil
 import pytest
 import yaml
 from command_line import run_script
+from transformers import AutoTokenizer
 
 from llm_qa import files
+from llm_qa.data.plain_prompt import render_prompt
 from llm_qa.evaluation.predict.asking import find_source
 from llm_qa.inference.generate import reference_bits
 from llm_qa.inference.settings import GenerationSettings
@@ -71,6 +73,12 @@ def test_every_question_is_asked_with_references(trained, tmp_path):
     model, tokenizer = source.load()
     triples = [(question, text, context) for text in row["references"]]
     assert row["reference_bits"] == pytest.approx(reference_bits(model, tokenizer, triples, quiet=True), rel=1e-4)
+    done = run_script("scripts/evaluate.py", "--run", run, "--max-new-tokens", "4", "--base")
+    assert done.returncode == 0, done.stderr
+    done = run_script("scripts/report.py", run, "--out", tmp_path / "page")
+    assert done.returncode == 0, done.stderr
+    page = (tmp_path / "page" / "report.md").read_text(encoding="utf-8")
+    assert "Asked with up to 2 of the nearest training records before each question: " in page
 
 
 def test_a_run_without_its_records_is_not_asked_in_another_way(trained, tmp_path):
@@ -89,6 +97,13 @@ def test_an_exported_model_comes_with_the_records_and_says_how_it_is_asked(train
     done = run_script("scripts/export.py", "--run", trained[0], "--out", tmp_path / "exported", "--no-evaluate")
     assert done.returncode == 0, done.stderr
     assert "trained with retrieval 2, so a program that asks this model must put" in done.stdout
+    card = (tmp_path / "exported" / "README.md").read_text(encoding="utf-8")
+    assert "with up to 2 references before each question" in card
+    assert "They go into the system message" in card
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "exported")
+    messages = [{"role": "system", "content": "참고 질문: 가"}, {"role": "user", "content": "왜?"}]
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    assert text == render_prompt("왜?", "참고 질문: 가"), "the card's way is the trained prompt"
     assert (tmp_path / "exported" / files.REFERENCES).read_bytes() == (trained[0] / files.REFERENCES).read_bytes()
 
 

@@ -58,6 +58,9 @@ def summarize(report: Report) -> Summary:
     about = [f"{run.name}, the best of {len(report.runs)} tuned models"] if len(report.runs) > 1 else []
     if run.tuned.held_out == PHRASINGS:
         about.append(f"on {NEW_WORDINGS}" if about else f"On {NEW_WORDINGS}")
+    if count := run.tuned.generation.get("retrieval"):
+        records = f"asked with up to {count} of the nearest training records before each question"
+        about.append(records if about else records.capitalize())
     if about:
         sentence = f"{', '.join(about)}: {sentence[0].lower()}{sentence[1:]}"
     return Summary(
