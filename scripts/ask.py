@@ -179,8 +179,6 @@ def main() -> int:
     whose = {"run": options.run, "model": options.model, "base_precision": options.base_precision}
     # Imported here, because they take seconds that --help and errors in flags should not wait for.
     from llm_qa.evaluation.predict.asking import answer_file, find_source
-    from llm_qa.inference.decoders import build_decoder
-    from llm_qa.inference.generate import context_length
 
     source = find_source(**whose, decoder=options.decoder)
 
@@ -197,10 +195,7 @@ def main() -> int:
         return 0
     if question:  # a question that is too long is refused before the weights are read
         ((question, given),) = source.fit([(question, context)], settings)
-    model, tokenizer = source.load()
-    decoder = None
-    if source.decoder == "static":
-        decoder = build_decoder(model, tokenizer, rows=settings.candidates, context=context_length(model.config))
+    model, tokenizer, decoder = source.load_with_decoder(settings.candidates)
     if question:
         stream(model, tokenizer, question, given, settings, decoder)
     else:

@@ -11,14 +11,13 @@ as data. It needs Gradio (make chat installs it). Ctrl-C ends.
 import argparse
 import importlib.util
 import os
-import signal
 from pathlib import Path
 
 from llm_qa import files
 from llm_qa.console import ArgumentParser, UserError, positive_int, run_script, say
 from llm_qa.data.marks import check_marks_file
 from llm_qa.inference.settings import DECODER_HELP, DECODERS, MAX_NEW_TOKENS_HELP, named_settings
-from llm_qa.serving.address import LOCAL_HOSTS, bound_socket, check_port
+from llm_qa.serving.address import LOCAL_HOSTS, bound_socket, check_port, run_server, url
 from llm_qa.serving.chat_texts import TEXTS, default_language
 
 PASSWORD_VARIABLE = "LLM_QA_PASSWORD"
@@ -63,21 +62,14 @@ def main() -> int:
     # Gradio and the hub's client read these when they are imported; neither is to call anyone.
     os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
     # Imported here, because they take seconds that --help and errors in flags should not wait for.
-    import uvicorn
-
     from llm_qa.evaluation.predict.asking import find_source
-    from llm_qa.inference.decoders import build_decoder
-    from llm_qa.inference.generate import context_length
     from llm_qa.models.loading import load_run
     from llm_qa.serving.answerer import Answerer
     from llm_qa.serving.chat_page import Chat, build_app, known_questions
 
     source = find_source(run=options.run, decoder=options.decoder)
     training = known_questions(options.run, options.data)
-    model, tokenizer = source.load()
-    decoder = None
-    if source.decoder == "static":
-        decoder = build_decoder(model, tokenizer, rows=1, context=context_length(source.config))
+    model, tokenizer, decoder = source.load_with_decoder(1)
     base = None
     if source.recipe.method == "full" and not options.no_base:  # a run with LoRA has its base inside
         base, _ = load_run(options.run, base=True)
@@ -85,15 +77,9 @@ def main() -> int:
     answerer = Answerer(model, tokenizer, settings, decoder, base, with_base=with_base, context_of=context_of)
     name = options.run.resolve().name
     chat = Chat(answerer, training, options.marks, model=name, language=options.lang, nearest=options.nearest)
-    config = uvicorn.Config(
-        build_app(chat, options.password), ws="none", log_level="warning", timeout_graceful_shutdown=3
-    )
-    server = uvicorn.Server(config)
-    for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises its signals again when it has ended
-        signal.signal(number, lambda *_: None)
-    host = f"[{options.host}]" if ":" in options.host else options.host
-    say(f"the page of {name!r} is at http://{host}:{options.port}; Ctrl-C ends")
-    server.run(sockets=[bound])
+    app = build_app(chat, options.password)
+    say(f"the page of {name!r} is at {url(options.host, options.port)}; Ctrl-C ends")
+    run_server(app, bound, timeout_graceful_shutdown=3)
     return 0
 
 

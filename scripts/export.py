@@ -84,7 +84,6 @@ def export(options: argparse.Namespace, recipe: Recipe) -> None:
         say(f"left out: {len(exported.left_out)} tensors that no model has, such as {exported.left_out[0]}")
     say(f"{exported.folder}: {exported.weight_bytes / 2**30:,.2f} GiB of weights, written and read back equal")
     if recipe.retrieval:
-        files.write_bytes(options.out / files.REFERENCES, (options.run / files.REFERENCES).read_bytes())
         say(
             f"note: the run was trained with retrieval {recipe.retrieval}, so a program that asks this model must put "
             f"the nearest of {files.REFERENCES} before each question, as scripts/serve.py --run {options.run} does"

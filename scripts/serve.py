@@ -10,13 +10,12 @@ took, and ends.
 import argparse
 import importlib.util
 import os
-import signal
 from pathlib import Path
 
 from llm_qa import files
 from llm_qa.console import ArgumentParser, UserError, positive_int, run_script, say
 from llm_qa.inference.settings import DECODER_HELP, DECODERS, MAX_NEW_TOKENS_HELP, named_settings
-from llm_qa.serving.address import LOCAL_HOSTS, bound_socket, check_port
+from llm_qa.serving.address import LOCAL_HOSTS, bound_socket, check_port, run_server, url
 
 KEY_VARIABLE = "LLM_QA_API_KEY"
 
@@ -58,10 +57,7 @@ def main() -> int:
     bound = bound_socket(options.host, options.port)
     settings = named_settings("greedy", options.max_new_tokens, run=options.run)
     # Imported here, because they take seconds that --help and errors in flags should not wait for.
-    import uvicorn
-
     from llm_qa.evaluation.predict.asking import find_source
-    from llm_qa.inference.decoders import build_decoder
     from llm_qa.inference.generate import context_length
     from llm_qa.serving.app import Limits, build_app
     from llm_qa.serving.engine import Engine
@@ -70,22 +66,15 @@ def main() -> int:
     source = find_source(**whose, decoder=options.decoder)
     context = context_length(source.config)
     name = options.name or Path(options.run or options.model).resolve().name
-    model, tokenizer = source.load()
-    decoder = None
-    if source.decoder == "static":
-        decoder = build_decoder(model, tokenizer, rows=options.batch_size, context=context)
+    model, tokenizer, decoder = source.load_with_decoder(options.batch_size)
     engine = Engine(model, tokenizer, decoder, rows=options.batch_size, most_waiting=options.max_queue)
     most = min(context, options.max_tokens or context)
     limits = Limits(options.max_body_bytes, context, most, min(most, settings.max_new_tokens))
     app = build_app(engine, tokenizer, name, limits, options.api_key, source.with_references)
 
-    config = uvicorn.Config(app, http="h11", ws="none", log_level="warning")
-    server = uvicorn.Server(config)
-    for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises its signals again when all is answered
-        signal.signal(number, lambda *_: None)
-    host = f"[{options.host}]" if ":" in options.host else options.host
-    say(f"serving {name!r} at http://{host}:{options.port}/v1, {engine.rows:,} requests at once; Ctrl-C ends")
-    server.run(sockets=[bound])
+    where = url(options.host, options.port)
+    say(f"serving {name!r} at {where}/v1, {engine.rows:,} requests at once; Ctrl-C ends")
+    run_server(app, bound, http="h11")
     say("every request that was taken is answered")
     return 0
 

@@ -115,15 +115,15 @@ def main() -> int:
         return 0
 
     # --- data: tokenised, and packed where the model keeps packed documents apart --------------------------------
-    references = data_sets.build_references(records, recipe, options.run)
-    pairs = data_sets.tokenize_training_pairs(tokenizer, records, recipe, options.run, references)
+    records = data_sets.with_references(records, recipe, options.run)
+    pairs = data_sets.tokenize_training_pairs(tokenizer, records, recipe, options.run)
     before = recipe
     recipe = data_sets.keep_documents_apart(recipe, pairs, source, strategy, options.run)
     if recipe != before:
         arguments = training_arguments(recipe, precision, strategy, options.run)
-    data = data_sets.build_data_sets(tokenizer, records, pairs, recipe, strategy, references)
+    data = data_sets.build_data_sets(tokenizer, records, pairs, recipe, strategy)
     schedule_validation(arguments, recipe, data.train, data.validation)
-    say(data_sets.report_data(tokenizer, records, data, recipe, references))
+    say(data_sets.report_data(tokenizer, records, data, recipe))
     data_sets.warn_of_few_updates(arguments, data.train, recipe)
 
     # --- model: the base, what trains, the fast path -------------------------------------------------------------

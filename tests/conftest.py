@@ -5,8 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, GPTNeoXConfig, GPTNeoXForCausalLM
+import yaml
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, GPTNeoXConfig, GPTNeoXForCausalLM
 
+from llm_qa import files
 from llm_qa.data.records import QARecord
 from llm_qa.models.embedded import build_tokenizer
 from llm_qa.models.loading import save_tokenizer
@@ -102,4 +105,17 @@ def gpt2_folder(tmp_path_factory, tokenizer) -> Path:
     )
     GPT2LMHeadModel(config).save_pretrained(folder)
     save_tokenizer(tokenizer, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def lora_run(tmp_path_factory, neox_folder, tokenizer):
+    """A run with an adapter that changes the answers."""
+    folder = tmp_path_factory.mktemp("run")
+    torch.manual_seed(0)
+    lora = LoraConfig(r=8, lora_alpha=64, target_modules=["query_key_value", "dense"], init_lora_weights=False)
+    get_peft_model(AutoModelForCausalLM.from_pretrained(neox_folder), lora).save_pretrained(folder / files.ADAPTER)
+    save_tokenizer(tokenizer, folder / files.ADAPTER)
+    recipe = {"model": str(neox_folder), "method": "lora", "base_precision": "fp32"}
+    files.write_text(folder / files.RECIPE, yaml.safe_dump(recipe))
     return folder

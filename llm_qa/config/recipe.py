@@ -24,8 +24,8 @@ from llm_qa.migrations import FORMAT_KEY, IMPLIED_BY_OLD_RUNS, format_of, rename
 EMBEDDED_MODEL = "embedded"
 LORA_KEYS = ("lora_r", "lora_alpha", "lora_dropout", "lora_targets")  # read by method lora alone
 NF4_KEYS = ("double_quant",)  # read by base_precision nf4 alone
-RETRIEVAL_KEYS = ("retrieval", "retrieval_hit")
-OFF_AT_ZERO = ("join_questions",)  # keys of what a recipe does without where they are 0
+RETRIEVAL_KEYS = ("retrieval_hit",)  # read where retrieval is above 0
+OFF_AT_ZERO = ("join_questions", "retrieval")  # keys of what a recipe does without where they are 0
 
 
 def _key(default: Any, help: str, **limits: Any) -> Any:
@@ -71,7 +71,10 @@ class Recipe:
         at_least=0,
     )
     retrieval_hit: float = _key(
-        0.8, "share of training questions whose references are the nearest; others get random ones", at_least=0.0
+        0.8,
+        "share of training questions whose references are the nearest; others get random ones",
+        at_least=0.0,
+        at_most=1.0,
     )
     global_batch_size: int = _key(1, "sequences (packs) an optimizer step, over all GPUs", at_least=1)
     micro_batch_size: int = _key(1, "sequences a forward pass on one GPU", at_least=1)
@@ -204,6 +207,8 @@ def _limit_problems(key: str, value: Any) -> list[str]:
         return [f"{key} is {value} and must be at least {limits['at_least']}"]
     if "above" in limits and value <= limits["above"]:
         return [f"{key} is {value} and must be above {limits['above']}"]
+    if "at_most" in limits and value > limits["at_most"]:
+        return [f"{key} is {value} and must be at most {limits['at_most']}"]
     if "below" in limits and value >= limits["below"]:
         return [f"{key} is {value} and must be below {limits['below']}"]
     return []
@@ -245,12 +250,10 @@ def _combination_problems(recipe: Recipe, given: set[str]) -> list[str]:
             f"global_batch_size {recipe.global_batch_size} is not a multiple of micro_batch_size "
             f"{recipe.micro_batch_size}"
         )
-    if recipe.retrieval_hit > 1:
-        problems.append(f"retrieval_hit is {recipe.retrieval_hit:g}, a share, and must be at most 1")
     if recipe.retrieval and recipe.join_questions:
         problems.append("retrieval and join_questions cannot go together yet (set one of them to 0)")
-    if not recipe.retrieval and "retrieval_hit" in changed:
-        problems.append("retrieval_hit would be ignored with retrieval 0 (leave it out, or set retrieval)")
+    if not recipe.retrieval and (unused := sorted(changed & set(RETRIEVAL_KEYS))):
+        problems.append(f"{', '.join(unused)} would be ignored with retrieval 0 (leave it out, or set retrieval)")
     if recipe.join_questions and recipe.training.get("dataloader_persistent_workers"):
         problems.append(
             "join_questions draws anew every epoch, which dataloader_persistent_workers would not see (leave it out)"

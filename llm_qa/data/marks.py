@@ -50,8 +50,8 @@ def append_mark(path: Path, mark: Mark) -> None:
     A line that a crash left unfinished is ended first: it costs that line alone. UserError for a text that could not be
     read again as data, or where the file cannot be written.
     """
-    learned = "answer" if mark.mark == GOOD else "better"  # a bad answer may end within a character, where it was cut
-    for what in ("question", learned):
+    kept = "answer" if mark.mark == GOOD else "better"  # a bad answer may end within a character, where it was cut
+    for what in ("question", kept):
         if reason := invalid_reason(getattr(mark, what)):
             raise UserError(f"The {what} cannot be kept: {reason}.")
     line = (json.dumps(asdict(mark), ensure_ascii=False) + "\n").encode("utf-8")

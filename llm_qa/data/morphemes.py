@@ -10,7 +10,8 @@ GRAMMAR = ("J", "E", "VC", "XS")  # beginnings of the tags of particles, endings
 
 
 @lru_cache(maxsize=1)
-def _kiwi():
+def kiwi():
+    """The analyser, made once: it takes a second."""
     from kiwipiepy import Kiwi
 
     return Kiwi()
@@ -29,4 +30,4 @@ def content_morphemes(text: str) -> list[str]:
 
 def _tokens(text: str) -> list:
     text = text.lower().encode("utf-8", "replace").decode()  # replaces a lone surrogate, which a tokenizer may produce
-    return _kiwi().tokenize(text)
+    return kiwi().tokenize(text)

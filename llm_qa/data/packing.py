@@ -20,11 +20,13 @@ import numpy as np
 import torch
 
 from llm_qa.console import UserError, progress
-from llm_qa.data.prompts import encode_documents
+from llm_qa.data.prompts import Document, encode_documents
 from llm_qa.data.records import QARecord, Split
 
 IGNORED = -100  # cross entropy's ignore_index
 TOKENIZE_AT_ONCE = 2048  # pairs
+# (tokenizer, (record, question, answer) triples, longest document in tokens) -> a document for each
+Encode = Callable[[object, Sequence[tuple[QARecord, str, str]], int], list[Document]]
 PACK_AT_ONCE = 65536  # pairs
 
 
@@ -64,21 +66,30 @@ def scratch_folder() -> str:
     return os.environ.get("TMPDIR") or ("/var/tmp" if os.access("/var/tmp", os.W_OK) else tempfile.gettempdir())
 
 
+def encode_as_given(tokenizer, part: Sequence[tuple[QARecord, str, str]], max_length: int) -> list[Document]:
+    """The documents of (record, question, answer) triples, each after what its record gives."""
+    return encode_documents(tokenizer, [(question, answer, record.given) for record, question, answer in part])
+
+
 def tokenize_records(
-    tokenizer, records: Collection[QARecord] | Split, max_length: int, *, encode=None, what: str = "tokenising"
+    tokenizer,
+    records: Collection[QARecord] | Split,
+    max_length: int,
+    *,
+    encode: Encode = encode_as_given,
+    what: str = "tokenising",
 ) -> tuple[TokenizedPairs, list[TooLong]]:
     """Every question of every record with every answer, tokenised; pairs over `max_length` tokens are set aside.
 
     Records are read once. Tokens are kept in an unnamed, read-only memory-mapped file in scratch_folder(): the system
     reads what a pack needs, and frees the disk when the process ends in any way. Every process has its own file, so
-    none waits for another or reads a half-written one. `encode(tokenizer, [(record, question, answer)], max_length)`
-    makes the documents, by default of each record as it is given.
+    none waits for another or reads a half-written one. `encode` makes the documents.
 
     Raises UserError when no pair is left, or when the file cannot be written.
     """
     try:
         with tempfile.TemporaryFile(dir=scratch_folder()) as file:
-            return _tokenize_into(file, tokenizer, records, max_length, encode or _encode, what)
+            return _tokenize_into(file, tokenizer, records, max_length, encode, what)
     except OSError as error:
         raise UserError(
             f"The tokens of the data cannot be written to {scratch_folder()} ({error.strerror}): set TMPDIR to a "
@@ -86,12 +97,8 @@ def tokenize_records(
         ) from error
 
 
-def _encode(tokenizer, part: list[tuple[QARecord, str, str]], max_length: int):
-    return encode_documents(tokenizer, [(question, answer, record.given) for record, question, answer in part])
-
-
 def _tokenize_into(
-    file, tokenizer, records, max_length: int, encode, what: str
+    file, tokenizer, records, max_length: int, encode: Encode, what: str
 ) -> tuple[TokenizedPairs, list[TooLong]]:
     lengths, prompt_lengths, record_ids, too_long = [], [], [], []  # the first three: one array per TOKENIZE_AT_ONCE
     triples = (

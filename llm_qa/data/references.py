@@ -79,9 +79,12 @@ class References:
         return [(question, before(self.nearest(question, count), context)) for question, context in questions]
 
     def trained(self, record: QARecord, question: str) -> list[QARecord]:
-        """References of a training question, the nearest first; in 1 - hit of the cases other records at random."""
+        """References of a record's question, the nearest first; in 1 - hit of the cases other records at random.
+
+        A record that is not in the index, for validation, always has the nearest, as it is asked later.
+        """
         draw = random.Random(f"{self.retrieval.seed} {record.id} {question}")
-        if draw.random() < self.retrieval.hit:
+        if record.id not in self.place or draw.random() < self.retrieval.hit:
             return self.nearest(question, self.retrieval.references, beside=record)
         others = np.flatnonzero(self._beside(record)).tolist()
         return [self.records[i] for i in draw.sample(others, min(self.retrieval.references, len(others)))]
@@ -91,9 +94,8 @@ class References:
         found = [self.trained(record, question) for record, question, _ in part]
 
         def triples(count: int, places: Sequence[int]) -> Documents:
-            return [
-                (part[i][1], part[i][2], before(found[i][:count], part[i][0].given)) for i in places
-            ]  # fmt: skip
+            chosen = [(*part[i], found[i][:count]) for i in places]
+            return [(question, answer, before(own, record.given)) for record, question, answer, own in chosen]
 
         documents = encode_documents(tokenizer, triples(self.retrieval.references, range(len(part))))
         for count in range(self.retrieval.references - 1, -1, -1):

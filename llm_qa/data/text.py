@@ -15,6 +15,7 @@ from pathlib import Path
 
 from llm_qa.console import UserError
 from llm_qa.data.encoding import read_bytes
+from llm_qa.data.morphemes import kiwi
 
 MORPHEMES = "morphemes"
 # Kiwi's tags of function words: particles (J*), interjections, conjunctive adverbs.
@@ -101,22 +102,13 @@ def remove_stopwords(text: str, stopwords: frozenset[str]) -> str:
     return "\n".join(lines).strip()
 
 
-@lru_cache(maxsize=1)
-def _kiwi():
-    try:
-        from kiwipiepy import Kiwi
-    except ImportError:
-        raise UserError("--stopwords morphemes needs kiwipiepy: pip install kiwipiepy.") from None
-    return Kiwi()
-
-
 def remove_function_words(text: str) -> str:
     """Drop particles, interjections and conjunctive adverbs by Kiwi's analysis; every other character stays as it is.
 
     Endings stay on their stems and negations always stay, so that a sentence keeps its meaning.
     """
     kept, end = [], 0
-    for token in _kiwi().tokenize(text):
+    for token in kiwi().tokenize(text):
         if token.start < end:  # a morpheme within a syllable that is already handled
             continue
         if token.tag.startswith(FUNCTION_TAGS) and token.form not in NEGATIONS:

@@ -15,6 +15,7 @@ from llm_qa.export.checkpoint import WEIGHTS, read_tensors, staged_folder, tenso
 from llm_qa.export.merge import lora_updates, merged
 from llm_qa.models.loading import base_of_run, finished_folder, load_run_tokenizer, run_recipe, save_tokenizer
 from llm_qa.models.portable import add_rotary_keys
+from llm_qa.models.references import references_file
 from llm_qa.models.safety import refuse_unsafe_weights
 from llm_qa.models.stored_names import loaded_names
 
@@ -38,7 +39,7 @@ def export_model(
 
     LoRA is merged into the weights of the base's own checkpoint, one tensor after another; a fully trained model is
     copied. `dtype` is a key of DTYPES, `base` for the numbers of the checkpoint. Host memory: one shard and one tensor
-    in fp32. `card` is its README.md.
+    in fp32. `card` is its README.md. A run with retrieval takes its references along.
     """
     recipe = run_recipe(run_dir)
     final = finished_folder(run_dir, recipe)
@@ -53,10 +54,13 @@ def export_model(
     names = loaded_names(model, stored)
     check_complete(model, set(names.values()), source)
     updates = lora_updates(final, model) if is_lora else {}
+    references = references_file(run_dir, recipe) if recipe.retrieval else None
     with staged_folder(out) as staged:
         size = write_shards(merged(read_tensors(shards), names, updates, DTYPES[dtype]), staged, shard_bytes)
         write_settings(staged, config, load_run_tokenizer(final, recipe), type(model).__name__, ends_of(source))
         files.write_text(staged / "README.md", card)
+        if references:
+            files.write_bytes(staged / files.REFERENCES, references.read_bytes())
     return Exported(out, size, sorted(set(stored) - set(names)))
 
 

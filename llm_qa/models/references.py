@@ -16,6 +16,17 @@ def retrieval_of(recipe: Recipe) -> Retrieval:
     return Retrieval(recipe.retrieval, recipe.retrieval_hit, recipe.seed)
 
 
+def references_file(run_dir: str | Path, recipe: Recipe) -> Path:
+    """The training records of a run with retrieval; UserError where it is missing."""
+    path = Path(run_dir) / files.REFERENCES
+    if not path.is_file():
+        raise UserError(
+            f"{path} is missing: the run was trained with retrieval {recipe.retrieval}, and its questions cannot be "
+            "asked without these records. Copy the file back, or train again."
+        )
+    return path
+
+
 def references_of_run(run_dir: str | Path, recipe: Recipe) -> References | None:
     """The index of a run's training records; None for a run without retrieval.
 
@@ -24,12 +35,7 @@ def references_of_run(run_dir: str | Path, recipe: Recipe) -> References | None:
     """
     if not recipe.retrieval:
         return None
-    path = Path(run_dir) / files.REFERENCES
-    if not path.is_file():
-        raise UserError(
-            f"{path} is missing: the run was trained with retrieval {recipe.retrieval}, and its questions cannot be "
-            "asked without these records. Copy the file back, or train again."
-        )
+    path = references_file(run_dir, recipe)
     try:
         records = [QARecord.from_json(value) for value in files.read_jsonl(path)]
     except ValueError as error:

@@ -12,15 +12,17 @@ from transformers import AutoModelForCausalLM
 from llm_qa.config.recipe import EMBEDDED_MODEL, Recipe
 from llm_qa.console import UserError, counted, format_table, say
 from llm_qa.data.chat import choose_prompt
-from llm_qa.data.packing import PackedDataset, tokenize_records
+from llm_qa.data.packing import PackedDataset, encode_as_given, tokenize_records
 from llm_qa.data.preparation import prepared_folder
 from llm_qa.data.preparation_options import PreparationOptions
 from llm_qa.data.records import QARecord, Split, open_split
+from llm_qa.data.references import References
 from llm_qa.models import embedded
 from llm_qa.models.linear_modules import linear_layers
 from llm_qa.models.loading import load_tokenizer
 from llm_qa.models.lora import add_lora, parameter_counts, trainable_report
 from llm_qa.models.precision import check_fp8_units
+from llm_qa.models.references import retrieval_of
 from llm_qa.models.registry import model_config
 from llm_qa.models.shapes import SHAPES
 from llm_qa.planning.cards import device_name
@@ -133,8 +135,10 @@ def count_packs(recipe: Recipe, records: Collection[QARecord] | Split) -> tuple[
         characters = [len(q) + len(a) + 20 for record in records for q, a in record.pairs()]
         tokens = math.ceil(sum(characters) * TOKENS_PER_CHARACTER)
         packs = math.ceil(tokens / recipe.pack_length) if recipe.pack_length else len(characters)
-        return packs, tokens, f"estimated at {TOKENS_PER_CHARACTER} tokens a character, as the tokenizer is not at hand"
-    pairs, _ = tokenize_records(tokenizer, records, recipe.max_length)
+        how = f"estimated at {TOKENS_PER_CHARACTER} tokens a character, as the tokenizer is not at hand"
+        return packs, tokens, how + (", without the references of retrieval" if recipe.retrieval else "")
+    encode = References(list(records), retrieval_of(recipe)).encode if recipe.retrieval else encode_as_given
+    pairs, _ = tokenize_records(tokenizer, records, recipe.max_length, encode=encode)
     return len(PackedDataset(pairs, recipe.pack_length, recipe.loss_on, recipe.seed)), len(pairs.tokens), "counted"
 
 
@@ -151,7 +155,7 @@ def peak_lines(recipe: Recipe, model: torch.nn.Module, sizes: Sizes, strategy: S
         peak = sum(peak_by_part(recipe, sizes, work, strategy.zero_stage, strategy.processes).values())
         rows.append([f"{count:,} of {layers:,}", f"{peak / 2**30:,.1f}"])
     return [
-        "peak GiB of a GPU on the fast path, by formulas fitted to runs of polyglot-ko-12.8b (other models and "
+        "peak GiB of a GPU on the fast path, by formulas fitted to runs of the polyglot-ko models (other models and "
         "the CUDA context, about half a GiB, are not in the fit):",
         format_table(["layers recomputed", "GiB"], rows),
     ]

@@ -33,8 +33,10 @@ class Measured:
         return f"EleutherAI/polyglot-ko-{self.size}"
 
 
-def _one(size: str, recipe: str, kind: str, tokens: int, recomputed: int, gib: float, speed: float, *flags: str):
-    """A run on one H200 of the same host, 5 updates after 3 (`scripts/bench.py`)."""
+def _one(
+    size: str, recipe: str, kind: str, tokens: int, recomputed: int, gib: float, speed: float, *flags: str
+) -> Measured:
+    """A run on one H200, 5 updates after 3 (`scripts/bench.py`)."""
     return Measured(recipe, kind, tokens, recomputed, "one", 1, gib, speed, "H200", SIZES, size=size, flags=flags)
 
 

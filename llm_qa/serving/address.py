@@ -1,8 +1,10 @@
-"""The address that a server listens at."""
+"""The address that a server listens at, and running it there."""
 
 from __future__ import annotations
 
+import signal
 import socket
+from typing import Any
 
 from llm_qa.console import UserError
 
@@ -25,3 +27,18 @@ def bound_socket(host: str, port: int) -> socket.socket:
     except (OSError, UnicodeError) as error:
         raise UserError(f"--host {host} --port {port} cannot be listened at ({error}): choose another.") from None
     return bound
+
+
+def url(host: str, port: int) -> str:
+    """The address as a browser takes it."""
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def run_server(app: Any, bound: socket.socket, **settings: Any) -> None:
+    """Serve an ASGI app at a bound socket by uvicorn with these settings of it, until SIGTERM or Ctrl-C."""
+    import uvicorn
+
+    server = uvicorn.Server(uvicorn.Config(app, ws="none", log_level="warning", **settings))
+    for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises its signals again when all is answered
+        signal.signal(number, lambda *_: None)
+    server.run(sockets=[bound])

@@ -6,7 +6,7 @@ A run calls `open_records`, `tokenize_training_pairs`, `keep_documents_apart` an
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from transformers import TrainingArguments
@@ -15,10 +15,10 @@ from llm_qa import files
 from llm_qa.config.recipe import Recipe
 from llm_qa.console import is_main_process, say
 from llm_qa.data.joined_packs import JoinedDataset, joining_of
-from llm_qa.data.packing import PackedDataset, TokenizedPairs, TooLong, tokenize_records
+from llm_qa.data.packing import Encode, PackedDataset, TokenizedPairs, TooLong, encode_as_given, tokenize_records
 from llm_qa.data.preparation import prepared_folder
 from llm_qa.data.preparation_options import PreparationOptions
-from llm_qa.data.prompts import encode_documents, show_document
+from llm_qa.data.prompts import show_document
 from llm_qa.data.records import Split, open_split
 from llm_qa.data.references import References
 from llm_qa.models.isolation import attention_of
@@ -32,11 +32,15 @@ from llm_qa.training.strategy import Strategy, micro_batch_size
 
 @dataclass(frozen=True)
 class RunRecords:
-    """The prepared data of a run, before it is tokenised; `validation` may be empty."""
+    """The prepared data of a run, before it is tokenised; `validation` may be empty.
+
+    `encode` makes documents of them (`tokenize_records`).
+    """
 
     folder: Path
     train: Split
     validation: Split
+    encode: Encode = encode_as_given
 
     def sha256(self) -> str:
         """What the run signature knows the data by: the hash of its manifest, which holds those of its files."""
@@ -59,22 +63,19 @@ def open_records(data: list[str] | None, preparation: PreparationOptions) -> Run
     return RunRecords(folder, open_split(folder, "train"), open_split(folder, "validation", may_be_empty=True))
 
 
-def build_references(records: RunRecords, recipe: Recipe, run_dir: Path) -> References | None:
-    """The index of the training records where the recipe has retrieval, also written into the run folder."""
+def with_references(records: RunRecords, recipe: Recipe, run_dir: Path) -> RunRecords:
+    """The same records, encoded with references where the recipe has retrieval; these are kept in the run folder."""
     if not recipe.retrieval:
-        return None
+        return records
     training = list(records.train)
     if is_main_process():
         files.write_jsonl(run_dir / files.REFERENCES, [record.to_json() for record in training])
-    return References(training, retrieval_of(recipe))
+    return replace(records, encode=References(training, retrieval_of(recipe)).encode)
 
 
-def tokenize_training_pairs(
-    tokenizer, records: RunRecords, recipe: Recipe, run_dir: Path, references: References | None = None
-) -> TokenizedPairs:
+def tokenize_training_pairs(tokenizer, records: RunRecords, recipe: Recipe, run_dir: Path) -> TokenizedPairs:
     """Tokenise the training records; pairs longer than `max_length` tokens are set aside and reported."""
-    encode = references.encode if references else None
-    pairs, too_long = tokenize_records(tokenizer, records.train, recipe.max_length, encode=encode)
+    pairs, too_long = tokenize_records(tokenizer, records.train, recipe.max_length, encode=records.encode)
     report_too_long(run_dir, too_long, recipe.max_length)
     return pairs
 
@@ -113,12 +114,7 @@ def pack(pairs: TokenizedPairs, recipe: Recipe, batch_size: int) -> PackedDatase
 
 
 def build_data_sets(
-    tokenizer,
-    records: RunRecords,
-    pairs: TokenizedPairs,
-    recipe: Recipe,
-    strategy: Strategy,
-    references: References | None = None,
+    tokenizer, records: RunRecords, pairs: TokenizedPairs, recipe: Recipe, strategy: Strategy
 ) -> DataSets:
     """Pack the training pairs, and tokenise and pack the validation records."""
     train, validation = pack(pairs, recipe, recipe.global_batch_size), None
@@ -128,9 +124,8 @@ def build_data_sets(
         train = JoinedDataset(pairs, *how, joining)
         report_joined(train, recipe)
     if records.validation:
-        encode = references.encode if references else None
         validation_pairs, _ = tokenize_records(
-            tokenizer, records.validation, recipe.max_length, encode=encode, what="validation"
+            tokenizer, records.validation, recipe.max_length, encode=records.encode, what="validation"
         )
         validation = pack(validation_pairs, recipe, micro_batch_size(recipe, strategy.processes) * strategy.processes)
     return DataSets(len(records.train), pairs, train, validation)
@@ -163,16 +158,10 @@ def warn_of_few_updates(arguments: TrainingArguments, train: PackedDataset, reci
         say(f"warning: {few}")
 
 
-def report_data(
-    tokenizer, records: RunRecords, data: DataSets, recipe: Recipe, references: References | None = None
-) -> str:
+def report_data(tokenizer, records: RunRecords, data: DataSets, recipe: Recipe) -> str:
     """Two lines: how much there is to train on, and one example with its label tokens marked."""
     record = next(iter(records.train))
-    first = (record, record.questions[0], record.answers[0])
-    if references:
-        (example,) = references.encode(tokenizer, [first], recipe.max_length)
-    else:
-        (example,) = encode_documents(tokenizer, [(*first[1:], record.given)])
+    (example,) = records.encode(tokenizer, [(record, record.questions[0], record.answers[0])], recipe.max_length)
     return (
         f"data: {records.folder}, {data.num_records:,} records, {len(data.pairs):,} pairs, "
         f"{len(data.pairs.tokens):,} tokens in {len(data.train.packs):,} packs, {data.train.efficiency:.1%} full\n"

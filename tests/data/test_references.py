@@ -51,6 +51,13 @@ def test_a_share_of_training_questions_gets_others_at_random_the_same_each_time(
     assert 0.6 < nearest / 200 < 0.8
 
 
+def test_a_record_outside_of_the_index_has_the_nearest_as_it_is_asked():
+    index = references(2, hit=0.0)
+    held_out = QARecord("6", ("마루 청소는 어떻게 하나요?",), ("닦습니다.",))
+    assert index.trained(held_out, held_out.questions[0]) == index.nearest(held_out.questions[0], 2)
+    assert index.trained(held_out, held_out.questions[0])[0] == FLOOR
+
+
 def test_references_stand_before_the_passage_the_nearest_last():
     text = before([PAPER, GLUE], "바닥 이야기")
     assert text.index("풀은") < text.index("들뜨는") < text.index("바닥")

@@ -6,31 +6,10 @@ import subprocess
 import sys
 import time
 
-import pytest
-import torch
-import yaml
 from command_line import ROOT, environment, run_script
-from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM
-
-from llm_qa import files
-from llm_qa.models.loading import save_tokenizer
 
 QUESTION = "결로는 왜?"
 FLAGS = ("--max-new-tokens", "8")
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory, neox_folder, tokenizer):
-    """A run with an adapter that changes the answers."""
-    folder = tmp_path_factory.mktemp("run")
-    torch.manual_seed(0)
-    lora = LoraConfig(r=8, lora_alpha=64, target_modules=["query_key_value", "dense"], init_lora_weights=False)
-    get_peft_model(AutoModelForCausalLM.from_pretrained(neox_folder), lora).save_pretrained(folder / files.ADAPTER)
-    save_tokenizer(tokenizer, folder / files.ADAPTER)
-    recipe = {"model": str(neox_folder), "method": "lora", "base_precision": "fp32"}
-    files.write_text(folder / files.RECIPE, yaml.safe_dump(recipe))
-    return folder
 
 
 class Terminal:
@@ -68,10 +47,10 @@ def answer_of(*flags) -> str:
     return done.stdout.strip().splitlines()[-2].strip()  # the last line says that it was cut
 
 
-def test_a_line_is_edited_and_brought_back_and_the_base_is_heard(run, neox_folder):
-    tuned, base = answer_of("--run", run), answer_of("--model", neox_folder, "--base-precision", "fp32")
+def test_a_line_is_edited_and_brought_back_and_the_base_is_heard(lora_run, neox_folder):
+    tuned, base = answer_of("--run", lora_run), answer_of("--model", neox_folder, "--base-precision", "fp32")
     assert tuned != base
-    terminal = Terminal("--run", run, *FLAGS)
+    terminal = Terminal("--run", lora_run, *FLAGS)
     assert tuned not in terminal.type("\r")
     assert "/quit" in terminal.type("/help\r")
     assert "/nothing is not known here: /help lists what is." in terminal.type("/nothing\r")
@@ -92,9 +71,9 @@ def test_control_d_ends_and_a_model_without_an_adapter_has_no_base(neox_folder):
     assert terminal.ended() == 0
 
 
-def test_piped_questions_are_answered_until_an_empty_line(run):
-    command = [sys.executable, "scripts/ask.py", "--run", str(run), *FLAGS]
+def test_piped_questions_are_answered_until_an_empty_line(lora_run):
+    command = [sys.executable, "scripts/ask.py", "--run", str(lora_run), *FLAGS]
     asked = f"{QUESTION}\n\n{QUESTION}\n".encode()
     done = subprocess.run(command, cwd=ROOT, env=environment(), input=asked, capture_output=True, timeout=120)
     assert done.returncode == 0
-    assert done.stdout.decode().count(answer_of("--run", run)) == 1
+    assert done.stdout.decode().count(answer_of("--run", lora_run)) == 1

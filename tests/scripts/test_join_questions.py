@@ -1,6 +1,5 @@
 """join_questions through the real command line: trained, gone on with in the middle of an epoch, evaluated, asked."""
 
-import csv
 import shutil
 
 import pytest
@@ -9,19 +8,6 @@ from command_line import run_script
 from safetensors.torch import load_file
 
 from llm_qa import files
-
-
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory, records):
-    """Prepared data of the records."""
-    raw, out = tmp_path_factory.mktemp("raw") / "train.csv", tmp_path_factory.mktemp("data") / "small"
-    with open(raw, "w", encoding="utf-8-sig", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["id", "질문_1", "질문_2", "category", "답변_1", "답변_2"])
-        writer.writerows([r.id, *r.questions, r.category, *r.answers] for r in records)
-    done = run_script("scripts/prepare_data.py", raw, "--out", out, "--test", "0.3")
-    assert done.returncode == 0, done.stderr
-    return out
 
 
 @pytest.fixture(scope="module")

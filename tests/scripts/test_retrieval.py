@@ -1,6 +1,6 @@
 """retrieval through the real command line: trained with references, and asked with the same kind of them everywhere."""
 
-import csv
+import re
 import shutil
 
 import pytest
@@ -13,19 +13,6 @@ from llm_qa.data.plain_prompt import render_prompt
 from llm_qa.evaluation.predict.asking import find_source
 from llm_qa.inference.generate import reference_bits
 from llm_qa.inference.settings import GenerationSettings
-
-
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory, records):
-    """Prepared data of the records."""
-    raw, out = tmp_path_factory.mktemp("raw") / "train.csv", tmp_path_factory.mktemp("data") / "small"
-    with open(raw, "w", encoding="utf-8-sig", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["id", "질문_1", "질문_2", "category", "답변_1", "답변_2"])
-        writer.writerows([r.id, *r.questions, r.category, *r.answers] for r in records)
-    done = run_script("scripts/prepare_data.py", raw, "--out", out, "--test", "0.3")
-    assert done.returncode == 0, done.stderr
-    return out
 
 
 @pytest.fixture(scope="module")
@@ -107,12 +94,21 @@ def test_an_exported_model_comes_with_the_records_and_says_how_it_is_asked(train
     assert (tmp_path / "exported" / files.REFERENCES).read_bytes() == (trained[0] / files.REFERENCES).read_bytes()
 
 
+def test_a_dry_run_counts_the_references(train, tmp_path):
+    counted = []
+    for references in ("0", "2"):
+        done = train(tmp_path / "run", "--dry-run", "--retrieval", references)
+        assert done.returncode == 0, done.stderr
+        counted.append(int(re.search(r"\(([\d,]+) tokens in", done.stdout)[1].replace(",", "")))
+    assert counted[1] > 1.5 * counted[0]
+
+
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
         (("--join-questions", "0.3"), "retrieval and join_questions cannot go together yet"),
         (("--retrieval", "0", "--retrieval-hit", "0.5"), "retrieval_hit would be ignored with retrieval 0"),
-        (("--retrieval-hit", "1.5"), "retrieval_hit is 1.5, a share, and must be at most 1"),
+        (("--retrieval-hit", "1.5"), "retrieval_hit is 1.5 and must be at most 1"),
         (("--retrieval", "-1"), "retrieval is -1 and must be at least 0"),
     ],
 )

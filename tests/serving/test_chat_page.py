@@ -14,11 +14,7 @@ import urllib.request
 from contextlib import contextmanager
 
 import pytest
-import torch
-import yaml
 from command_line import ROOT, environment, run_script
-from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM
 
 from llm_qa import files
 from llm_qa.data.marks import BAD, GOOD
@@ -26,7 +22,7 @@ from llm_qa.data.readers import read_files
 from llm_qa.evaluation.predict.contamination import TrainingQuestions
 from llm_qa.inference.generate import generate_answers
 from llm_qa.inference.settings import GenerationSettings
-from llm_qa.models.loading import load_run, save_tokenizer
+from llm_qa.models.loading import load_run
 from llm_qa.serving.answerer import Answer, Answerer
 from llm_qa.serving.chat_page import Chat, Shown
 from llm_qa.serving.chat_texts import ENGLISH, KOREAN, TEXTS, default_language
@@ -36,21 +32,8 @@ SETTINGS = GenerationSettings(max_new_tokens=12)
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory, neox_folder, tokenizer):
-    """A run with an adapter that changes the answers."""
-    folder = tmp_path_factory.mktemp("run")
-    torch.manual_seed(0)
-    lora = LoraConfig(r=8, lora_alpha=64, target_modules=["query_key_value", "dense"], init_lora_weights=False)
-    get_peft_model(AutoModelForCausalLM.from_pretrained(neox_folder), lora).save_pretrained(folder / files.ADAPTER)
-    save_tokenizer(tokenizer, folder / files.ADAPTER)
-    recipe = {"model": str(neox_folder), "method": "lora", "base_precision": "fp32"}
-    files.write_text(folder / files.RECIPE, yaml.safe_dump(recipe))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def answerer(run):
-    return Answerer(*load_run(run), SETTINGS)
+def answerer(lora_run):
+    return Answerer(*load_run(lora_run), SETTINGS)
 
 
 class Spoken:
@@ -193,7 +176,7 @@ def test_both_languages_say_the_same(monkeypatch):
         assert default_language() == language
 
 
-def test_mistakes_are_said_before_anything_is_loaded(run, tmp_path):
+def test_mistakes_are_said_before_anything_is_loaded(lora_run, tmp_path):
     (tmp_path / "train.csv").write_text("질문,답변\n", encoding="utf-8")
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -201,27 +184,27 @@ def test_mistakes_are_said_before_anything_is_loaded(run, tmp_path):
         port = str(taken.getsockname()[1])
         for flags, sentence in (
             (["--run", "runs/nowhere"], "runs/nowhere is not a run"),
-            (["--run", run, "--host", "0.0.0.0"], "--host 0.0.0.0 lets other machines ask: give a --password"),
-            (["--run", run, "--port", "70000"], "--port 70000 is not a port"),
-            (["--run", run, "--marks", tmp_path / "train.csv"], "holds something other than marks"),
-            (["--run", run, "--data", tmp_path], "is not prepared data"),
-            (["--run", run, "--lang", "fr"], "--lang: invalid choice: 'fr'"),
+            (["--run", lora_run, "--host", "0.0.0.0"], "--host 0.0.0.0 lets other machines ask: give a --password"),
+            (["--run", lora_run, "--port", "70000"], "--port 70000 is not a port"),
+            (["--run", lora_run, "--marks", tmp_path / "train.csv"], "holds something other than marks"),
+            (["--run", lora_run, "--data", tmp_path], "is not prepared data"),
+            (["--run", lora_run, "--lang", "fr"], "--lang: invalid choice: 'fr'"),
         ):
             done = run_script("scripts/chat.py", *flags)
             assert (done.returncode, sentence in done.stderr) == (2, True), (flags, done.stderr)
             assert done.stderr.count("\n") == 1
         pytest.importorskip("gradio", reason="the optional gradio is not installed")
-        done = run_script("scripts/chat.py", "--run", run, "--port", port)
+        done = run_script("scripts/chat.py", "--run", lora_run, "--port", port)
         assert done.returncode == 2
         assert f"--port {port} cannot be listened at" in done.stderr
 
 
-def test_without_gradio_the_line_that_installs_it_is_said(run):
+def test_without_gradio_the_line_that_installs_it_is_said(lora_run):
     """In a process that cannot find gradio, wherever it is installed."""
     code = (
         "import importlib.util as u, runpy, sys; find = u.find_spec; "
         "u.find_spec = lambda name, *more: None if name == 'gradio' else find(name, *more); "
-        f"sys.argv = ['scripts/chat.py', '--run', {str(run)!r}]; runpy.run_path(sys.argv[0], run_name='__main__')"
+        f"sys.argv = ['scripts/chat.py', '--run', {str(lora_run)!r}]; runpy.run_path(sys.argv[0], run_name='__main__')"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment(), capture_output=True, text=True)
     assert done.returncode == 2
@@ -262,10 +245,10 @@ def page_of(*flags):
 
 
 @pytest.mark.optional
-def test_the_page_answers_marks_and_loads_nothing_from_elsewhere(run, tmp_path):
+def test_the_page_answers_marks_and_loads_nothing_from_elsewhere(lora_run, tmp_path):
     client = pytest.importorskip("gradio_client", reason="the optional gradio is not installed").Client
     marks = tmp_path / "marks.jsonl"
-    with page_of("--run", run, "--marks", marks, "--max-new-tokens", "12", "--lang", "en") as url:
+    with page_of("--run", lora_run, "--marks", marks, "--max-new-tokens", "12", "--lang", "en") as url:
         asker = client(url, verbose=False)
         job = asker.submit(QUESTION, api_name="/ask")
         tuned, base, nearest, status, *_ = job.result(timeout=60)
@@ -288,7 +271,7 @@ def test_the_page_answers_marks_and_loads_nothing_from_elsewhere(run, tmp_path):
 
 
 @pytest.mark.optional
-def test_with_a_password_nobody_else_may_ask(run):
+def test_with_a_password_nobody_else_may_ask(lora_run):
     pytest.importorskip("gradio", reason="the optional gradio is not installed")
-    with page_of("--run", run, "--password", "비밀 1") as url, pytest.raises(urllib.error.HTTPError, match="401"):
+    with page_of("--run", lora_run, "--password", "비밀 1") as url, pytest.raises(urllib.error.HTTPError, match="401"):
         urllib.request.urlopen(f"{url}/gradio_api/info")

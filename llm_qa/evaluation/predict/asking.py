@@ -15,9 +15,11 @@ from llm_qa.data.plain_prompt import Context, Questions
 from llm_qa.data.references import References
 from llm_qa.evaluation.predict.answer_key import answers_key
 from llm_qa.evaluation.predict.predictions import answer_questions
-from llm_qa.inference.decoders import choose_decoder
+from llm_qa.inference.decoders import build_decoder, choose_decoder
 from llm_qa.inference.fitting import fit_questions
+from llm_qa.inference.generate import context_length
 from llm_qa.inference.settings import GenerationSettings
+from llm_qa.inference.static_decoder import StaticDecoder
 from llm_qa.models.loading import (
     base_of_run,
     finished_folder,
@@ -69,6 +71,13 @@ class Source:
         if self.run is not None:
             return load_run(self.run)
         return load_base(self.base, self.precision).eval(), self.load_tokenizer()
+
+    def load_with_decoder(self, rows: int) -> tuple[Any, Any, StaticDecoder | None]:
+        """The same, and the decoder for `rows` answers as long as the context; None where transformers answers."""
+        model, tokenizer = self.load()
+        if self.decoder != "static":
+            return model, tokenizer, None
+        return model, tokenizer, build_decoder(model, tokenizer, rows=rows, context=context_length(self.config))
 
     def load_tokenizer(self) -> Any:
         """The tokenizer, with the prompt format of the run; a plain model is asked in its own."""
