@@ -26,7 +26,7 @@ from llm_qa.console import (
     say,
     whole_number,
 )
-from llm_qa.data.records import load_split
+from llm_qa.data.splits import load_split
 from llm_qa.distributed import end_processes, first_to_say, rank, start_processes, wait_for_all, world_size
 from llm_qa.evaluation.evaluations import WHOSE, answered_before, say_what_is_replaced, write_evaluation
 from llm_qa.evaluation.metrics.embedding import COMPETITION_EMBEDDER, load_embedder, with_cosines

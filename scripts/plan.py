@@ -28,7 +28,7 @@ from llm_qa.console import (
 )
 from llm_qa.data.preparation import bundled_file
 from llm_qa.data.readers import read_files
-from llm_qa.data.records import open_split
+from llm_qa.data.splits import open_split
 from llm_qa.models.shapes import SHAPES
 from llm_qa.planning.figures import few_updates
 from llm_qa.planning.gpus import parse_gpus

@@ -13,8 +13,8 @@ from itertools import pairwise
 
 import openpyxl
 
+from llm_qa.config.allowed_training_arguments import training_argument_types
 from llm_qa.config.recipe import RECIPE_FIELDS
-from llm_qa.config.trainer_settings import training_argument_types
 
 SIGNS = [
     *("\0", "\x1b[2J", "\u202e", "\u200f", "\ufeff", "\ufffd", "\ud800", "\udfff\ud83d", "\u2028", "\x85", "\x0b"),

@@ -25,7 +25,7 @@ from llm_qa.console import format_table
 from llm_qa.data.packing import PackedDataset, tokenize_records
 from llm_qa.data.preparation import bundled_file
 from llm_qa.data.prompts import encode_prompts
-from llm_qa.data.records import open_split
+from llm_qa.data.splits import open_split
 from llm_qa.models.embedded import build_tokenizer
 
 SIZES = (10**4, 10**5, 10**6, 10**7)

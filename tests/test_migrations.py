@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 
 from llm_qa import files, migrations
 from llm_qa.config.recipe import RECIPE_FIELDS, load_recipe, load_stored_recipe, make_recipe, stored_recipe
-from llm_qa.config.training_arguments import installed_names
+from llm_qa.config.training_argument_types import installed_names
 from llm_qa.console import UserError
 from llm_qa.evaluation.evaluations import load_evaluation
 from llm_qa.migrations import stamped

@@ -16,8 +16,8 @@ import yaml
 from accelerate.commands.launch import launch_command_parser
 
 from llm_qa import files
+from llm_qa.config.allowed_training_arguments import training_argument_types
 from llm_qa.config.recipe import RECIPE_FIELDS, load_recipe, recipe_flags
-from llm_qa.config.trainer_settings import training_argument_types
 from llm_qa.data.preparation_flags import add_preparation_flags
 
 ROOT = Path(__file__).parents[1]

@@ -29,7 +29,7 @@ from llm_qa.console import UserError
 from llm_qa.data.preparation import prepare
 from llm_qa.data.preparation_options import PreparationOptions
 from llm_qa.data.readers.rows import ColumnNames
-from llm_qa.data.records import load_split
+from llm_qa.data.splits import load_split
 from llm_qa.data.text import invalid_reason
 from llm_qa.inference.question_files import read_question, read_questions
 

@@ -1,9 +1,9 @@
 """WHAT to train: the recipe. YAML files and command-line flags use the same words; every problem is raised at once.
 
 A recipe is flat. A key is either a field of `Recipe` below or the name of a `transformers.TrainingArguments` field
-(learning_rate, num_train_epochs, save_steps ...; `trainer_settings.py` says which, and why others not). An unknown key
-is an error with the nearest known one.
-HOW to run (GPUs, DDP, ZeRO, offload) is never said here: that is an accelerate config.
+(learning_rate, num_train_epochs, save_steps ...; `allowed_training_arguments.py` says which, and why others not). An
+unknown key is an error with the nearest known one. HOW to run (GPUs, DDP, ZeRO, offload) is never said here: that is an
+accelerate config.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from llm_qa.config.allowed_training_arguments import reason_against, training_argument_types, unread_problems
 from llm_qa.config.conversion import convert, printable, shown
 from llm_qa.config.strict_yaml import MOST_CHARACTERS, read_yaml
-from llm_qa.config.trainer_settings import reason_against, training_argument_types, unread_problems
 from llm_qa.console import UserError, say
 from llm_qa.migrations import FORMAT_KEY, IMPLIED_BY_OLD_RUNS, format_of, renamed_recipe_keys
 

@@ -21,7 +21,8 @@ import torch
 
 from llm_qa.console import UserError, progress
 from llm_qa.data.prompts import Document, encode_documents
-from llm_qa.data.records import QARecord, Split
+from llm_qa.data.records import QARecord
+from llm_qa.data.splits import Split
 
 IGNORED = -100  # cross entropy's ignore_index
 TOKENIZE_AT_ONCE = 2048  # pairs

@@ -18,7 +18,8 @@ from llm_qa.data.groups import group_records
 from llm_qa.data.phrasings import PHRASINGS, RECORDS, hold_out_phrasings
 from llm_qa.data.preparation_options import PreparationOptions
 from llm_qa.data.readers import read_files
-from llm_qa.data.records import QARecord, crossing_texts, split_records
+from llm_qa.data.records import QARecord
+from llm_qa.data.splits import crossing_texts, split_records
 from llm_qa.data.text import Cleaning
 
 SCHEMA_VERSION = 3  # 2: line breaks are kept, and only equal texts are duplicates; 3: messages of conversations

@@ -15,8 +15,9 @@ from llm_qa.data.chat import choose_prompt
 from llm_qa.data.packing import PackedDataset, encode_as_given, tokenize_records
 from llm_qa.data.preparation import prepared_folder
 from llm_qa.data.preparation_options import PreparationOptions
-from llm_qa.data.records import QARecord, Split, open_split
+from llm_qa.data.records import QARecord
 from llm_qa.data.references import References
+from llm_qa.data.splits import Split, open_split
 from llm_qa.models import embedded
 from llm_qa.models.linear_modules import linear_layers
 from llm_qa.models.loading import load_tokenizer

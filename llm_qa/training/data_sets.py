@@ -19,8 +19,8 @@ from llm_qa.data.packing import Encode, PackedDataset, TokenizedPairs, TooLong, 
 from llm_qa.data.preparation import prepared_folder
 from llm_qa.data.preparation_options import PreparationOptions
 from llm_qa.data.prompts import show_document
-from llm_qa.data.records import Split, open_split
 from llm_qa.data.references import References
+from llm_qa.data.splits import Split, open_split
 from llm_qa.models.isolation import attention_of
 from llm_qa.models.references import retrieval_of
 from llm_qa.models.registry import model_config

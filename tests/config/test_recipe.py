@@ -11,7 +11,7 @@ import pytest
 
 from llm_qa.config.conversion import convert
 from llm_qa.config.recipe import load_recipe, make_recipe, recipe_flags
-from llm_qa.config.training_arguments import installed_names
+from llm_qa.config.training_argument_types import installed_names
 from llm_qa.console import UserError
 
 RECIPES = sorted(Path("scripts/recipes").glob("*.yaml"))

@@ -7,7 +7,8 @@ from llm_qa.console import UserError
 from llm_qa.data.groups import connected, group_names, group_records, merge_same_questions
 from llm_qa.data.preparation import prepare, summary
 from llm_qa.data.preparation_options import PreparationOptions
-from llm_qa.data.records import QARecord, load_split
+from llm_qa.data.records import QARecord
+from llm_qa.data.splits import load_split
 
 
 def record(i, questions, answers, category="", context=""):
@@ -24,6 +25,7 @@ def test_records_that_share_a_text_are_one_group_whatever_their_order():
     assert group_records([d, c, b, a]) == [[d], [c, b, a]]
     assert group_names([d, c, b, a]) == group_names([a, b, c, d]) == {"R1": "R1", "R2": "R1", "R3": "R1", "R4": "R4"}
     assert group_names([a, b, c, d], by_answers=False)["R3"] == "R3"
+    assert group_records([a, b, c, d], by_answers=False) == [[a, b], [c], [d]]
 
 
 def test_rows_of_one_question_become_one_record_with_all_answers():
@@ -97,3 +99,8 @@ def test_one_question_alone_cannot_be_split(tmp_path):
     path.write_text("질문,답변\n" + "".join(f"왜?,답 {i}.\n" for i in range(12)), encoding="utf-8")
     with pytest.raises(UserError, match=r"1 records are too few"):
         prepare([path], tmp_path / "out", PreparationOptions())
+
+
+def test_questions_on_one_passage_stay_together():
+    a, b = (record(i, [f"질문 {i}?"], [f"답 {i}."], context="같은 지문") for i in (1, 2))
+    assert group_records([a, b]) == [[a, b]]

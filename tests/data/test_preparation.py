@@ -10,7 +10,7 @@ from llm_qa import files
 from llm_qa.console import UserError
 from llm_qa.data.preparation import bundled_file, prepare, prepared_folder
 from llm_qa.data.preparation_options import PreparationOptions
-from llm_qa.data.records import load_split
+from llm_qa.data.splits import load_split
 from llm_qa.data.text import normalize
 
 SHARED_CHATBOT = Path(__file__).parents[2].parent / "shared" / "data" / "chatbot_qa.csv"

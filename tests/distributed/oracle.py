@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from llm_qa.config.recipe import load_recipe
 from llm_qa.data.packing import IGNORED, PackedDataset, collate_packs, tokenize_records
 from llm_qa.data.preparation import prepared_folder
-from llm_qa.data.records import load_split
+from llm_qa.data.splits import load_split
 from llm_qa.models.loading import load_base, load_tokenizer
 from llm_qa.models.lora import add_lora
 from llm_qa.models.precision import resolve_precision

@@ -6,7 +6,7 @@ import torch
 from transformers import GPTNeoXForCausalLM
 
 from llm_qa.data.preparation import prepared_folder
-from llm_qa.data.records import load_split
+from llm_qa.data.splits import load_split
 from llm_qa.models.embedded import build_tokenizer, model_config
 from llm_qa.models.loading import save_tokenizer
 

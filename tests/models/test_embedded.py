@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from llm_qa.console import Failed, UserError
 from llm_qa.data.preparation import prepared_folder
-from llm_qa.data.records import load_split
+from llm_qa.data.splits import load_split
 from llm_qa.models import embedded
 from llm_qa.models.loading import load_tokenizer
 

@@ -4,7 +4,7 @@ import pytest
 from command_line import run_script
 
 from llm_qa import files
-from llm_qa.data.records import load_split
+from llm_qa.data.splits import load_split
 from llm_qa.export.card import model_card
 
 

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from llm_qa import files
 from llm_qa.data.packing import tokenize_records
 from llm_qa.data.prompts import encode_prompts
-from llm_qa.data.records import load_split
+from llm_qa.data.splits import load_split
 
 
 @pytest.fixture(scope="module")

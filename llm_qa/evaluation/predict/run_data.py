@@ -9,7 +9,8 @@ from llm_qa import files
 from llm_qa.console import UserError, say
 from llm_qa.data.groups import group_names
 from llm_qa.data.phrasings import RECORDS
-from llm_qa.data.records import QARecord, load_split
+from llm_qa.data.records import QARecord
+from llm_qa.data.splits import load_split
 from llm_qa.migrations import read_json
 
 

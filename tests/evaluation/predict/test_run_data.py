@@ -9,7 +9,7 @@ from llm_qa.config.recipe import Recipe
 from llm_qa.console import UserError
 from llm_qa.data.preparation import prepare
 from llm_qa.data.preparation_options import PreparationOptions
-from llm_qa.data.records import load_split
+from llm_qa.data.splits import load_split
 from llm_qa.evaluation.predict.run_data import (
     data_name,
     data_of_run,

@@ -11,7 +11,7 @@ from transformers import TrainerCallback
 from llm_qa.config.recipe import load_recipe
 from llm_qa.data.packing import PackedDataset, tokenize_records
 from llm_qa.data.preparation import prepared_folder
-from llm_qa.data.records import open_split
+from llm_qa.data.splits import open_split
 from llm_qa.models.embedded import embedded_model
 from llm_qa.models.fast.model import FastNeoX
 from llm_qa.models.fast.ops.fp8 import Fp8Linear

@@ -2,8 +2,14 @@
 
 import pytest
 
+from llm_qa.config.allowed_training_arguments import (
+    DECIDED_ELSEWHERE,
+    HONOURED,
+    REFUSED,
+    installed_names,
+    reason_against,
+)
 from llm_qa.config.recipe import RECIPE_FIELDS, make_recipe
-from llm_qa.config.trainer_settings import DECIDED_ELSEWHERE, HONOURED, REFUSED, installed_names, reason_against
 from llm_qa.console import UserError
 from llm_qa.models.precision import resolve_precision
 from llm_qa.training.strategy import Strategy
@@ -58,12 +64,12 @@ def arguments_of(tmp_path, **values):
 def test_every_name_of_the_installed_version_is_in_one_table():
     tables = (HONOURED, DECIDED_ELSEWHERE, REFUSED, RECIPE_FIELDS)
     unknown = [name for name in installed_names() if sum(name in table for table in tables) != 1]
-    assert not unknown, "say in llm_qa/config/trainer_settings.py what becomes of them"
+    assert not unknown, "say in llm_qa/config/allowed_training_arguments.py what becomes of them"
     assert installed_names().keys() >= HONOURED
 
 
 def test_a_name_that_a_new_version_brings_is_refused_until_it_is_classified(monkeypatch):
-    monkeypatch.setattr("llm_qa.config.trainer_settings.installed_names", lambda: {"new_optimiser": bool})
+    monkeypatch.setattr("llm_qa.config.allowed_training_arguments.installed_names", lambda: {"new_optimiser": bool})
     with pytest.raises(UserError, match="new_optimiser cannot be set: it is new in the installed transformers"):
         make_recipe({"new_optimiser": True})
 

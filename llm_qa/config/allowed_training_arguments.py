@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from llm_qa.config.training_arguments import installed_names
+from llm_qa.config.training_argument_types import installed_names
 
 HONOURED = frozenset(
     {
