@@ -32,7 +32,7 @@ MAKEOVERRIDES :=
 unexport GPU MEMORY MODEL HOURS RECIPE RUN RUNS SPLIT DATA KOBEST FILE NAME STOPWORDS ARGS NUM_GPUS NUM_MACHINES MACHINE_RANK MAIN_IP MAIN_PORT
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo quick test test-optional test-kernels test-distributed soak lint format train train-qlora train-ddp train-zero2 train-zero3 train-zero3-optimizer-offload train-zero3-offload plan dry-run export eval eval-kobest ablation submit ask chat install-chat serve install-serve clean
+.PHONY: help install demo quick test test-optional test-kernels test-distributed soak lint format train train-qlora train-ddp train-zero2 train-zero3 train-zero3-optimizer-offload train-zero3-offload plan dry-run export eval eval-kobest tune ablation submit ask chat install-chat serve install-serve clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sort | sed -E 's/^([a-z0-9-]+):[^#]*## /\1\t/' | expand -t 31
@@ -72,6 +72,9 @@ train-zero3-optimizer-offload: $(VENV)/installed ## the same, optimizer states k
 
 train-zero3-offload: $(VENV)/installed ## the same, weights and optimizer kept in the machine's memory
 	$(LAUNCH) accelerate_configs/zero3_offload.yaml $(MACHINES) scripts/train.py $(RECIPE) $(DATA_FLAG) --run $(RUN) $(ARGS)
+
+tune: $(VENV)/installed ## learning rate, batch and epochs that fit DATA, by 6 to 12 short trainings of RECIPE
+	$(BIN)/python scripts/tune.py $(RECIPE) $(DATA_FLAG) $(ARGS)
 
 plan: $(VENV)/installed ## what fits which GPU, how long it takes: DATA= GPU="RTX 4090" or "T4:2" NUM_MACHINES= MEMORY= MODEL= HOURS=
 	$(BIN)/python scripts/plan.py $(DATA_FLAG) $(if $(GPU),--gpu "$(GPU)") $(if $(MEMORY),--memory $(MEMORY)) $(if $(MODEL),--model $(MODEL)) $(if $(HOURS),--hours $(HOURS)) --machines $(NUM_MACHINES) $(ARGS)

@@ -18,6 +18,7 @@ LAYERS = (
     ("models",),
     ("inference",),
     ("training",),
+    ("tuning",),
     ("planning",),
     ("evaluation.metrics", "evaluation.embedding"),
     ("evaluation.statistics", "evaluation.predict", "evaluation.evaluations", "evaluation.kobest"),
