@@ -14,6 +14,7 @@ early with everything saved.
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -33,7 +34,7 @@ from llm_qa.tuning.settings import (
     overrides,
 )
 
-SCRIPTS = Path(__file__).parent
+SCRIPTS = Path(os.path.relpath(Path(__file__).parent))  # as it stands in the command that is shown
 DECIDED = {
     "learning_rate": "give the values to try with --learning-rates",
     "global_batch_size": "give the sizes to try with --batches",
@@ -115,9 +116,9 @@ def main() -> int:
     hold_lock(options.out)
     search.load()
     trials, epochs = left_at_most(search.first, search.epochs, search.losses)
-    say(
-        f"{options.recipe} on {records.folder}: at most {trials} trials of together {epochs:g} epochs, in {options.out}"
-    )
+    if trials:
+        work = f"at most {trials} trials, {epochs:g} epochs together"
+        say(f"{options.recipe} on {records.folder}: {work}, in {options.out}")
     python = [sys.executable, "-m", "accelerate.commands.launch"]
     with Signals().caught() as signals:
         best = search.run(lambda keys, run: [*python, *training(keys, run)], signals)
