@@ -51,7 +51,7 @@ class Search:
     def best(self) -> Result | None:
         """The trial with the lowest validation loss; of equal ones the first."""
         finished = [result for result in self.results if result.validation_loss is not None]
-        return min(finished, key=lambda result: result.validation_loss, default=None)
+        return min(finished, key=lambda result: self.losses[result.setting], default=None)
 
     def load(self) -> None:
         """Take the finished trials of an earlier start; UserError where it searched with other data or a recipe."""
