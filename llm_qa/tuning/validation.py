@@ -21,7 +21,7 @@ class ValidationText:
     characters: int
 
     def bits_per_character(self, loss: float) -> float:
-        """A loss in nats per label token as bits per character of the right answers, as evaluate.py gives them."""
+        """A loss in nats per label token as bits per character; the ends of answers count, as evaluate.py's do not."""
         return loss * self.label_tokens / math.log(2) / self.characters
 
 

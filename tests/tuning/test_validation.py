@@ -1,4 +1,4 @@
-"""Bits per character of a validation loss are those that evaluate.py counts."""
+"""A validation loss becomes bits per character of the answers that it was computed on."""
 
 import math
 from dataclasses import replace
