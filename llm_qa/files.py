@@ -16,6 +16,7 @@ SPLITS = ("train", "validation", "test")
 # Prepared data: data/<name>/
 REJECTED = "rejected.jsonl"
 MANIFEST = "manifest.json"
+DOCUMENTS = "documents.jsonl"  # passages of --documents, where it was given
 
 # Run: runs/<name>/
 RECIPE = "recipe.yaml"
@@ -27,7 +28,7 @@ MODEL = "model"
 TRAINING = "training.json"
 ANSWER_TOKENS = "answer_tokens_99"  # in training.json: 99 of 100 training answers have no more tokens, the end counted
 MARKS = "marks.jsonl"  # what people say of its answers (scripts/chat.py)
-REFERENCES = "references.jsonl"  # the training records that a run with `retrieval` puts before questions
+REFERENCES = "references.jsonl"  # what a run with `retrieval` puts before questions: training records, then passages
 MICRO_BATCH = "micro_batch.json"  # the micro-batch that --auto-micro-batch found to fit
 
 # Evaluation: runs/<name>/eval/<split>/, and <split>-base/, -nearest/, -merged/ and -joined/ beside it; of other data

@@ -12,6 +12,7 @@ import argparse
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
+from functools import partial
 from pathlib import Path
 
 from llm_qa import files
@@ -36,6 +37,8 @@ from llm_qa.inference.settings import (
     GenerationSettings,
     named_settings,
 )
+
+Named = Callable[[str, Context], list[str]]  # of a question and its context, the references in it
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -76,8 +79,12 @@ def parse_arguments() -> argparse.Namespace:
     return options
 
 
-def stream(model, tokenizer, question: str, context: Context, settings: GenerationSettings, decoder) -> None:
+def stream(
+    model, tokenizer, question: str, context: Context, settings: GenerationSettings, decoder, named: Named
+) -> None:
     """Print an answer as it is generated, by a static decoder or, where it is None, by transformers' generate.
+
+    `named` gives the names of a question's references in its context, which are printed in a line after the answer.
 
     Of several candidates the one that is kept is printed at once.
 
@@ -94,6 +101,7 @@ def stream(model, tokenizer, question: str, context: Context, settings: Generati
         say(answer.text)
         if not answer.stopped:
             say(f"(cut after {settings.max_new_tokens:,} tokens: --max-new-tokens)")
+        say_references(named(*fitting[0]))
         return
     (prompt,) = encode_prompts(tokenizer, fitting)
     last: list[int] = []
@@ -107,6 +115,13 @@ def stream(model, tokenizer, question: str, context: Context, settings: Generati
     print()
     if tokenizer.eos_token_id not in last:
         say(f"(cut after {settings.max_new_tokens:,} tokens: --max-new-tokens)")
+    say_references(named(*fitting[0]))
+
+
+def say_references(names: list[str]) -> None:
+    """What stood before the question, of a run with retrieval."""
+    if names:
+        say(f"(references: {', '.join(names)})")
 
 
 HELP = """\
@@ -116,10 +131,12 @@ HELP = """\
 the arrow keys edit the line and bring earlier questions back"""
 
 
-def converse(model, tokenizer, context_of: Callable[[str], Context], settings: GenerationSettings, decoder) -> None:
+def converse(
+    model, tokenizer, context_of: Callable[[str], Context], settings: GenerationSettings, decoder, named: Named
+) -> None:
     """Answer questions typed at the prompt until /quit or the end of input; piped in, also until an empty line.
 
-    `context_of` gives what stands before a question.
+    `context_of` gives what stands before a question, `named` the names of its references in that.
     """
     typed = sys.stdin.isatty()
     if typed:
@@ -151,9 +168,9 @@ def converse(model, tokenizer, context_of: Callable[[str], Context], settings: G
         try:
             if command == "/base":
                 with base_of(model):
-                    stream(model, tokenizer, question, context_of(question), settings, None)
+                    stream(model, tokenizer, question, context_of(question), settings, None, named)
             else:
-                stream(model, tokenizer, question, context_of(question), settings, decoder)
+                stream(model, tokenizer, question, context_of(question), settings, decoder, named)
         except UserError as error:
             say(f"{error} Type another.")
         except KeyboardInterrupt:
@@ -197,9 +214,10 @@ def main() -> int:
         ((question, given),) = source.fit([(question, context)], settings)
     model, tokenizer, decoder = source.load_with_decoder(settings.candidates)
     if question:
-        stream(model, tokenizer, question, given, settings, decoder)
+        stream(model, tokenizer, question, given, settings, decoder, source.references_in)
     else:
-        converse(model, tokenizer, lambda asked: source.with_references(asked, context), settings, decoder)
+        context_of = partial(source.with_references, context=context)
+        converse(model, tokenizer, context_of, settings, decoder, source.references_in)
     return 0
 
 

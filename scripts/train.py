@@ -18,7 +18,7 @@ from pathlib import Path
 
 from llm_qa import files
 from llm_qa.config.recipe import Recipe, load_recipe, recipe_flags
-from llm_qa.console import ArgumentParser, counted, is_main_process, run_script, say
+from llm_qa.console import ArgumentParser, UserError, counted, is_main_process, run_script, say
 from llm_qa.data.preparation_flags import add_preparation_flags, preparation_options
 from llm_qa.distributed import first_to_say, run_on_main
 from llm_qa.migrations import renamed_flags
@@ -61,6 +61,11 @@ def parse_arguments() -> tuple[argparse.Namespace, Recipe]:
     arguments, rest = parser.parse_known_args(renamed_flags(sys.argv[1:]))
     recipe = load_recipe(arguments.recipe, recipe_flags(rest))
     files.check_exists(arguments.data or (), "--data")
+    if arguments.documents and not recipe.retrieval:
+        raise UserError(
+            f"--documents {arguments.documents} would not be read, as retrieval is 0: set --retrieval to how many "
+            "references stand before a question, or leave --documents out."
+        )
     arguments.run = arguments.run or Path("runs") / arguments.recipe.stem
     return arguments, recipe
 

@@ -26,6 +26,8 @@ def advice(manifest: dict[str, Any], out: Path, groups_needed: int) -> list[str]
             "answer a model learns the fact and not the sentence"
         )
     train = f"make train RECIPE=scripts/recipes/qlora_12.8b.yaml DATA={out} RUN=runs/{out.resolve().name}"
+    if manifest.get("documents"):
+        train += ' ARGS="--retrieval 3 --max-length 1024 --pack-length 1024"'
     return [*lines, f"next: {train} (make plan DATA={out} says before what fits your GPU and how long it takes)"]
 
 

@@ -40,22 +40,22 @@ def read_bytes(path: Path) -> bytes:
         raise UserError(f"{path} cannot be read: {error.strerror}.") from None
 
 
-def decode(path: Path) -> tuple[str, str]:
+def decode(path: Path, kind: str = "CSV") -> tuple[str, str]:
     """(text, name of the encoding) of a file; see decode_bytes."""
-    return decode_bytes(path, read_bytes(path))
+    return decode_bytes(path, read_bytes(path), kind)
 
 
-def decode_bytes(path: Path, data: bytes) -> tuple[str, str]:
+def decode_bytes(path: Path, data: bytes, kind: str = "CSV") -> tuple[str, str]:
     """(text, name of the encoding) of a file's bytes: UTF-8 with or without BOM, UTF-16 with BOM, else cp949.
 
     Raises UserError for anything that is not text, and, with the encoding and the line, for text with single invalid
-    bytes. Archives are never unpacked.
+    bytes. `kind` is what such a file should be saved as. Archives are never unpacked.
     """
     if not data.removeprefix(b"\xef\xbb\xbf").strip():
         raise UserError(f"{path} is empty.")
     for magic, what in MAGIC.items():
         if data.startswith(magic):
-            raise UserError(f"{path} is {what}, not text: save it as CSV in UTF-8.")
+            raise UserError(f"{path} is {what}, not text: save it as {kind} in UTF-8.")
     encodings = [("utf-8-sig", "UTF-8 with BOM")] if data.startswith(b"\xef\xbb\xbf") else []
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         encodings.append(("utf-16", "UTF-16"))
@@ -72,11 +72,11 @@ def decode_bytes(path: Path, data: bytes) -> tuple[str, str]:
         return text, title
     damaged = nearest_encoding(data, encodings)
     if damaged is None:
-        raise UserError(f"{path} is neither UTF-8 nor cp949 text: save it as CSV in UTF-8.")
+        raise UserError(f"{path} is neither UTF-8 nor cp949 text: save it as {kind} in UTF-8.")
     title, lines = damaged
     where = f"line {lines[0]:,}" if len(lines) == 1 else f"{len(lines):,} lines, the first is line {lines[0]:,}"
     raise UserError(
-        f"{path} is {title} text except for broken bytes in {where}: correct them, or save it as CSV in UTF-8."
+        f"{path} is {title} text except for broken bytes in {where}: correct them, or save it as {kind} in UTF-8."
     )
 
 

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from llm_qa import files
-from llm_qa.console import UserError, format_table, progress, say
+from llm_qa.console import UserError, counted, format_table, progress, say
+from llm_qa.data.documents import document_files, read_documents
 from llm_qa.data.groups import group_records
 from llm_qa.data.phrasings import PHRASINGS, RECORDS, hold_out_phrasings
 from llm_qa.data.preparation_options import PreparationOptions
@@ -58,7 +59,8 @@ def prepared_folder(paths: list[str] | None, options: PreparationOptions | None 
         return Path(folders[0])
     inputs = [Path(path) for path in paths] if paths else [bundled_file("train.csv")]
     options = options or PreparationOptions()
-    read = [path for path in (*inputs, Path(options.stopwords or "")) if path.is_file()]
+    documents = document_files(options.documents) if options.documents else []
+    read = [path for path in (*inputs, Path(options.stopwords or ""), *documents) if path.is_file()]
     decides = [SCHEMA_VERSION, options.to_json(), *([path.name, files.sha256_file(path)] for path in read)]
     digest = hashlib.sha256(json.dumps(decides, ensure_ascii=False).encode()).hexdigest()[:8]
     out = data_root() / f"{inputs[0].stem if paths else 'bundled'}-{digest}"
@@ -87,6 +89,7 @@ def prepare(
     is a UserError, and a folder of something else is never touched. `flag` is how sentences say that `out` is named.
     """
     options.check()
+    passages, documents = read_documents(options.documents, options.longest_passage) if options.documents else ([], [])
     named, out = out, check_out(Path(out), flag)
     cleaning = Cleaning.from_options(options.cleaning, options.stopwords, options.stopwords_scope or "all")
     result = read_files(
@@ -133,6 +136,8 @@ def prepare(
         for split, records in splits.items():
             files.write_jsonl(files.split_file(staged, split), (record.to_json() for record in records))
         files.write_jsonl(staged / files.REJECTED, (row.to_json() for row in rejected))
+        if passages:
+            files.write_jsonl(staged / files.DOCUMENTS, (passage.to_json() for passage in passages))
         manifest = {
             "schema_version": SCHEMA_VERSION,
             "inputs": result.files,
@@ -148,6 +153,7 @@ def prepare(
             "groups": len(groups),
             "largest_group": max(map(len, groups)),
             "test_groups": sum(not held.isdisjoint(record.id for record in group) for group in groups),
+            **({"documents": documents} if documents else {}),
             "sha256": {path.name: files.sha256_file(path) for path in sorted(staged.iterdir())},
         }
         manifest = json.loads(json.dumps(manifest))  # as it will be read back: tuples are lists
@@ -254,6 +260,15 @@ def merged_lines(manifest: dict[str, Any]) -> list[str]:
     return lines
 
 
+def documents_lines(manifest: dict[str, Any]) -> list[str]:
+    """The summary's line about a user's documents, where there are any."""
+    if not (accounts := manifest.get("documents")):
+        return []
+    count, most = sum(account["passages"] for account in accounts), manifest["options"]["passage_characters"]
+    found = f"{counted(len(accounts), 'file')}, {counted(count, 'passage')} of up to {most:,} characters"
+    return [f"documents: {found}, which a run with retrieval looks up beside its training records"]
+
+
 def summary(manifest: dict[str, Any], out: str | Path) -> str:
     """The printed summary: files and how they were read, counts of rejections, splits, texts in several splits."""
     inputs = [
@@ -279,6 +294,7 @@ def summary(manifest: dict[str, Any], out: str | Path) -> str:
             if reasons
             else "rejected: none",
             *merged_lines(manifest),
+            *documents_lines(manifest),
             "",
             format_table(["split", "records", "pairs", "categories"], splits),
             f"texts in more than one split: {crossing['questions']:,} questions, {crossing['answers']:,} answers",

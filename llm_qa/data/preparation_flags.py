@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from llm_qa.data.documents import PASSAGE_CHARACTERS
 from llm_qa.data.phrasings import PHRASINGS, RECORDS
 from llm_qa.data.preparation_options import PreparationOptions
 from llm_qa.data.readers.rows import ColumnNames
@@ -51,6 +52,14 @@ def add_preparation_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--max-characters", type=int, default=defaults.max_characters, help="longest question + answer + context"
     )
+    group.add_argument(
+        "--documents",
+        metavar="FOLDER",
+        help="text and Markdown files of your own (.txt, .md), whose passages a run with retrieval also looks up",
+    )
+    group.add_argument(
+        "--passage-characters", type=int, help=f"longest passage of --documents (default {PASSAGE_CHARACTERS})"
+    )
 
 
 def share_or_phrasings(text: str) -> float | str:
@@ -84,4 +93,6 @@ def preparation_options(flags: argparse.Namespace) -> PreparationOptions:
         sheet=flags.sheet,
         line_breaks=flags.line_breaks,
         learn_turns=flags.learn_turns,
+        documents=flags.documents,
+        passage_characters=flags.passage_characters,
     )

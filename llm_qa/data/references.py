@@ -1,10 +1,11 @@
-"""References: the nearest training questions with their answers, put before a question (`retrieval` in a recipe).
+"""References: the nearest training records, and passages of a user's documents, put before a question (`retrieval`).
 
 A model that is trained with references learns to take from them what fits the question and to leave the rest (RAFT,
 Zhang et al. 2024, arXiv:2403.10131; retrieving from the training data itself: Wang et al. 2022, arXiv:2203.08773).
 While training, a record's own group (records that share a question, an answer or a passage with it) is never a
 reference, and in some cases all references are other records drawn at random, so that copying does not always pay.
-Texts are looked up by BM25 over content morphemes; validation and test records never enter the index.
+Passages are of no group. Texts are looked up by BM25 over content morphemes; validation and test records never enter
+the index.
 """
 
 from __future__ import annotations
@@ -16,13 +17,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from llm_qa.console import UserError, progress
+from llm_qa.data.documents import Passage
 from llm_qa.data.groups import group_records
 from llm_qa.data.morphemes import content_morphemes
-from llm_qa.data.plain_prompt import Context, Documents, Questions
+from llm_qa.data.plain_prompt import Context, Documents, Questions, context_text
 from llm_qa.data.prompts import Document, encode_documents
 from llm_qa.data.records import QARecord
 
-QUESTION, ANSWER = "참고 질문:", "참고 답변:"
+QUESTION, ANSWER, PASSAGE = "참고 질문:", "참고 답변:", "참고 자료"
+Reference = QARecord | Passage
 
 
 @dataclass(frozen=True)
@@ -35,42 +38,43 @@ class Retrieval:
 
 
 class References:
-    """An index of training records, and the references that it finds for a question, the nearest last."""
+    """An index of training records and passages, and the references that it finds for a question."""
 
-    def __init__(self, records: Sequence[QARecord], retrieval: Retrieval):
+    def __init__(self, records: Sequence[QARecord], retrieval: Retrieval, passages: Sequence[Passage] = ()):
         import bm25s
 
-        if len(records) < 2:
+        if len(records) < 2 and not passages:
             raise UserError(
                 f"retrieval {retrieval.references} puts other training records before a question, and there are "
                 f"{len(records)} records: set retrieval to 0."
             )
-        self.records, self.retrieval = list(records), retrieval
+        self.all: list[Reference] = [*records, *passages]
+        self.retrieval = retrieval
         texts = [
-            [form for text in (*record.questions, *record.answers) for form in content_morphemes(text)]
-            for record in progress(self.records, what="indexing training records", unit="records")
+            [form for text in texts_of(reference) for form in content_morphemes(text)]
+            for reference in progress(self.all, what="indexing references", unit="references")
         ]
         self.index = bm25s.BM25()
         # A corpus without any word has no vocabulary; one that no question asks for keeps it from being empty.
         self.index.index([[*words, "\0"] for words in texts], show_progress=False)
         self.words = set(self.index.vocab_dict)
-        groups = group_records(self.records)
+        groups = group_records(records)
         numbers = {record.id: number for number, group in enumerate(groups) for record in group}
-        self.group = np.array([numbers[record.id] for record in self.records])
-        self.place = {record.id: place for place, record in enumerate(self.records)}
+        self.group = np.array([*(numbers[record.id] for record in records), *(-1 for _ in passages)])
+        self.place = {record.id: place for place, record in enumerate(records)}
 
-    def nearest(self, question: str, count: int, *, beside: QARecord | None = None) -> list[QARecord]:
-        """Up to `count` records, the nearest first; none of the group of `beside`. Ties in the records' order."""
+    def nearest(self, question: str, count: int, *, beside: QARecord | None = None) -> list[Reference]:
+        """Up to `count` references, the nearest first; none of the group of `beside`. Ties in the order of all."""
         known = [word for word in content_morphemes(question) if word in self.words]
-        scores = np.array(self.index.get_scores(known)) if known else np.zeros(len(self.records), np.float32)
+        scores = np.array(self.index.get_scores(known)) if known else np.zeros(len(self.all), np.float32)
         allowed = self._beside(beside)
         order = np.argsort(-scores, kind="stable")
-        return [self.records[i] for i in order[allowed[order]][:count]]
+        return [self.all[i] for i in order[allowed[order]][:count]]
 
     def _beside(self, record: QARecord | None) -> np.ndarray:
-        """(records,) bool: those of other groups."""
+        """(references,) bool: those that are not of the record's group."""
         if record is None or record.id not in self.place:
-            return np.ones(len(self.records), bool)
+            return np.ones(len(self.all), bool)
         return self.group != self.group[self.place[record.id]]
 
     def asked(self, questions: Questions) -> list[tuple[str, Context]]:
@@ -78,8 +82,8 @@ class References:
         count = self.retrieval.references
         return [(question, before(self.nearest(question, count), context)) for question, context in questions]
 
-    def trained(self, record: QARecord, question: str) -> list[QARecord]:
-        """References of a record's question, the nearest first; in 1 - hit of the cases other records at random.
+    def trained(self, record: QARecord, question: str) -> list[Reference]:
+        """References of a record's question, the nearest first; in 1 - hit of the cases others at random.
 
         A record that is not in the index, for validation, always has the nearest, as it is asked later.
         """
@@ -87,7 +91,7 @@ class References:
         if record.id not in self.place or draw.random() < self.retrieval.hit:
             return self.nearest(question, self.retrieval.references, beside=record)
         others = np.flatnonzero(self._beside(record)).tolist()
-        return [self.records[i] for i in draw.sample(others, min(self.retrieval.references, len(others)))]
+        return [self.all[i] for i in draw.sample(others, min(self.retrieval.references, len(others)))]
 
     def encode(self, tokenizer, part: Sequence[tuple[QARecord, str, str]], max_length: int) -> list[Document]:
         """(record, question, answer) as documents with references; the furthest are left out where it gets too long."""
@@ -105,14 +109,33 @@ class References:
         return documents
 
 
-def before(references: Sequence[QARecord], context: Context) -> Context:
+def texts_of(reference: Reference) -> tuple[str, ...]:
+    """What a reference is found by."""
+    return (reference.text,) if isinstance(reference, Passage) else (*reference.questions, *reference.answers)
+
+
+def rendered(reference: Reference) -> str:
+    """A reference as it stands before a question."""
+    if isinstance(reference, Passage):
+        return f"{PASSAGE} ({reference.source}): {reference.text}"
+    return f"{QUESTION} {reference.questions[0]}\n{ANSWER} {reference.answers[0]}"
+
+
+def named(references: Sequence[Reference], context: Context) -> list[str]:
+    """Names of those references, the nearest first, that a context holds whole: a file, or a training record's id."""
+    text = context_text(context)
+    held = [reference for reference in references if rendered(reference) in text]
+    return list(dict.fromkeys(r.source if isinstance(r, Passage) else f"training record {r.id}" for r in held))
+
+
+def before(references: Sequence[Reference], context: Context) -> Context:
     """A context with references (the nearest first) at its beginning, the nearest of them last.
 
     What does not fit into a model is left out from the beginning, so the furthest reference goes first.
     """
     if not references:
         return context
-    text = "\n\n".join(f"{QUESTION} {r.questions[0]}\n{ANSWER} {r.answers[0]}" for r in reversed(references))
+    text = "\n\n".join(map(rendered, reversed(references)))
     if isinstance(context, str):
         return f"{text}\n\n{context}" if context else text
     system = tuple(message for message in context if message[0] == "system")

@@ -9,7 +9,7 @@ from llm_qa.config.recipe import EMBEDDED_MODEL, Recipe
 from llm_qa.data.chat import uses_chat
 from llm_qa.data.phrasings import split_words
 from llm_qa.data.prompts import show_prompt
-from llm_qa.data.references import ANSWER, QUESTION
+from llm_qa.data.references import ANSWER, PASSAGE, QUESTION
 from llm_qa.evaluation.evaluations import load_evaluation
 from llm_qa.evaluation.metrics.catalogue import MEASURES, is_number
 from llm_qa.migrations import read_json
@@ -66,7 +66,7 @@ def references_section(recipe: Recipe, role: str) -> str:
         return ""
     place = "the system message" if role == "system" else "the user's message, before the question"
     return f"""
-It was trained, and measured, with up to {recipe.retrieval} references before each question: the nearest records of
+It was trained, and measured, with up to {recipe.retrieval} references before each question: the nearest entries of
 `{files.REFERENCES}`, in this folder, by BM25. The prompt above is not enough: without them its answers are not those
 that were measured. They go into {place}, the nearest last, with an empty line between two:
 
@@ -74,6 +74,8 @@ that were measured. They go into {place}, the nearest last, with an empty line b
 {QUESTION} <질문 1>
 {ANSWER} <답변 1>
 ```
+
+Where that file also holds passages of documents, one stands there as `{PASSAGE} (<source>): <text>`.
 """
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from llm_qa import files
 from llm_qa.config.recipe import Recipe
 from llm_qa.console import UserError
+from llm_qa.data.documents import Passage
 from llm_qa.data.records import QARecord
-from llm_qa.data.references import References, Retrieval
+from llm_qa.data.references import Reference, References, Retrieval
 
 
 def retrieval_of(recipe: Recipe) -> Retrieval:
@@ -17,27 +19,34 @@ def retrieval_of(recipe: Recipe) -> Retrieval:
 
 
 def references_file(run_dir: str | Path, recipe: Recipe) -> Path:
-    """The training records of a run with retrieval; UserError where it is missing."""
+    """The training records and passages of a run with retrieval; UserError where it is missing."""
     path = Path(run_dir) / files.REFERENCES
     if not path.is_file():
         raise UserError(
             f"{path} is missing: the run was trained with retrieval {recipe.retrieval}, and its questions cannot be "
-            "asked without these records. Copy the file back, or train again."
+            "asked without these references. Copy the file back, or train again."
         )
     return path
 
 
 def references_of_run(run_dir: str | Path, recipe: Recipe) -> References | None:
-    """The index of a run's training records; None for a run without retrieval.
+    """The index of a run's training records and passages; None for a run without retrieval.
 
-    UserError where its file of records is missing or cannot be read: without it the model would be asked otherwise than
+    UserError where its file of them is missing or cannot be read: without it the model would be asked otherwise than
     it was trained.
     """
     if not recipe.retrieval:
         return None
     path = references_file(run_dir, recipe)
     try:
-        records = [QARecord.from_json(value) for value in files.read_jsonl(path)]
+        found = [reference_from_json(value) for value in files.read_jsonl(path)]
     except ValueError as error:
         raise UserError(f"{path} is damaged ({error}): copy it back, or train again.") from None
-    return References(records, retrieval_of(recipe))
+    records = [reference for reference in found if isinstance(reference, QARecord)]
+    return References(records, retrieval_of(recipe), [one for one in found if isinstance(one, Passage)])
+
+
+def reference_from_json(value: Any) -> Reference:
+    """A line of references.jsonl: a training record, or a passage; ValueError says what is wrong."""
+    is_passage = isinstance(value, dict) and "text" in value
+    return Passage.from_json(value) if is_passage else QARecord.from_json(value)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import torch
 from transformers import AutoModelForCausalLM
@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 from llm_qa.config.recipe import EMBEDDED_MODEL, Recipe
 from llm_qa.console import UserError, counted, format_table, say
 from llm_qa.data.chat import choose_prompt
+from llm_qa.data.documents import Passage, load_passages
 from llm_qa.data.packing import PackedDataset, encode_as_given, tokenize_records
 from llm_qa.data.preparation import prepared_folder
 from llm_qa.data.preparation_options import PreparationOptions
@@ -124,8 +125,10 @@ def widest_pass(recipe: Recipe, strategy: Strategy) -> Recipe:
     return dataclasses.replace(recipe, micro_batch_size=size)
 
 
-def count_packs(recipe: Recipe, records: Collection[QARecord] | Split) -> tuple[int, int, str]:
-    """(packs, real tokens, how they were counted) of one epoch."""
+def count_packs(
+    recipe: Recipe, records: Collection[QARecord] | Split, passages: Sequence[Passage] = ()
+) -> tuple[int, int, str]:
+    """(packs, real tokens, how they were counted) of one epoch; `passages` are of the user's documents."""
     try:
         if recipe.model == EMBEDDED_MODEL:
             tokenizer = load_tokenizer(embedded.embedded_model())
@@ -138,7 +141,9 @@ def count_packs(recipe: Recipe, records: Collection[QARecord] | Split) -> tuple[
         packs = math.ceil(tokens / recipe.pack_length) if recipe.pack_length else len(characters)
         how = f"estimated at {TOKENS_PER_CHARACTER} tokens a character, as the tokenizer is not at hand"
         return packs, tokens, how + (", without the references of retrieval" if recipe.retrieval else "")
-    encode = References(list(records), retrieval_of(recipe)).encode if recipe.retrieval else encode_as_given
+    encode = encode_as_given
+    if recipe.retrieval:
+        encode = References(list(records), retrieval_of(recipe), passages).encode
     pairs, _ = tokenize_records(tokenizer, records, recipe.max_length, encode=encode)
     return len(PackedDataset(pairs, recipe.pack_length, recipe.loss_on, recipe.seed)), len(pairs.tokens), "counted"
 
@@ -167,7 +172,8 @@ def dry_run(
 ) -> str:
     """The text that `--dry-run` prints: parameters by module, tokens per update, updates an epoch."""
     check_context(recipe)
-    records = open_split(prepared_folder(data, preparation), "train")
+    folder = prepared_folder(data, preparation)
+    records = open_split(folder, "train")
     model = meta_model(recipe)
     by_module: dict[str, int] = {}
     for name, parameter in model.named_parameters():
@@ -175,7 +181,7 @@ def dry_run(
             module = name.replace(".base_layer", "").rpartition(".")[0].rpartition(".")[2]
             by_module[module] = by_module.get(module, 0) + parameter.numel()
     sizes = sizes_of(model, recipe)
-    packs, tokens, how = count_packs(recipe, records)
+    packs, tokens, how = count_packs(recipe, records, load_passages(folder))
     steps = math.ceil(packs / recipe.global_batch_size)
     rows = [[name, f"{count:,}"] for name, count in sorted(by_module.items(), key=lambda item: -item[1])]
     return "\n".join(

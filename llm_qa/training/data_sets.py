@@ -13,7 +13,8 @@ from transformers import TrainingArguments
 
 from llm_qa import files
 from llm_qa.config.recipe import Recipe
-from llm_qa.console import is_main_process, say
+from llm_qa.console import counted, is_main_process, say
+from llm_qa.data.documents import load_passages
 from llm_qa.data.joined_packs import JoinedDataset, joining_of
 from llm_qa.data.packing import Encode, PackedDataset, TokenizedPairs, TooLong, encode_as_given, tokenize_records
 from llm_qa.data.preparation import prepared_folder
@@ -65,12 +66,16 @@ def open_records(data: list[str] | None, preparation: PreparationOptions) -> Run
 
 def with_references(records: RunRecords, recipe: Recipe, run_dir: Path) -> RunRecords:
     """The same records, encoded with references where the recipe has retrieval; these are kept in the run folder."""
+    passages = load_passages(records.folder)
     if not recipe.retrieval:
+        if passages:
+            count = counted(len(passages), "passage")
+            say(f"note: {count} of documents in {records.folder} are not read, as retrieval is 0")
         return records
-    training = list(records.train)
+    references = References(list(records.train), retrieval_of(recipe), passages)
     if is_main_process():
-        files.write_jsonl(run_dir / files.REFERENCES, [record.to_json() for record in training])
-    return replace(records, encode=References(training, retrieval_of(recipe)).encode)
+        files.write_jsonl(run_dir / files.REFERENCES, [reference.to_json() for reference in references.all])
+    return replace(records, encode=references.encode)
 
 
 def tokenize_training_pairs(tokenizer, records: RunRecords, recipe: Recipe, run_dir: Path) -> TokenizedPairs:

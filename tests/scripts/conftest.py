@@ -3,6 +3,7 @@
 import csv
 
 import pytest
+import yaml
 from command_line import run_script
 
 
@@ -17,3 +18,17 @@ def prepared(tmp_path_factory, records):
     done = run_script("scripts/prepare_data.py", raw, "--out", out, "--test", "0.3")
     assert done.returncode == 0, done.stderr
     return out
+
+
+@pytest.fixture(scope="session")
+def train_with(tmp_path_factory, neox_folder, prepared):
+    """A function of recipe values that gives a function which trains a small run with them, on `data`."""
+
+    def train_with(data=prepared, **values):
+        recipe = tmp_path_factory.mktemp("recipe") / "small.yaml"
+        small = {"model": str(neox_folder), "base_precision": "fp32", "max_length": 256, "pack_length": 256}
+        small |= {"learning_rate": 1e-2, "keep": "last"}
+        recipe.write_text(yaml.safe_dump(small | values), encoding="utf-8")
+        return lambda run, *more: run_script("scripts/train.py", recipe, "--data", data, "--run", run, *more)
+
+    return train_with

@@ -11,14 +11,10 @@ from llm_qa import files
 
 
 @pytest.fixture(scope="module")
-def train(tmp_path_factory, neox_folder, prepared):
+def train(train_with):
     """A function that trains a run of three epochs, a checkpoint every second update, or goes on with it."""
-    recipe = tmp_path_factory.mktemp("recipe") / "small.yaml"
-    values = {"model": str(neox_folder), "base_precision": "fp32", "max_length": 256, "pack_length": 256}
-    values |= {"learning_rate": 1e-2, "num_train_epochs": 3, "keep": "last", "eval_strategy": "no"}
-    values |= {"save_steps": 2, "save_total_limit": 100, "global_batch_size": 2, "join_questions": 0.4}
-    recipe.write_text(yaml.safe_dump(values), encoding="utf-8")
-    return lambda run, *more: run_script("scripts/train.py", recipe, "--data", prepared, "--run", run, *more)
+    often = {"num_train_epochs": 3, "eval_strategy": "no", "save_steps": 2, "save_total_limit": 100}
+    return train_with(**often, global_batch_size=2, join_questions=0.4)
 
 
 @pytest.fixture(scope="module")

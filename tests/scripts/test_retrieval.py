@@ -4,7 +4,6 @@ import re
 import shutil
 
 import pytest
-import yaml
 from command_line import run_script
 from transformers import AutoTokenizer
 
@@ -16,13 +15,9 @@ from llm_qa.inference.settings import GenerationSettings
 
 
 @pytest.fixture(scope="module")
-def train(tmp_path_factory, neox_folder, prepared):
+def train(train_with):
     """A function that trains a short run."""
-    recipe = tmp_path_factory.mktemp("recipe") / "small.yaml"
-    values = {"model": str(neox_folder), "base_precision": "fp32", "max_length": 256, "pack_length": 256}
-    values |= {"learning_rate": 1e-2, "max_steps": 4, "keep": "last", "retrieval": 2}
-    recipe.write_text(yaml.safe_dump(values), encoding="utf-8")
-    return lambda run, *more: run_script("scripts/train.py", recipe, "--data", prepared, "--run", run, *more)
+    return train_with(max_steps=4, retrieval=2)
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +46,7 @@ def test_every_question_is_asked_with_references(trained, tmp_path):
     assert context.count("참고 질문:") == 2
     asked = run_script("scripts/ask.py", "--run", run, "--max-new-tokens", "4", "3번은 어떻게 하나요?")
     assert asked.returncode == 0, asked.stderr
+    assert asked.stdout.count("training record ") == 2, "the references are named after the answer"
     done = run_script("scripts/evaluate.py", "--run", run, "--max-new-tokens", "4")
     assert done.returncode == 0, done.stderr
     scores = files.read_json(files.evaluation_dir(run, "test") / files.SCORES)

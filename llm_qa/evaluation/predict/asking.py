@@ -12,7 +12,7 @@ from llm_qa.config.recipe import Recipe, make_recipe
 from llm_qa.console import StoppedEarly, say
 from llm_qa.data.chat import choose_prompt
 from llm_qa.data.plain_prompt import Context, Questions
-from llm_qa.data.references import References
+from llm_qa.data.references import References, named
 from llm_qa.evaluation.predict.answer_key import answers_key
 from llm_qa.evaluation.predict.predictions import answer_questions
 from llm_qa.inference.decoders import build_decoder, choose_decoder
@@ -58,6 +58,12 @@ class Source:
     def with_references(self, question: str, context: Context) -> Context:
         """The context with the run's references for a question before it; as it is for a run without retrieval."""
         return self.references.asked([(question, context)])[0][1] if self.references else context
+
+    def references_in(self, question: str, context: Context) -> list[str]:
+        """Names of the references that a question was put after, the nearest first: files and training records."""
+        if not self.references:
+            return []
+        return named(self.references.nearest(question, self.references.retrieval.references), context)
 
     @property
     def weights(self) -> list[Path | str]:
