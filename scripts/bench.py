@@ -95,7 +95,7 @@ def measure(baseline: str, recipe: Recipe, options: argparse.Namespace) -> dict:
     from llm_qa.benchmark.baselines import BASELINES
     from llm_qa.benchmark.config import BenchmarkConfig
     from llm_qa.benchmark.trace import Trace
-    from llm_qa.planning import cards
+    from llm_qa.planning import this_gpu
 
     trace = Trace() if options.trace and baseline == "ours" else None
     with tempfile.TemporaryDirectory() as folder:
@@ -108,7 +108,7 @@ def measure(baseline: str, recipe: Recipe, options: argparse.Namespace) -> dict:
         "recipe": f"{recipe.model} {recipe.method} {row['settings']['base_precision']}",
         **row,
         **({"milliseconds_by_category": trace.milliseconds} if trace else {}),
-        "device": cards.device_name(),
+        "device": this_gpu.device_name(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "date": datetime.date.today().isoformat(),

@@ -29,7 +29,7 @@ SCRIPTS = Path(__file__).parent
 CONFIGS = SCRIPTS.parent / "accelerate_configs"
 COMMUNICATION = "gathers and reductions between GPUs"  # the category of llm_qa/benchmark/trace.py
 FIRST_PORT = 29_600
-# All weights on two 80 GB cards leave little room, and fragments would take it.
+# All weights on two 80 GB GPUs leave little room, and fragments would take it.
 EXPANDABLE = {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
 
 

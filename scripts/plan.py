@@ -31,7 +31,7 @@ from llm_qa.data.readers import read_files
 from llm_qa.data.splits import open_split
 from llm_qa.models.shapes import SHAPES
 from llm_qa.planning.figures import few_updates
-from llm_qa.planning.gpus import parse_gpus
+from llm_qa.planning.known_gpus import parse_gpus
 from llm_qa.planning.measured import MEASURED
 from llm_qa.planning.speed import trust, uncertainty
 from llm_qa.planning.ways import CONTEXT, Job, Plan, all_plans, best_of, predicted
@@ -48,8 +48,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--data", nargs="+", help="a prepared folder, or raw files (default: the bundled data)")
     parser.add_argument("--pairs", type=positive_int, help=f"in place of --data: pairs of {TOKENS_PER_PAIR} tokens")
     parser.add_argument("--gpu", help="'RTX 4090', 'T4:2', 'H100:8' of each machine (default: those of this machine)")
-    parser.add_argument("--machines", type=positive_int, default=1, help="machines with as many cards each (1)")
-    parser.add_argument("--memory", type=gibibytes, help="GiB of each card, in place of what the table says")
+    parser.add_argument("--machines", type=positive_int, default=1, help="machines with as many GPUs each (1)")
+    parser.add_argument("--memory", type=gibibytes, help="GiB of each GPU, in place of what the table says")
     parser.add_argument("--model", default="polyglot-ko-12.8b", help=f"one of {', '.join(KNOWN)}")
     parser.add_argument("--epochs", type=float, default=3.0, help="passes over the data (3)")
     parser.add_argument("--hours", type=float, help="that a session may last")
@@ -125,14 +125,14 @@ def reason(best: Plan | None, plans: list[Plan]) -> list[str]:
     if best is None:
         least = min(plans, key=lambda plan: plan.gib - plan.usable)
         return [
-            f"Nothing fits: the nearest, {least.way.name} on {least.way.where}, needs {least.gib:,.1f} GiB of a card "
-            f"and {least.usable:,.1f} can be used. Take a larger card (--gpu), more of them, or a smaller --model."
+            f"Nothing fits: the nearest, {least.way.name} on {least.way.where}, needs {least.gib:,.1f} GiB of a GPU "
+            f"and {least.usable:,.1f} can be used. Take a larger GPU (--gpu), more of them, or a smaller --model."
         ]
     why = "the fastest that fits" if best.tokens_per_second else "the first that fits; its speed was never measured"
     by_part = ", ".join(f"{name} {gib:,.1f}" for name, gib in best.parts.items())
     lines = [
         f"* {best.way.name} on {best.way.where}: {why}. {best.command}",
-        f"  GiB of a card: {by_part}; CUDA itself {CONTEXT}",
+        f"  GiB of a GPU: {by_part}; CUDA itself {CONTEXT}",
         f"  disk: {best.disk_gib:,.1f} GiB for two checkpoints and the result"
         + (f"; memory of each machine: {best.host_gib:,.0f} GiB" if best.host_gib else ""),
     ]
@@ -154,7 +154,7 @@ def check_table() -> str:
         memory = [f"{gib:.1f}", f"{row.gib:.1f}", f"{large:+.1%}"] if row.gib else [f"{gib:.1f}", "–", "–"]
         times = [f"{speed:,.0f}", f"{row.tokens_per_second:,}", f"{fast:+.1%}"]
         engine = row.engine.partition(",")[0]
-        rows.append((max(abs(fast), abs(large)), [kind, f"{engine}, {row.cards} {row.card}", *memory, *times]))
+        rows.append((max(abs(fast), abs(large)), [kind, f"{engine}, {row.gpus} {row.gpu}", *memory, *times]))
     header = ["recipe, products, tokens a pass, recomputed", "on", "GiB", "seen", "off", "tok/s", "seen", "off"]
     return format_table(header, [cells for _, cells in sorted(rows, key=lambda each: -each[0])])
 
@@ -165,21 +165,21 @@ def main() -> int:
     if options.check:
         say(check_table())
         return 0
-    gpu, cards = parse_gpus(options.gpu, options.memory)
+    gpu, gpus = parse_gpus(options.gpu, options.memory)
     tokens, how = tokens_of(options.data, options.pairs)
     data = " ".join(options.data) if options.data else "train.csv"
-    job = Job(options.model, gpu, cards, options.machines, tokens, options.epochs, options.hours, data)
+    job = Job(options.model, gpu, gpus, options.machines, tokens, options.epochs, options.hours, data)
     plans = all_plans(job)
     best = best_of(plans)
     if options.json:
         values = [{**dataclasses.asdict(p), "gib": p.gib, "fits": p.fits, "best": p is best} for p in plans]
         factor = uncertainty(gpu)
-        found = {"gpu": gpu.name, "cards": cards, "tokens": tokens, "uncertainty": factor, "plans": values}
+        found = {"gpu": gpu.name, "gpus": gpus, "tokens": tokens, "uncertainty": factor, "plans": values}
         say(json.dumps(found, ensure_ascii=False, indent=2))
         return 0
     machines = f" in each of {options.machines} machines" if options.machines > 1 else ""
     usable = f"{plans[0].usable:,.1f} of {gpu.gib:,.1f} GiB of each can be used"
-    say(f"{options.model} on {cards} x {gpu.name}{machines}, {usable}")
+    say(f"{options.model} on {gpus} x {gpu.name}{machines}, {usable}")
     say(f"{options.epochs:g} epochs of {tokens:,} tokens ({how})")
     text = table(plans, best, options.hours is not None)
     say(text)

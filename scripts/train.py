@@ -74,7 +74,7 @@ def main() -> int:
     """Phases: options, checks, run folder, data, model, training, saving."""
     options, recipe = parse_arguments()
     # Imported here and not above: help and mistakes answer without the seconds that these take.
-    from llm_qa.planning import cards, dry_run, prediction, preflight
+    from llm_qa.planning import dry_run, prediction, preflight, this_gpu
     from llm_qa.training import data_sets, finish, model_setup
     from llm_qa.training.callbacks.run_callbacks import build_callbacks
     from llm_qa.training.checkpoint.resume import check_layout, make_universal, resume_point
@@ -162,7 +162,7 @@ def main() -> int:
         f"training: {counted(recipe.global_batch_size, 'sequence')} of {data.train.capacity:,} tokens per update "
         f"({arguments.per_device_train_batch_size} per forward pass, "
         f"{counted(arguments.gradient_accumulation_steps, 'gradient accumulation step')}) "
-        f"on {strategy}, {cards.device_name()}"
+        f"on {strategy}, {this_gpu.device_name()}"
     )
     callbacks.stop.catch_signals()
     with memory_for_training(**memory_handling):

@@ -13,7 +13,7 @@ import torch
 from llm_qa.inference.continuous_batching import generate
 from llm_qa.inference.settings import ORIGINAL_SAMPLING, GenerationSettings
 from llm_qa.inference.static_decoder import StaticDecoder
-from llm_qa.planning.cards import peak_memory_bytes
+from llm_qa.planning.this_gpu import peak_memory_bytes
 
 ANSWERING = ("original", "plain", "static")  # the original notebooks' loop; as evaluate.py's --decoder
 

@@ -17,7 +17,7 @@ from llm_qa.models.fast.plan import FastPath
 from llm_qa.models.precision import Precision
 from llm_qa.models.random_weights import random_base
 from llm_qa.models.registry import model_config
-from llm_qa.planning import cards
+from llm_qa.planning import this_gpu
 from llm_qa.planning.preflight import check_machine
 from llm_qa.training.data_sets import pack
 from llm_qa.training.model_setup import make_trainable, set_up_fast_path
@@ -29,7 +29,7 @@ from llm_qa.training.trainer import training_arguments
 class BenchmarkConfig:
     """What every baseline is given; `folder` is for what a trainer insists on writing.
 
-    `memory_limit`, in GiB, is what a smaller card would have, of which training may take all.
+    `memory_limit`, in GiB, is what a smaller GPU would have, of which training may take all.
     """
 
     recipe: Recipe
@@ -91,9 +91,9 @@ def measured(setup: Setup, watch: Stopwatch, path: FastPath, epoch_tokens: int, 
     """The row of a baseline: speed, memory, and the FLOPs a token that its products took, recomputed ones too."""
     linears, layers = setup.linears, int(setup.model.config.num_hidden_layers)
     recomputed = path.recomputed if path.active else layers * (setup.recipe.recompute != "none")
-    flops = cards.flops_per_token(linears, setup.recipe.method == "full") + 2.0 * linears * recomputed / layers
+    flops = this_gpu.flops_per_token(linears, setup.recipe.method == "full") + 2.0 * linears * recomputed / layers
     flops -= path.skipped_flops
-    allocated = cards.peak_memory_bytes()
+    allocated = this_gpu.peak_memory_bytes()
     result = watch.result()
     return {
         **result,

@@ -14,7 +14,7 @@ from torch import Tensor
 from llm_qa.models.fast.layer import LinearWeights
 from llm_qa.models.fast.ops import few_rows
 from llm_qa.models.fast.ops.frozen_linear import dequantize, forward, frozen_weight
-from llm_qa.planning.cards import free_memory_bytes
+from llm_qa.planning.this_gpu import free_memory_bytes
 
 USABLE = 0.9  # of the free memory; the rest is for activations, cuBLAS and fragmentation
 

@@ -27,11 +27,11 @@ from llm_qa.models.precision import check_fp8_units
 from llm_qa.models.references import retrieval_of
 from llm_qa.models.registry import model_config
 from llm_qa.models.shapes import SHAPES
-from llm_qa.planning.cards import device_name
 from llm_qa.planning.footprint import Work, peak_by_part
-from llm_qa.planning.gpus import find_gpu
-from llm_qa.planning.memory import GPUS, Sizes, sharing_rows
+from llm_qa.planning.known_gpus import find_gpu
+from llm_qa.planning.memory import GPU_COUNTS, Sizes, sharing_rows
 from llm_qa.planning.nearest import nearest_that_fits
+from llm_qa.planning.this_gpu import device_name
 from llm_qa.training.memory_check import Width, check_memory, free_host_bytes, gpu_total_bytes, largest_micro_batch
 from llm_qa.training.strategy import Strategy, accumulation_steps, micro_batch_size
 
@@ -195,7 +195,7 @@ def dry_run(
             f"{counted(accumulation_steps(recipe, strategy.processes), 'gradient accumulation step')}) on {strategy}",
             f"updates an epoch: {steps:,} ({tokens:,} tokens in {packs:,} packs of {len(records):,} records; {how})",
             "GiB of weights, gradients and optimizer per GPU / sent by each GPU per update (activations come on top):",
-            format_table(["", *(f"{gpus} GPU{'s'[: gpus > 1]}" for gpus in GPUS)], sharing_rows(recipe, sizes)),
+            format_table(["", *(f"{gpus} GPU{'s'[: gpus > 1]}" for gpus in GPU_COUNTS)], sharing_rows(recipe, sizes)),
             *peak_lines(recipe, model, sizes, strategy),
             "dry run: no weights were read or written",
         ]

@@ -18,10 +18,10 @@ class Measured:
     tokens: int
     recomputed: int
     engine: str
-    cards: int
+    gpus: int
     gib: float | None
     tokens_per_second: float
-    card: str
+    gpu: str
     source: str
     inputs_on_host: bool = False
     size: str = "12.8b"

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from llm_qa.config.recipe import Recipe
 
-GPUS = (1, 2, 8, 64)
+GPU_COUNTS = (1, 2, 8, 64)
 NF4_BYTES = 4 / 8
 SCALE_BITS, DOUBLE_QUANT_BITS = 32 / 64, 8 / 64 + 32 / (64 * 256)  # a weight; Dettmers et al. 2023, section 3
 
@@ -106,7 +106,7 @@ def sharing_rows(recipe: Recipe, sizes: Sizes) -> list[list[str]]:
     rows = []
     for name, stage in (("one GPU or DDP", 0), ("ZeRO-2", 2), ("ZeRO-3", 3)):
         cells = []
-        for gpus in GPUS:
+        for gpus in GPU_COUNTS:
             passes = max(1, recipe.global_batch_size // (recipe.micro_batch_size * gpus))
             memory = memory_per_gpu(recipe, sizes, stage, gpus) / 2**30
             sent = traffic_per_step(recipe, sizes, stage, gpus, passes) / 2**30

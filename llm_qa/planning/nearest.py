@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from llm_qa.config.recipe import Recipe
 from llm_qa.models.shapes import SHAPES
-from llm_qa.planning.gpus import Gpu
+from llm_qa.planning.known_gpus import Gpu
 from llm_qa.planning.ways import RECIPES, Job, all_plans
 from llm_qa.training.strategy import Strategy
 

@@ -8,13 +8,13 @@ from llm_qa.config.recipe import Recipe
 from llm_qa.console import say
 from llm_qa.models.fast.plan import FastPath
 from llm_qa.models.shapes import SHAPES
-from llm_qa.planning.cards import device_name
 from llm_qa.planning.figures import Figures
 from llm_qa.planning.footprint import Work
-from llm_qa.planning.gpus import Gpu, find_gpu
+from llm_qa.planning.known_gpus import Gpu, find_gpu
 from llm_qa.planning.memory import traffic_per_step
 from llm_qa.planning.speed import Products, tokens_per_second, trust
-from llm_qa.planning.ways import card_bytes, growth_of, sizes_of
+from llm_qa.planning.this_gpu import device_name
+from llm_qa.planning.ways import gpu_bytes, growth_of, sizes_of
 from llm_qa.training.data_sets import DataSets, count_updates
 from llm_qa.training.strategy import Strategy, accumulation_steps, micro_batch_size
 
@@ -34,7 +34,7 @@ def predict_run(
 def predict(recipe: Recipe, strategy: Strategy, path: FastPath, gpu: Gpu | None, trained: float) -> Figures | None:
     """Peak memory, tokens/s and time of a run over `trained` tokens on `gpu`s with the path that was chosen.
 
-    None where no formula holds: for unknown cards and models, LoRA on some linear layers alone (`lora_targets`),
+    None where no formula holds: for unknown GPUs and models, LoRA on some linear layers alone (`lora_targets`),
     padded pairs, offload, and the plain path with nothing recomputed.
     """
     shape = SHAPES.get(recipe.model)
@@ -42,21 +42,21 @@ def predict(recipe: Recipe, strategy: Strategy, path: FastPath, gpu: Gpu | None,
         return None
     if strategy.offload_optimizer or strategy.offload_weights or (not path.active and recipe.recompute == "none"):
         return None
-    sizes, cards, stage = sizes_of(shape, recipe), strategy.processes, strategy.zero_stage
-    passes = accumulation_steps(recipe, cards)
-    tokens = micro_batch_size(recipe, cards) * recipe.pack_length
+    sizes, gpus, stage = sizes_of(shape, recipe), strategy.processes, strategy.zero_stage
+    passes = accumulation_steps(recipe, gpus)
+    tokens = micro_batch_size(recipe, gpus) * recipe.pack_length
     recomputed = path.recomputed if path.active else shape.layers
     copied = path.fp8_products and recipe.base_precision == "16bit"
     work = Work(shape.layers, shape.d_model, tokens, recomputed, path.inputs_on_host, copied)
-    parts = card_bytes(recipe, shape, sizes, work, stage, cards, plain=not path.active)
+    parts = gpu_bytes(recipe, shape, sizes, work, stage, gpus, plain=not path.active)
     if not path.active:
         kind = "plain path"
     elif recipe.method == "full":
         kind = "all weights"
     else:
         kind = "fp8" if path.fp8_products else "fp16"
-    engine = f"zero{stage}" if stage else "ddp" if cards > 1 else "one"
+    engine = f"zero{stage}" if stage else "ddp" if gpus > 1 else "one"
     products = Products(kind, sizes.linear, recomputed / shape.layers, shape.d_model)
-    sent = traffic_per_step(recipe, sizes, stage, cards, passes)
-    speed = tokens_per_second(gpu, cards, growth_of(recipe, engine), products, sent, cards * passes * tokens)
+    sent = traffic_per_step(recipe, sizes, stage, gpus, passes)
+    speed = tokens_per_second(gpu, gpus, growth_of(recipe, engine), products, sent, gpus * passes * tokens)
     return Figures(sum(parts.values()), speed, trained / speed)

@@ -1,9 +1,9 @@
-"""Seconds that a token of training takes, on paper (no torch): products by the card's peak, and what is gathered.
+"""Seconds that a token of training takes, on paper (no torch): products by the GPU's peak, and what is gathered.
 
 A token costs 2 FLOPs a weight forward, 2 for the gradient of the input and, where all weights train, 2 for theirs; what
 is recomputed costs its 2 forward ones again. What is not a product (norms, GELU, attention, LoRA) grows with the width
 where products grow with its square, so a narrow model reaches less of the peak; an update costs a fixed time besides.
-The constants were fitted to the runs of `measured.py` on H100 and H200. The plain path, other cards and links are
+The constants were fitted to the runs of `measured.py` on H100 and H200. The plain path, other GPUs and links are
 estimates.
 """
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from llm_qa.planning.gpus import NVLINK, Gpu
+from llm_qa.planning.known_gpus import NVLINK, Gpu
 
 # By kind of products: the share of the peak that a very wide model reaches in the first and the last pass, the same of
 # what is recomputed, the width at which it is half of that, and the seconds of an update beside its passes.
@@ -19,15 +19,15 @@ REACHED = {"fp8": 0.58, "fp16": 0.57, "all weights": 0.70, "plain path": 0.23}
 RECOMPUTED = {"fp8": 0.75, "fp16": 0.80, "all weights": 0.80, "plain path": 0.23}
 HALF_WIDTH = {"fp8": 1240}
 UPDATE_SECONDS = {"fp8": 0.014, "fp16": 0.014, "all weights": 0.123}
-GROWTH = {"ddp": 0.95, "zero2": 0.90}  # a doubling of the cards keeps
-# Under ZeRO-3 a pass waits for what it gathers; as in training/growth.py: bytes a second that a card receives by NVLink
+GROWTH = {"ddp": 0.95, "zero2": 0.90}  # a doubling of the GPUs keeps
+# Under ZeRO-3 a pass waits for what it gathers; as in training/growth.py: bytes a second that a GPU receives by NVLink
 # while it computes, by which share of that time products are slowed down, and seconds of the optimizer for a weight.
 RECEIVED, SLOWED, UPDATE = 120e9, 0.8, 0.56 / 12.9e9
-SHARDED_REACHED, SHARDED_RECOMPUTED = 0.56, 0.75  # what a card reaches there, in 16 bits
+SHARDED_REACHED, SHARDED_RECOMPUTED = 0.56, 0.75  # what a GPU reaches there, in 16 bits
 ZERO3 = ("zero3", "zero3, all weights")  # engines
-UNCERTAIN = 2.0  # factor by which times of cards that were not measured may be off; a judgement
+UNCERTAIN = 2.0  # factor by which times of GPUs that were not measured may be off; a judgement
 UNCERTAIN_PLAIN = 4.0  # the same before Ampere: the share there is of one run, on an H100
-MEASURED_WITHIN = 0.15  # share by which they are off on cards that were
+MEASURED_WITHIN = 0.15  # share by which they are off on GPUs that were
 
 
 @dataclass(frozen=True)
@@ -40,11 +40,11 @@ class Products:
     d_model: int
 
 
-def tokens_per_second(gpu: Gpu, cards: int, engine: str, products: Products, gathered: float, tokens: int) -> float:
-    """Tokens a second of all `cards` together.
+def tokens_per_second(gpu: Gpu, gpus: int, engine: str, products: Products, gathered: float, tokens: int) -> float:
+    """Tokens a second of all `gpus` together.
 
-    `engine` is a key of GROWTH, "one" or in ZERO3. `gathered` are the bytes that each card sends in an update of
-    `tokens` tokens. Under ZeRO-3 they are hidden behind the products as far as these take as long. Where cards have no
+    `engine` is a key of GROWTH, "one" or in ZERO3. `gathered` are the bytes that each GPU sends in an update of
+    `tokens` tokens. Under ZeRO-3 they are hidden behind the products as far as these take as long. Where GPUs have no
     NVLink their time is added: nothing is hidden.
     """
     peak = gpu.fp8 if products.kind == "fp8" else gpu.fp16
@@ -52,19 +52,19 @@ def tokens_per_second(gpu: Gpu, cards: int, engine: str, products: Products, gat
     if engine in ZERO3:
         passes = 4 / (SHARDED_REACHED * peak) + 2 * products.recomputed / (SHARDED_RECOMPUTED * peak)
         passes *= (6 + trained) / 6
-        update = UPDATE * products.weights / cards if trained else 0.0  # the optimizer is shared out
+        update = UPDATE * products.weights / gpus if trained else 0.0  # the optimizer is shared out
     else:
         narrow = 1 + HALF_WIDTH.get(products.kind, 0) / products.d_model
         passes = (4 + trained) / (REACHED[products.kind] * peak)
         passes = narrow * (passes + 2 * products.recomputed / (RECOMPUTED[products.kind] * peak))
         update = UPDATE_SECONDS.get(products.kind, 0.0)
-    growth = 1.0 if cards == 1 else GROWTH.get(engine, 1.0) ** (cards.bit_length() - 1)
-    seconds = products.weights * passes / (cards * growth)
+    growth = 1.0 if gpus == 1 else GROWTH.get(engine, 1.0) ** (gpus.bit_length() - 1)
+    seconds = products.weights * passes / (gpus * growth)
     if engine in ZERO3 and gpu.link >= NVLINK:
         transfer = gathered / RECEIVED / tokens
         seconds = max(seconds, transfer) + SLOWED * transfer
     seconds += update / tokens
-    if gpu.link < NVLINK and cards > 1:
+    if gpu.link < NVLINK and gpus > 1:
         seconds += gathered / gpu.link / tokens
     return 1 / seconds
 
@@ -79,5 +79,5 @@ def uncertainty(gpu: Gpu) -> float:
 def trust(gpu: Gpu) -> str:
     """The same in words."""
     if (factor := uncertainty(gpu)) == 1 + MEASURED_WITHIN:
-        return f"within {MEASURED_WITHIN:.0%} of what was measured on this card"
-    return f"estimates, as this card was not measured: they may be off by a factor of {factor:g}"
+        return f"within {MEASURED_WITHIN:.0%} of what was measured on this GPU"
+    return f"estimates, as this GPU was not measured: they may be off by a factor of {factor:g}"

@@ -1,4 +1,4 @@
-"""Every way to train a known model on given cards: whether it fits, how fast it is, and the command (no torch)."""
+"""Every way to train a known model on given GPUs: whether it fits, how fast it is, and the command (no torch)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from llm_qa.config.recipe import Recipe, load_recipe, recipe_flags
 from llm_qa.models.shapes import SHAPES, Shape
 from llm_qa.planning.footprint import CACHED, SAVED_TRAINING, Work, activations, peak_by_part, plain_pass_bytes
-from llm_qa.planning.gpus import GPUS, Gpu
+from llm_qa.planning.known_gpus import GPUS, Gpu
 from llm_qa.planning.measured import Measured
 from llm_qa.planning.memory import (
     OFFLOADED_OPTIMIZER,
@@ -24,7 +24,7 @@ from llm_qa.planning.memory import (
 from llm_qa.planning.speed import Products, tokens_per_second
 
 RECIPES = Path("scripts/recipes")
-CONTEXT = 0.6  # GiB of a card that CUDA and its libraries take
+CONTEXT = 0.6  # GiB of a GPU that CUDA and its libraries take
 USABLE = 0.94  # share of the rest that can be allocated: 66.5 GiB were reserved for 65.6
 # The share of that up to which training all weights is taken to recompute nothing: a choice by which 5.8B does so on an
 # H200 and 12.8B recomputes every layer, as was seen.
@@ -54,11 +54,11 @@ class Way:
 
 @dataclass(frozen=True)
 class Job:
-    """What is to be trained on: a known model's name, the card, cards a machine, machines, tokens, hours a session."""
+    """What is to be trained on: a known model's name, the GPU, GPUs a machine, machines, tokens, hours a session."""
 
     model: str
     gpu: Gpu
-    cards: int
+    gpus: int
     machines: int
     tokens: int  # of an epoch
     epochs: float
@@ -66,14 +66,14 @@ class Job:
     data: str = "train.csv"
 
     @property
-    def all_cards(self) -> int:
-        """Cards of all machines."""
-        return self.cards * self.machines
+    def all_gpus(self) -> int:
+        """GPUs of all machines."""
+        return self.gpus * self.machines
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A way on paper. GiB of each card by part and usable; times in hours, None where no speed was ever measured."""
+    """A way on paper. GiB of each GPU by part and usable; times in hours, None where no speed was ever measured."""
 
     way: Way
     parts: dict[str, float]
@@ -94,18 +94,18 @@ class Plan:
 
     @property
     def gib(self) -> float:
-        """Peak memory of a card without the CUDA context."""
+        """Peak memory of a GPU without the CUDA context."""
         return sum(self.parts.values())
 
     @property
     def fits(self) -> bool:
-        """Whether that is usable on the card."""
+        """Whether that is usable on the GPU."""
         return self.gib <= self.usable
 
 
-def ways(gpu: Gpu, cards: int) -> Iterator[Way]:
-    """The ways that a card's units and a number of cards allow, those that need least memory last."""
-    engines = ("one",) if cards == 1 else ("ddp", "zero2", "zero3")
+def ways(gpu: Gpu, gpus: int) -> Iterator[Way]:
+    """The ways that a GPU's units and a number of GPUs allow, those that need least memory last."""
+    engines = ("one",) if gpus == 1 else ("ddp", "zero2", "zero3")
     whole = engines[0]
     if gpu.capability < (8, 0):
         yield from (Way("QLoRA nf4", "qlora_12.8b_t4x2", (), engine) for engine in engines[:2])
@@ -116,10 +116,10 @@ def ways(gpu: Gpu, cards: int) -> Iterator[Way]:
             yield Way("QLoRA nf4 bf16", "qlora_12.8b", ("--compute-dtype", "bf16"), engine)
         yield Way("LoRA fp8", "lora_12.8b", ("--base-precision", "fp8"), whole)
     yield Way("LoRA 16-bit", "lora_12.8b", (), whole)
-    if cards > 1:
+    if gpus > 1:
         yield Way("LoRA 16-bit", "lora_12.8b", (), "zero3")
     yield Way("full", "full_12.8b", (), whole)
-    if cards > 1:
+    if gpus > 1:
         yield Way("full", "full_12.8b_zero3", (), "zero3")
     for offload in ("optimizer", "all"):
         yield Way("full", "full_12.8b", ("--optim", "adamw_torch"), "zero3", offload)
@@ -160,20 +160,20 @@ def growth_of(recipe: Recipe, engine: str) -> str:
 
 def all_plans(job: Job) -> list[Plan]:
     """A plan for every way, in the order of `ways`."""
-    return [plan(job, way) for way in ways(job.gpu, job.all_cards)]
+    return [plan(job, way) for way in ways(job.gpu, job.all_gpus)]
 
 
 def plan(job: Job, way: Way) -> Plan:
     """The way with the micro-batch and the recomputation that are fastest; those that need least where none fits."""
     flags = [*way.flags, *(["--model", job.model] if job.model != "EleutherAI/polyglot-ko-12.8b" else [])]
     recipe = load_recipe(RECIPES / f"{way.recipe}.yaml", recipe_flags(flags))
-    if recipe.global_batch_size % job.all_cards:
-        batch = -(-recipe.global_batch_size // job.all_cards) * job.all_cards
+    if recipe.global_batch_size % job.all_gpus:
+        batch = -(-recipe.global_batch_size // job.all_gpus) * job.all_gpus
         recipe = replace(recipe, global_batch_size=batch)
         flags += ["--global-batch-size", str(batch)]
     shape, sizes = SHAPES[job.model], sizes_of(SHAPES[job.model], recipe)
     usable = USABLE * (job.gpu.gib - CONTEXT)
-    share = recipe.global_batch_size // job.all_cards
+    share = recipe.global_batch_size // job.all_gpus
     sharded = way.engine == "zero3" or job.gpu.capability < (8, 0)
     counts = [shape.layers] if sharded else range(shape.layers + 1)
     if recipe.method == "full" and not sharded:
@@ -204,13 +204,13 @@ def _has_room(
     return needed - parts["activations"] + beside / 2**30 <= ALL_WEIGHTS_USABLE * usable
 
 
-def card_bytes(
-    recipe: Recipe, shape: Shape, sizes: Sizes, work: Work, stage: int, cards: int, *, plain: bool
+def gpu_bytes(
+    recipe: Recipe, shape: Shape, sizes: Sizes, work: Work, stage: int, gpus: int, *, plain: bool
 ) -> dict[str, float]:
-    """Part -> bytes of a card at the peak, on the fast path or the `plain` one, which recomputes every layer."""
+    """Part -> bytes of a GPU at the peak, on the fast path or the `plain` one, which recomputes every layer."""
     if not plain:
-        return peak_by_part(recipe, sizes, work, stage, cards)
-    states = memory_per_gpu(recipe, sizes, stage, cards)
+        return peak_by_part(recipe, sizes, work, stage, gpus)
+    states = memory_per_gpu(recipe, sizes, stage, gpus)
     passing = plain_pass_bytes(shape.layers, shape.d_model, shape.vocabulary, work.tokens)
     return {"weights, gradients, optimizer": states, "activations, logits": passing}
 
@@ -218,16 +218,16 @@ def card_bytes(
 def _parts(
     job: Job, way: Way, recipe: Recipe, shape: Shape, sizes: Sizes, micro: int, recomputed: int
 ) -> dict[str, float]:
-    """Part -> GiB of a card."""
-    tokens, cards = micro * recipe.pack_length, job.all_cards
+    """Part -> GiB of a GPU."""
+    tokens, gpus = micro * recipe.pack_length, job.all_gpus
     # Where all weights train and all layers are recomputed, their inputs go to the machine's memory.
     on_host = recipe.method == "full" and STAGE[way.engine] == 0 and recomputed == shape.layers
     copied = recipe.base_precision == "16bit" and in_fp8(recipe, sizes, job.gpu, way.engine)
     work = Work(shape.layers, shape.d_model, tokens, recomputed, on_host, copied)
     plain = job.gpu.capability < (8, 0)
-    parts = card_bytes(recipe, shape, sizes, work, STAGE[way.engine], cards, plain=plain)
+    parts = gpu_bytes(recipe, shape, sizes, work, STAGE[way.engine], gpus, plain=plain)
     if way.offload:
-        parts["weights, gradients, optimizer"] = weight_bytes(recipe, sizes) / cards if way.offload != "all" else 0.0
+        parts["weights, gradients, optimizer"] = weight_bytes(recipe, sizes) / gpus if way.offload != "all" else 0.0
     return {name: count / 2**30 for name, count in parts.items()}
 
 
@@ -242,14 +242,14 @@ def _plan(
     recomputed: int,
     micro: int,
 ) -> Plan:
-    shape, cards, stage = SHAPES[job.model], job.all_cards, STAGE[way.engine]
+    shape, gpus, stage = SHAPES[job.model], job.all_gpus, STAGE[way.engine]
     update = recipe.global_batch_size * recipe.pack_length
     speed = None
     if not way.offload:  # the time of offload was never measured
-        passes = recipe.global_batch_size // (micro * cards)
+        passes = recipe.global_batch_size // (micro * gpus)
         products = products_of(recipe, shape, sizes, job.gpu, way.engine, recomputed)
-        gathered = traffic_per_step(recipe, sizes, stage, cards, passes)
-        speed = tokens_per_second(job.gpu, cards, growth_of(recipe, way.engine), products, gathered, update)
+        gathered = traffic_per_step(recipe, sizes, stage, gpus, passes)
+        speed = tokens_per_second(job.gpu, gpus, growth_of(recipe, way.engine), products, gathered, update)
     epoch = job.tokens / speed / 3600 if speed else None
     total = epoch * job.epochs if epoch is not None else None
     host = sizes.trained * OFFLOADED_OPTIMIZER if way.offload else 0.0
@@ -282,7 +282,7 @@ def _plan(
 def _command(job: Job, way: Way, flags: list[str]) -> str:
     target = TARGET[way.engine] + {"": "", "optimizer": "-optimizer-offload", "all": "-offload"}[way.offload]
     parts = ["make", target]
-    parts += [f"NUM_GPUS={job.cards}"] if way.engine != "one" else []
+    parts += [f"NUM_GPUS={job.gpus}"] if way.engine != "one" else []
     parts += [f"NUM_MACHINES={job.machines}", "MACHINE_RANK=0", "MAIN_IP=ADDRESS"] if job.machines > 1 else []
     parts += [f"RECIPE=scripts/recipes/{way.recipe}.yaml", f"DATA={job.data}", f"RUN=runs/{way.recipe}"]
     return " ".join([*parts, *([f'ARGS="{" ".join(flags)}"'] if flags else [])])
@@ -301,13 +301,13 @@ def measured_recipe(row: Measured) -> Recipe:
 
 
 def predicted(row: Measured) -> tuple[float, float]:
-    """(GiB a card, tokens a second of all cards) by the formulas for a run that was measured."""
+    """(GiB a GPU, tokens a second of all GPUs) by the formulas for a run that was measured."""
     recipe, shape = measured_recipe(row), SHAPES[row.model]
     sizes, engine = sizes_of(shape, recipe), row.engine.partition(",")[0]
     copied = recipe.base_precision == "16bit" and row.kind == "fp8"
     work = Work(shape.layers, shape.d_model, row.tokens, row.recomputed, row.inputs_on_host, copied)
-    parts = peak_by_part(recipe, sizes, work, STAGE[engine], row.cards)
+    parts = peak_by_part(recipe, sizes, work, STAGE[engine], row.gpus)
     products = Products(row.kind, sizes.linear, row.recomputed / shape.layers, shape.d_model)
-    sent = traffic_per_step(recipe, sizes, STAGE[engine], row.cards, passes=1)
-    speed = tokens_per_second(GPUS[row.card], row.cards, row.engine, products, sent, row.tokens * row.cards)
+    sent = traffic_per_step(recipe, sizes, STAGE[engine], row.gpus, passes=1)
+    speed = tokens_per_second(GPUS[row.gpu], row.gpus, row.engine, products, sent, row.tokens * row.gpus)
     return sum(parts.values()) / 2**30, speed

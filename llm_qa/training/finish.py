@@ -14,7 +14,7 @@ from llm_qa.distributed import gather_over_ranks, run_on_main
 from llm_qa.migrations import stamped
 from llm_qa.models.fast.plan import FastPath
 from llm_qa.models.loading import EMBEDDED_BASE
-from llm_qa.planning import cards
+from llm_qa.planning import this_gpu
 from llm_qa.training.callbacks.best import Kept, choose_best
 from llm_qa.training.callbacks.run_callbacks import RunCallbacks
 from llm_qa.training.data_sets import DataSets
@@ -81,9 +81,9 @@ def summarise(run: TrainedRun, kept: Kept | None) -> dict[str, Any]:
         "tokens_per_second": round(tokens_per_second, 1),
         "mfu": log.mfu(tokens_per_second / run.strategy.processes),
         "seconds_per_epoch": round(seconds / state.epoch, 3),
-        "peak_memory_bytes": gather_over_ranks(cards.peak_memory_bytes(), run.trainer.args.device),
+        "peak_memory_bytes": gather_over_ranks(this_gpu.peak_memory_bytes(), run.trainer.args.device),
         "energy_joules": run.callbacks.energy.joules(),
-        "device": cards.device_name(),
+        "device": this_gpu.device_name(),
         "strategy": run.strategy.name,
         "path": run.path.report,
         "processes": run.strategy.processes,

@@ -21,7 +21,7 @@ from llm_qa import files
 from llm_qa.config.recipe import Recipe
 from llm_qa.console import Failed, StoppedEarly, say
 from llm_qa.migrations import stored_file
-from llm_qa.planning.cards import peak_memory_bytes
+from llm_qa.planning.this_gpu import peak_memory_bytes
 from llm_qa.training.strategy import Strategy, micro_batch_size
 
 

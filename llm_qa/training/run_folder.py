@@ -24,7 +24,7 @@ from llm_qa.migrations import read_json, stamped
 from llm_qa.models.loading import final_folder, save_tokenizer
 from llm_qa.models.portable import add_rotary_keys
 from llm_qa.models.safety import ADAPTER_CONFIG
-from llm_qa.planning.cards import device_name
+from llm_qa.planning.this_gpu import device_name
 from llm_qa.training.checkpoint.manifest import flush, read_manifest, sha256_from_disk
 from llm_qa.training.checkpoint.resume import all_checkpoints, set_later_aside
 from llm_qa.training.checkpoint.storage import disk_problem

@@ -1,4 +1,4 @@
-"""Memory and speed on paper beside what was measured (`measured.py` has the rows, their cards and sources)."""
+"""Memory and speed on paper beside what was measured (`measured.py` has the rows, their GPUs and sources)."""
 
 import pytest
 
@@ -8,7 +8,7 @@ from llm_qa.planning.ways import predicted
 
 
 @pytest.mark.parametrize(
-    "row", MEASURED, ids=lambda row: f"{row.size}-{row.recipe}-{row.engine}-{row.cards}-{row.recomputed}"
+    "row", MEASURED, ids=lambda row: f"{row.size}-{row.recipe}-{row.engine}-{row.gpus}-{row.recomputed}"
 )
 def test_paper_and_measurement_agree(row):
     gib, speed = predicted(row)

@@ -6,7 +6,7 @@ import pytest
 
 from llm_qa.config.recipe import load_recipe
 from llm_qa.models.fast.plan import FastPath
-from llm_qa.planning.gpus import GPUS
+from llm_qa.planning.known_gpus import GPUS
 from llm_qa.planning.measured import MEASURED
 from llm_qa.planning.prediction import predict
 from llm_qa.planning.ways import Job, all_plans, measured_recipe
@@ -21,25 +21,25 @@ def fast(recomputed=0, *, fp8=True):
     return FastPath(True, "", recomputed, fp8_products=fp8)
 
 
-@pytest.mark.parametrize(("gpu", "cards"), [("H100", 1), ("RTX 4090", 1), ("T4", 2), ("A100", 1)])
-def test_a_run_is_told_what_make_plan_says_of_it(gpu, cards):
-    plan = all_plans(Job("EleutherAI/polyglot-ko-12.8b", GPUS[gpu], cards, 1, TOKENS, 3))[0]
+@pytest.mark.parametrize(("gpu", "gpus"), [("H100", 1), ("RTX 4090", 1), ("T4", 2), ("A100", 1)])
+def test_a_run_is_told_what_make_plan_says_of_it(gpu, gpus):
+    plan = all_plans(Job("EleutherAI/polyglot-ko-12.8b", GPUS[gpu], gpus, 1, TOKENS, 3))[0]
     recipe = replace(load_recipe(f"scripts/recipes/{plan.way.recipe}.yaml"), micro_batch_size=plan.micro_batch)
     path = PLAIN if gpu == "T4" else fast(plan.recomputed, fp8=GPUS[gpu].fp8 > 0)
-    figures = predict(recipe, Strategy(cards, cards), path, GPUS[gpu], 3 * TOKENS)
+    figures = predict(recipe, Strategy(gpus, gpus), path, GPUS[gpu], 3 * TOKENS)
     assert figures.peak_bytes / 2**30 == pytest.approx(plan.gib)
     assert figures.tokens_per_second == pytest.approx(plan.tokens_per_second)
     assert figures.seconds / 3600 == pytest.approx(plan.total_hours)
 
 
 @pytest.mark.parametrize(
-    "row", MEASURED, ids=lambda row: f"{row.size}-{row.recipe}-{row.kind}-{row.engine}-{row.tokens}-{row.cards}"
+    "row", MEASURED, ids=lambda row: f"{row.size}-{row.recipe}-{row.kind}-{row.engine}-{row.tokens}-{row.gpus}"
 )
 def test_every_measured_run_is_predicted_within_10_percent(row):
-    recipe = replace(measured_recipe(row), pack_length=row.tokens, micro_batch_size=1, global_batch_size=row.cards)
+    recipe = replace(measured_recipe(row), pack_length=row.tokens, micro_batch_size=1, global_batch_size=row.gpus)
     stage = {"zero2": 2, "zero3": 3}.get(row.engine.partition(",")[0], 0)
     path = FastPath(True, "", row.recomputed, fp8_products=row.kind == "fp8", inputs_on_host=row.inputs_on_host)
-    figures = predict(recipe, Strategy(row.cards, row.cards, zero_stage=stage), path, GPUS[row.card], 1.0)
+    figures = predict(recipe, Strategy(row.gpus, row.gpus, zero_stage=stage), path, GPUS[row.gpu], 1.0)
     assert figures.tokens_per_second == pytest.approx(row.tokens_per_second, rel=0.10)
     if row.gib:
         assert figures.peak_bytes / 2**30 == pytest.approx(row.gib, rel=0.05)

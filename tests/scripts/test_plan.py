@@ -13,7 +13,7 @@ from llm_qa.models.shapes import SHAPES
 from llm_qa.planning import ways
 from llm_qa.planning.dry_run import meta_model
 from llm_qa.planning.dry_run import sizes_of as sizes_of_model
-from llm_qa.planning.gpus import GPUS, OLDEST
+from llm_qa.planning.known_gpus import GPUS, OLDEST
 from llm_qa.planning.memory import weight_bytes
 from llm_qa.planning.ways import Job, all_plans, best_of, sizes_of
 from llm_qa.training import growth
@@ -25,8 +25,8 @@ def planned(*flags) -> str:
     return done.stdout
 
 
-def job(gpu, cards=1, machines=1, **more):
-    return Job("EleutherAI/polyglot-ko-12.8b", GPUS[gpu], cards, machines, 476_560, 3, **more)
+def job(gpu, gpus=1, machines=1, **more):
+    return Job("EleutherAI/polyglot-ko-12.8b", GPUS[gpu], gpus, machines, 476_560, 3, **more)
 
 
 def test_the_table_fits_80_columns_and_marks_the_fastest():
@@ -36,15 +36,15 @@ def test_the_table_fits_80_columns_and_marks_the_fastest():
         assert max(map(len, table)) <= 80
     assert sum(line.startswith("*") for line in table) == 1
     assert "  full, DDP                168.1    no" in text
-    assert "within 15% of what was measured on this card" in text
+    assert "within 15% of what was measured on this GPU" in text
 
 
 @pytest.mark.parametrize(
     ("gpu", "factor", "words"),
     [
-        ("H100", 1.15, "times: within 15% of what was measured on this card;"),
-        ("RTX 4090", 2, "as this card was not measured: they may be off by a factor of 2;"),
-        ("T4:2", 4, "as this card was not measured: they may be off by a factor of 4;"),
+        ("H100", 1.15, "times: within 15% of what was measured on this GPU;"),
+        ("RTX 4090", 2, "as this GPU was not measured: they may be off by a factor of 2;"),
+        ("T4:2", 4, "as this GPU was not measured: they may be off by a factor of 4;"),
     ],
 )
 def test_how_far_times_may_be_off_is_said(gpu, factor, words):
@@ -71,7 +71,7 @@ def test_raw_and_prepared_data_are_counted(tmp_path):
     text = planned("--data", raw, "--gpu", "A100")
     assert "40 pairs, of which 80% are trained on" in text
     assert "few to learn from" in text
-    assert "times: estimates, as this card was not measured: they may be off by a factor of 2;" in text
+    assert "times: estimates, as this GPU was not measured: they may be off by a factor of 2;" in text
     done = run_script("scripts/prepare_data.py", raw, "--out", tmp_path / "data")
     assert done.returncode == 0, done.stderr
     assert "32 pairs, estimated" in planned("--data", tmp_path / "data", "--gpu", "A100")
@@ -83,7 +83,7 @@ def test_raw_and_prepared_data_are_counted(tmp_path):
         (["--gpu", "P100"], "compute capability 6.0"),
         (["--gpu", "V100:2"], "compute capability 7.0, and 4-bit weights need 7.5"),
         (["--gpu", "RTX 9999"], "is not in the table"),
-        (["--gpu", "T4:none"], "is not a number of cards"),
+        (["--gpu", "T4:none"], "is not a number of GPUs"),
         (["--gpu", "T4", "--model", "gpt-5"], "--model must be one of polyglot-ko-1.3b"),
         (["--gpu", "T4", "--memory", "much"], "is not a number of GiB"),
         (["--gpu", "T4", "--hours", "0"], "--hours 0.0 is not above 0"),
@@ -99,7 +99,7 @@ def test_what_cannot_be_planned_is_one_sentence(flags, sentence):
     assert done.stderr.count("\n") == 1
 
 
-def test_the_oldest_card_that_is_planned_is_the_oldest_that_trains_in_4_bits():
+def test_the_oldest_gpu_that_is_planned_is_the_oldest_that_trains_in_4_bits():
     assert OLDEST == BITSANDBYTES_CAPABILITY
 
 
@@ -116,23 +116,23 @@ def test_weights_on_paper_are_those_of_the_model(name, recipe):
 
 
 @pytest.mark.parametrize("gpu", GPUS)
-@pytest.mark.parametrize("cards", [1, 2, 8])
-def test_every_command_is_one_that_make_and_train_take(gpu, cards):
+@pytest.mark.parametrize("gpus", [1, 2, 8])
+def test_every_command_is_one_that_make_and_train_take(gpu, gpus):
     """Paths exist, targets too, and the micro-batch divides a process's share of the global batch."""
     if GPUS[gpu].capability < OLDEST:
         return
     targets = (ROOT / "Makefile").read_text(encoding="utf-8")
-    for plan in all_plans(job(gpu, cards)):
+    for plan in all_plans(job(gpu, gpus)):
         words = plan.command.split()
         assert f"\n{words[1]}:" in targets
         recipe = next(word.partition("=")[2] for word in words if word.startswith("RECIPE="))
         flags = plan.command.partition('ARGS="')[2].rstrip('"').split()
         values = dict(zip([flag.removeprefix("--").replace("-", "_") for flag in flags[::2]], flags[1::2], strict=True))
         batch = load_recipe(recipe, values).global_batch_size
-        assert batch % (cards * plan.micro_batch) == 0
+        assert batch % (gpus * plan.micro_batch) == 0
 
 
-def test_the_same_without_fp8_products_is_planned_where_a_card_has_fp8_units():
+def test_the_same_without_fp8_products_is_planned_where_a_gpu_has_fp8_units():
     for gpu, named in (("RTX 4090", True), ("RTX 3090", False)):
         found = {plan.way.name: plan for plan in all_plans(job(gpu))}
         assert ("QLoRA nf4 bf16" in found) == named
@@ -154,10 +154,10 @@ def test_more_memory_is_never_slower_and_nothing_that_fits_is_over():
     assert speeds[1] > 0, "nf4 with every layer recomputed"
 
 
-@pytest.mark.parametrize("cards", [2, 4, 8])
-def test_zero3_is_as_fast_as_the_formula_that_knows_the_size_of_a_pass(cards):
+@pytest.mark.parametrize("gpus", [2, 4, 8])
+def test_zero3_is_as_fast_as_the_formula_that_knows_the_size_of_a_pass(gpus):
     """growth.py was calibrated on the same runs; a pass of few tokens waits for the weights that it gathers."""
-    for plan in all_plans(job("H100", cards)):
+    for plan in all_plans(job("H100", gpus)):
         if plan.way.engine != "zero3" or plan.way.offload:
             continue
         recipe = load_recipe(f"scripts/recipes/{plan.way.recipe}.yaml")
@@ -171,8 +171,8 @@ def test_zero3_is_as_fast_as_the_formula_that_knows_the_size_of_a_pass(cards):
             gradients=2 * sizes.trained if full else 0,
             update=0.56 if full else 0,
         )
-        passes = -(-recipe.global_batch_size // (plan.micro_batch * cards))
-        wanted = cards * growth.tokens_per_second(work, plan.micro_batch * 512, cards, passes)
+        passes = -(-recipe.global_batch_size // (plan.micro_batch * gpus))
+        wanted = gpus * growth.tokens_per_second(work, plan.micro_batch * 512, gpus, passes)
         assert plan.tokens_per_second == pytest.approx(wanted, rel=0.1), plan.way
 
 

@@ -211,10 +211,10 @@ def test_the_adapter_is_the_best_checkpoints_when_training_went_past_it(recipe, 
     assert "is already finished" in run_script("tests/train_getting_worse.py", *flags, run).stdout
 
 
-def test_a_known_card_is_told_its_figures_before_and_the_measured_ones_after(recipe, prepared, neox_folder, tmp_path):
+def test_a_known_gpu_is_told_its_figures_before_and_the_measured_ones_after(recipe, prepared, neox_folder, tmp_path):
     run = tmp_path / "known"
     flags = (neox_folder, recipe, "--data", prepared, "--run", run)
-    done = run_script("tests/train_on_known_card.py", *flags, "--num-train-epochs", "1")
+    done = run_script("tests/train_on_known_gpu.py", *flags, "--num-train-epochs", "1")
     assert done.returncode == 0, done.stderr
     before, after = (done.stdout.index(text) for text in ("\npredicted: peak ", "\npredicted peak "))
     assert before < done.stdout.index("\nstep 1/") < after

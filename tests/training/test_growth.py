@@ -1,4 +1,4 @@
-"""How ZeRO-3 grows, on paper: sums by hand, and what two cards were measured to do."""
+"""How ZeRO-3 grows, on paper: sums by hand, and what two GPUs were measured to do."""
 
 from dataclasses import replace
 
@@ -16,7 +16,7 @@ FULL = Work(forward=25.5e9, backward=75.7e9, flops_a_second=RATE, weights=2 * N,
 
 
 @pytest.mark.parametrize(("work", "measured"), [(LORA, 14_142 / 2), (FULL, 8_678 / 2)])
-def test_two_measured_cards(work, measured):
+def test_two_measured_gpus(work, measured):
     assert tokens_per_second(work, TOKENS, gpus=2) == pytest.approx(measured, rel=0.05)
 
 

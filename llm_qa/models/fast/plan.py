@@ -19,8 +19,8 @@ from llm_qa.models.fast.ops.frozen_linear import FP8_WIDTH
 from llm_qa.models.fast.sharded import ShardedNeoX
 from llm_qa.models.linear_modules import linear_layers
 from llm_qa.models.precision import BF16_CAPABILITY, SHORT, Precision
-from llm_qa.planning.cards import flops_per_token, free_memory_bytes
 from llm_qa.planning.memory import trained_weight
+from llm_qa.planning.this_gpu import flops_per_token, free_memory_bytes
 
 LAST_LAYER_INPUTS = 3  # the last layer is not compiled and saves about so many layer inputs more than the others
 MAX_DIFFERENCE, MAX_DIFFERENCE_FP8 = 0.05, 0.2  # relative, of a layer's gradients from those of the plain path

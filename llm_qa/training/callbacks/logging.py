@@ -18,8 +18,8 @@ from llm_qa import files
 from llm_qa.console import format_seconds, is_main_process, progress, say
 from llm_qa.data.packing import count_real_tokens
 from llm_qa.distributed import sum_over_ranks
-from llm_qa.planning.cards import peak_memory_bytes
 from llm_qa.planning.figures import Figures
+from llm_qa.planning.this_gpu import peak_memory_bytes
 from llm_qa.training.callbacks.stopping import command_started
 from llm_qa.training.log_file import LogFile
 

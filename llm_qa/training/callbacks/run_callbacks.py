@@ -11,7 +11,7 @@ from transformers import TrainerCallback
 from llm_qa.config.recipe import Recipe
 from llm_qa.data.joined_packs import JoinedDataset
 from llm_qa.data.packing import PackedDataset
-from llm_qa.planning import cards
+from llm_qa.planning import this_gpu
 from llm_qa.planning.figures import Figures
 from llm_qa.training.callbacks.best import BestCheckpoint
 from llm_qa.training.callbacks.energy import EnergyUsed
@@ -66,11 +66,11 @@ def build_callbacks(
     draw_epoch = None
     if isinstance(train_set, JoinedDataset):
         draw_epoch = DrawEpoch(train_set, len(train_set) // recipe.global_batch_size)
-    flops_per_token = cards.flops_per_token(linear_parameters, recipe.method == "full")
+    flops_per_token = this_gpu.flops_per_token(linear_parameters, recipe.method == "full")
     return RunCallbacks(
         stop=StopInTime(recipe.max_hours, seconds_to_save),
         tokens=RealTokens(),
-        log=StepLog(run_dir, flops_per_token, cards.peak_flops(cards.device_name()), predicted),
+        log=StepLog(run_dir, flops_per_token, this_gpu.peak_flops(this_gpu.device_name()), predicted),
         energy=EnergyUsed(),
         non_finite=StopOnNonFinite(train_set),
         best=BestCheckpoint(recipe),

@@ -1,8 +1,8 @@
-"""The table of peaks: whole names, so that a card is never taken for a relative of it."""
+"""The table of peaks: whole names, so that a GPU is never taken for a relative of it."""
 
 import pytest
 
-from llm_qa.planning.cards import peak_flops
+from llm_qa.planning.this_gpu import peak_flops
 
 
 @pytest.mark.parametrize(
@@ -25,7 +25,7 @@ from llm_qa.planning.cards import peak_flops
         ("NVIDIA GeForce RTX 4090", 165),
     ],
 )
-def test_a_card_has_its_own_peak(name, teraflops):
+def test_a_gpu_has_its_own_peak(name, teraflops):
     assert peak_flops(name) == teraflops * 1e12
 
 

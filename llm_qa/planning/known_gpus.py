@@ -1,4 +1,4 @@
-"""What is known of GPUs without having one: memory, matrix rates, capability, links between cards (no torch)."""
+"""What is known of GPUs without having one: memory, matrix rates, capability, links between GPUs (no torch)."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ NVLINK, PCIE5, PCIE4, PCIE3 = 450e9, 50e9, 25e9, 12e9  # bytes a second in one d
 
 @dataclass(frozen=True)
 class Gpu:
-    """A card: GiB that torch finds on it, dense peaks in FLOP/s with fp32 accumulation by the vendor's data sheet.
+    """A GPU: GiB that torch finds on it, dense peaks in FLOP/s with fp32 accumulation by the vendor's data sheet.
 
-    `fp8` is 0 without fp8 units. `measured` is True where this project's speeds were measured on the card itself.
+    `fp8` is 0 without fp8 units. `measured` is True where this project's speeds were measured on the GPU itself.
     """
 
     name: str
@@ -28,49 +28,49 @@ class Gpu:
     measured: bool = False
 
 
-def _card(name: str, gib: float, tera16: float, tera8: float, capability: tuple[int, int], *more) -> Gpu:
+def _gpu(name: str, gib: float, tera16: float, tera8: float, capability: tuple[int, int], *more) -> Gpu:
     return Gpu(name, gib, tera16 * 1e12, tera8 * 1e12, capability, *more)
 
 
 GPUS = {
     gpu.name: gpu
     for gpu in (
-        _card("P100", 15.9, 21, 0, (6, 0), PCIE3),
-        _card("V100", 15.8, 125, 0, (7, 0), PCIE3),
-        _card("V100 32GB", 31.7, 125, 0, (7, 0), PCIE3),
-        _card("V100 PCIE", 15.8, 112, 0, (7, 0), PCIE3),
-        _card("T4", 14.6, 65, 0, (7, 5), PCIE3),
-        _card("RTX 3060", 11.6, 25.5, 0, (8, 6)),
-        _card("RTX 3080", 9.6, 59.5, 0, (8, 6)),
-        _card("RTX 3090", 23.6, 71, 0, (8, 6)),
-        _card("RTX 4060 TI 16GB", 15.6, 44, 88, (8, 9)),
-        _card("RTX 4070", 11.6, 58, 117, (8, 9)),
-        _card("RTX 4080", 15.6, 97, 195, (8, 9)),
-        _card("RTX 4090", 23.5, 165, 330, (8, 9)),
-        _card("RTX 5090", 31.4, 209, 419, (12, 0), PCIE5),
-        _card("RTX A6000", 47.4, 155, 0, (8, 6)),
-        _card("A10", 22.0, 125, 0, (8, 6)),
-        _card("A10G", 22.0, 70, 0, (8, 6)),
-        _card("L4", 22.0, 121, 242, (8, 9)),
-        _card("L40", 44.4, 181, 362, (8, 9)),
-        _card("L40S", 44.4, 362, 733, (8, 9)),
-        _card("A100", 79.2, 312, 0, (8, 0), NVLINK),
-        _card("A100 40GB", 39.4, 312, 0, (8, 0), NVLINK),
-        _card("A100 PCIE", 79.2, 312, 0, (8, 0)),
-        _card("H100", 79.2, 989, 1979, (9, 0), NVLINK, True),
-        _card("H100 PCIE", 79.2, 756, 1513, (9, 0), PCIE5),
-        _card("H200", 139.8, 989, 1979, (9, 0), NVLINK, True),
-        _card("B200", 178.4, 2250, 4500, (10, 0), NVLINK),
+        _gpu("P100", 15.9, 21, 0, (6, 0), PCIE3),
+        _gpu("V100", 15.8, 125, 0, (7, 0), PCIE3),
+        _gpu("V100 32GB", 31.7, 125, 0, (7, 0), PCIE3),
+        _gpu("V100 PCIE", 15.8, 112, 0, (7, 0), PCIE3),
+        _gpu("T4", 14.6, 65, 0, (7, 5), PCIE3),
+        _gpu("RTX 3060", 11.6, 25.5, 0, (8, 6)),
+        _gpu("RTX 3080", 9.6, 59.5, 0, (8, 6)),
+        _gpu("RTX 3090", 23.6, 71, 0, (8, 6)),
+        _gpu("RTX 4060 TI 16GB", 15.6, 44, 88, (8, 9)),
+        _gpu("RTX 4070", 11.6, 58, 117, (8, 9)),
+        _gpu("RTX 4080", 15.6, 97, 195, (8, 9)),
+        _gpu("RTX 4090", 23.5, 165, 330, (8, 9)),
+        _gpu("RTX 5090", 31.4, 209, 419, (12, 0), PCIE5),
+        _gpu("RTX A6000", 47.4, 155, 0, (8, 6)),
+        _gpu("A10", 22.0, 125, 0, (8, 6)),
+        _gpu("A10G", 22.0, 70, 0, (8, 6)),
+        _gpu("L4", 22.0, 121, 242, (8, 9)),
+        _gpu("L40", 44.4, 181, 362, (8, 9)),
+        _gpu("L40S", 44.4, 362, 733, (8, 9)),
+        _gpu("A100", 79.2, 312, 0, (8, 0), NVLINK),
+        _gpu("A100 40GB", 39.4, 312, 0, (8, 0), NVLINK),
+        _gpu("A100 PCIE", 79.2, 312, 0, (8, 0)),
+        _gpu("H100", 79.2, 989, 1979, (9, 0), NVLINK, True),
+        _gpu("H100 PCIE", 79.2, 756, 1513, (9, 0), PCIE5),
+        _gpu("H200", 139.8, 989, 1979, (9, 0), NVLINK, True),
+        _gpu("B200", 178.4, 2250, 4500, (10, 0), NVLINK),
     )
 }
-# What may stand in a name beside the card's own: none of it changes the peak.
+# What may stand in a name beside the GPU's own: none of it changes the peak.
 BESIDE = re.compile(r"NVIDIA|TESLA|GEFORCE|SXM\d*|\d+GB|HBM\d\w*")
 
 
 def find_gpu(name: str) -> Gpu | None:
-    """The card of a name as the driver or a user writes it; None where it is not known (no guess).
+    """The GPU of a name as the driver or a user writes it; None where it is not known (no guess).
 
-    Whole names: an "L40" is no "L4", an "RTX A1000" no "A100", a laptop's or a MIG slice's peak is not the card's.
+    Whole names: an "L40" is no "L4", an "RTX A1000" no "A100", a laptop's or a MIG slice's peak is not the GPU's.
     """
     words = re.split(r"[\s-]+", name.upper().strip())
     size = next((word for word in words if re.fullmatch(r"\d+GB", word)), "")
@@ -79,9 +79,9 @@ def find_gpu(name: str) -> Gpu | None:
 
 
 def parse_gpus(text: str | None, memory_gib: float | None = None) -> tuple[Gpu, int]:
-    """(card, number of cards) of "RTX 4090" or "T4:2"; without a text those of this machine, by nvidia-smi.
+    """(gpu, number of GPUs) of "RTX 4090" or "T4:2"; without a text those of this machine, by nvidia-smi.
 
-    `memory_gib` replaces what the table knows. UserError for an unknown card, and where this machine has none.
+    `memory_gib` replaces what the table knows. UserError for an unknown GPU, and where this machine has none.
     """
     if text is None:
         found = _of_this_machine()
@@ -92,7 +92,7 @@ def parse_gpus(text: str | None, memory_gib: float | None = None) -> tuple[Gpu, 
     else:
         name, _, number = text.partition(":")
         if number and not (number.strip().isdecimal() and int(number) > 0):
-            raise UserError(f"--gpu {text}: {number!r} is not a number of cards; write --gpu 'T4:2'.")
+            raise UserError(f"--gpu {text}: {number!r} is not a number of GPUs; write --gpu 'T4:2'.")
         count = int(number or 1)
     gpu = find_gpu(name)
     if gpu is None:

@@ -7,7 +7,7 @@ import sys
 
 import torch
 
-from llm_qa.planning.gpus import find_gpu
+from llm_qa.planning.known_gpus import find_gpu
 
 
 def device_name() -> str:
