@@ -31,11 +31,13 @@ MARKS = "marks.jsonl"  # what people say of its answers (scripts/chat.py)
 REFERENCES = "references.jsonl"  # what a run with `retrieval` puts before questions: training records, then passages
 MICRO_BATCH = "micro_batch.json"  # the micro-batch that --auto-micro-batch found to fit
 
-# Evaluation: runs/<name>/eval/<split>/, and <split>-base/, -nearest/, -merged/ and -joined/ beside it; of other data
-# than the run's own in eval/<data>-<sha256, 8 digits>/
+# Evaluation: runs/<name>/eval/<split>/, and <split>-base/, -nearest/, -merged/, -joined/ and others beside it; of other
+# data than the run's own in eval/<data>-<sha256, 8 digits>/
 PREDICTIONS = "predictions.jsonl"
 SCORES = "scores.json"
 TUNED, BASE, NEAREST = "tuned", "base", "nearest"  # whose answers: the run's, its untuned base's, training answers
+# The same two, asked with references that they were not trained with (evaluate.py --retrieval).
+TUNED_WITH, BASE_WITH = "with-references", "base-with-references"
 MERGED = "merged"  # the answers of a run's exported weights
 JOINED = "joined"  # the run's answers to two of the split's questions at once
 KOBEST = "kobest"  # runs/<name>/eval/kobest/scores.json

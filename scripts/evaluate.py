@@ -5,7 +5,8 @@
     accelerate launch --config_file accelerate_configs/ddp.yaml scripts/evaluate.py --run runs/tiny
 
 Writes runs/<name>/eval/<split>/ (and <split>-base/): predictions.jsonl and scores.json, and in <split>-nearest/ the
-same for answers copied from the nearest training question; data that the run was not trained on has a folder of its own
+same for answers copied from the nearest training question, with --retrieval <split>-with-references/ (and
+<split>-base-with-references/); data that the run was not trained on has a folder of its own
 in eval/. After a kill or Ctrl-C, the same command continues the evaluation; a finished one is kept unless --overwrite
 is given. Several processes divide the questions among them and write the same files.
 """
@@ -49,6 +50,12 @@ def parse_arguments() -> argparse.Namespace:
         action="store_true",
         help="also ask the split's questions two at once (always done for a run that trained with join_questions)",
     )
+    parser.add_argument(
+        "--retrieval",
+        type=positive_int,
+        metavar="K",
+        help="of a run trained without references: answer also with the K nearest training records before a question",
+    )
     parser.add_argument("--data", type=Path, help="prepared data (default: what the run was trained on)")
     parser.add_argument("--split", default="test", choices=files.SPLITS)
     parser.add_argument("--batch-size", type=positive_int, default=16, help="questions answered at once")
@@ -75,6 +82,8 @@ def parse_arguments() -> argparse.Namespace:
         files.check_exists([options.merged / "config.json"], "--merged")
         if options.base:
             raise UserError("--base and --merged are both given: evaluate one after the other.")
+        if options.retrieval:
+            raise UserError("--retrieval and --merged are both given: evaluate one after the other.")
     return options
 
 
@@ -82,7 +91,9 @@ def labels_of(options: argparse.Namespace, joined: bool) -> list[str]:
     """Whose answers are asked for, and to what."""
     if options.merged:
         return [files.MERGED]
-    return [files.TUNED, *[files.JOINED][:joined], *[files.BASE][: options.base]]
+    with_references = bool(options.retrieval)
+    tuned = [files.TUNED, *[files.JOINED][:joined], *[files.TUNED_WITH][:with_references]]
+    return [*tuned, *[files.BASE, files.BASE_WITH][: options.base * (1 + with_references)]]
 
 
 def main() -> int:
@@ -100,7 +111,7 @@ def main() -> int:
 def evaluate(options: argparse.Namespace) -> None:
     """Answer, score and write, for the tuned model and with --base for the base."""
     from llm_qa.evaluation.predict.answer_key import answers_key
-    from llm_qa.evaluation.predict.asking import find_source
+    from llm_qa.evaluation.predict.asking import asked_with_references, find_source
     from llm_qa.evaluation.predict.joined import coverage, coverage_line, joined_questions
     from llm_qa.evaluation.predict.predictions import asked_of, delete_all_partial_results, predict, question_rows
     from llm_qa.models.loading import load_run
@@ -121,6 +132,10 @@ def evaluate(options: argparse.Namespace) -> None:
     tokenizer = merged.load_tokenizer()
     asked = source.fit(asked_of(rows), settings, tokenizer)
     asked_both = source.fit(asked_of(both_rows), settings, tokenizer)
+    asked_with = []
+    if options.retrieval:
+        beside = asked_with_references(source, data_dir, options.retrieval)
+        asked_with = beside.fit(asked_of(rows), settings, tokenizer)
     writes = rank() == 0
     embedder = load_embedder(options.embedder) if options.embedder and writes else None
     start_processes()
@@ -146,16 +161,19 @@ def evaluate(options: argparse.Namespace) -> None:
         whose = {**about, "label": files.NEAREST, "model": "nearest training answer"}
         write_evaluation(folder_of(files.NEAREST), copied, whose, seed=options.seed)
 
-    model, single = None, rows
+    model, is_base, single = None, False, rows
     for label in labels:
         of_split = (records, rows, asked) if label != files.JOINED else (both, both_rows, asked_both)
         asked_records, asked_rows, prompts = of_split
+        of_base, with_references = label in (files.BASE, files.BASE_WITH), label in (files.TUNED_WITH, files.BASE_WITH)
+        prompts = asked_with if with_references else prompts
         folder, whole = folder_of(label), recipe.method == "full"
         generation = {**settings.to_dict(), "batch_size": options.batch_size}
         generation |= {"decoder": source.decoder} if source.decoder != "plain" else {}
-        generation |= {"retrieval": recipe.retrieval} if recipe.retrieval else {}
-        weights = [source.base] if label == files.BASE else merged.weights
-        questions = [record.to_json() for record in asked_records]
+        count = options.retrieval if with_references else recipe.retrieval
+        generation |= {"retrieval": count} if count else {}
+        weights = [source.base] if of_base else merged.weights
+        questions = [[record.to_json() for record in asked_records], prompts if count else []]
         key = answers_key(questions, weights, merged.tokenizer, merged.precision, recipe.model, label, generation)
         kept = None if options.overwrite else answered_before(folder, key, asked_rows)
         if writes and not kept and not options.overwrite:
@@ -165,11 +183,12 @@ def evaluate(options: argparse.Namespace) -> None:
             say(f"{label}: the answers of an earlier evaluation are scored again (--overwrite generates new ones)")
             answers, whose = kept
         else:
-            if model is None or (whole and label == files.BASE):
+            if model is None or (whole and of_base != is_base):
                 model = None  # frees the first model before the second is loaded
-                model, tokenizer = merged.load() if options.merged else load_run(options.run, base=label == files.BASE)
+                model, tokenizer = merged.load() if options.merged else load_run(options.run, base=of_base)
+                is_base = of_base
             say(f"{label} model, {len(asked_records):,} records of {data_dir}/{options.split}")
-            uncovered = label == files.BASE and not whole
+            uncovered = of_base and not whole
             with model.disable_adapter() if uncovered else contextlib.nullcontext():
                 how = (settings, options.batch_size, folder, key, source.decoder)
                 answered = predict(model, tokenizer, asked_rows, prompts, *how)

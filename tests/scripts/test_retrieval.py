@@ -112,3 +112,66 @@ def test_settings_that_mean_nothing_are_refused(train, tmp_path, flags, sentence
     done = train(tmp_path / "run", *flags)
     assert done.returncode == 2
     assert sentence in done.stderr
+
+
+@pytest.fixture(scope="module")
+def without(tmp_path_factory, train_with):
+    """A run that was trained without references and evaluated with them, and what was printed."""
+    run = tmp_path_factory.mktemp("runs") / "without"
+    done = train_with(max_steps=4)(run)
+    assert done.returncode == 0, done.stderr
+    done = run_script("scripts/evaluate.py", "--run", run, "--max-new-tokens", "4", "--base", "--retrieval", "2")
+    assert done.returncode == 0, done.stderr
+    return run, done.stdout
+
+
+def test_a_run_trained_without_references_is_also_asked_with_them(without):
+    run, _ = without
+    rows, scores = {}, {}
+    for label in (files.TUNED, files.TUNED_WITH, files.BASE, files.BASE_WITH):
+        folder = files.evaluation_dir(run, "test", label)
+        rows[label] = files.read_jsonl(folder / files.PREDICTIONS)
+        scores[label] = files.read_json(folder / files.SCORES)
+    asked = [[(row["id"], row["question"], row["closest_training"]) for row in of] for of in rows.values()]
+    assert all(one == asked[0] for one in asked), "the same questions"
+    counts = {label: found["generation"].get("retrieval") for label, found in scores.items()}
+    assert counts == {files.TUNED: None, files.TUNED_WITH: 2, files.BASE: None, files.BASE_WITH: 2}
+    assert len({found["fingerprint"] for found in scores.values()}) == 4
+    assert len({tuple(map(tuple, (row["reference_bits"] for row in of))) for of in rows.values()}) == 4
+
+
+def test_kept_answers_with_references_are_not_those_of_another_number_of_them(without, tmp_path):
+    run = shutil.copytree(without[0], tmp_path / "run")
+    same = run_script("scripts/evaluate.py", "--run", run, "--max-new-tokens", "4", "--retrieval", "2")
+    assert "with-references: the answers of an earlier evaluation are scored again" in same.stdout
+    other = run_script("scripts/evaluate.py", "--run", run, "--max-new-tokens", "4", "--retrieval", "1")
+    assert other.returncode == 0, other.stderr
+    assert "\ntuned: the answers of an earlier evaluation" in f"\n{other.stdout}"
+    assert "(retrieval 2 -> 1) and are replaced" in other.stdout
+
+
+def test_the_report_has_them_side_by_side(without, tmp_path):
+    done = run_script("scripts/report.py", without[0], "--out", tmp_path / "page")
+    assert done.returncode == 0, done.stderr
+    page = (tmp_path / "page" / "report.md").read_text(encoding="utf-8")
+    ranking = page[: page.index("By character F1;")]
+    for name in ("without", "without with references", "base of without", "base of without with references"):
+        assert f"| {name} |" in ranking
+    assert "| nearest training answer |" in ranking
+    assert "asked with up to 2 of the nearest training records before each question, which it was not trained" in page
+    closeness = page[page.index("## Close to training texts") :]
+    assert "| without with references |" in closeness[: closeness.index("Without: the records")]
+    header = (tmp_path / "page" / "answers.csv").read_text(encoding="utf-8-sig").partition("\n")[0]
+    assert "answer: tuned with references" in header
+
+
+def test_a_run_that_cannot_be_asked_with_references_is_refused(trained, without, tmp_path):
+    done = run_script("scripts/evaluate.py", "--run", trained[0], "--retrieval", "3")
+    assert done.returncode == 2
+    assert "was trained with retrieval 2 and is always asked so" in done.stderr
+    other = shutil.copytree(without[0], tmp_path / "moved")
+    environment = files.read_json(other / files.ENVIRONMENT)
+    files.write_json(other / files.ENVIRONMENT, environment | {"data_sha256": "0" * 64})
+    done = run_script("scripts/evaluate.py", "--run", other, "--retrieval", "3")
+    assert done.returncode == 2
+    assert "trained on is missing or changed" in done.stderr

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from transformers import PretrainedConfig
 
 from llm_qa.config.recipe import Recipe, make_recipe
-from llm_qa.console import StoppedEarly, say
+from llm_qa.console import StoppedEarly, UserError, say
 from llm_qa.data.chat import choose_prompt
+from llm_qa.data.documents import load_passages
 from llm_qa.data.plain_prompt import Context, Questions
-from llm_qa.data.references import References, named
+from llm_qa.data.references import References, Retrieval, named
+from llm_qa.data.splits import load_split
 from llm_qa.evaluation.predict.answer_key import answers_key
 from llm_qa.evaluation.predict.predictions import answer_questions
+from llm_qa.evaluation.predict.run_data import training_folder
 from llm_qa.inference.decoders import build_decoder, choose_decoder
 from llm_qa.inference.fitting import fit_questions
 from llm_qa.inference.generate import context_length
@@ -113,6 +116,27 @@ def find_source(
     precision = resolve_precision(recipe, gpu_capability())
     references = references_of_run(run, recipe) if run else None
     return Source(run, recipe, base, tokenizer, config, precision, decoder, references)
+
+
+def asked_with_references(source: Source, data_dir: Path, count: int) -> Source:
+    """A run that was trained without references, asked with `count` of its training records and documents' passages.
+
+    UserError for a run that was trained with references, and where the data that it was trained on is gone.
+    """
+    assert source.run
+    if source.recipe.retrieval:
+        raise UserError(
+            f"--retrieval {count}: {source.run} was trained with retrieval {source.recipe.retrieval} and is always "
+            "asked so, its base too: leave --retrieval out."
+        )
+    folder = training_folder(source.run, data_dir)
+    if folder is None:
+        raise UserError(
+            f"--retrieval {count} puts training records before each question, and the data that {source.run} was "
+            "trained on is missing or changed: put it back, or leave --retrieval out."
+        )
+    retrieval = Retrieval(count, 1.0, source.recipe.seed)
+    return replace(source, references=References(load_split(folder, "train"), retrieval, load_passages(folder)))
 
 
 def answer_file(

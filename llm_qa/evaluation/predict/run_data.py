@@ -74,13 +74,17 @@ def held_out_of(data_dir: Path, split: str) -> str:
     return options.get("held_out", RECORDS) if split == "test" else RECORDS
 
 
+def training_folder(run: Path, data_dir: Path) -> Path | None:
+    """The prepared folder that the run was trained on: `data_dir`, or the one it names; None for missing or changed."""
+    return next((folder for folder in (data_dir, data_of_run(run)) if is_own_data(run, folder)), None)
+
+
 def training_records(run: Path, data_dir: Path) -> list[QARecord] | None:
     """The records that the run was trained on; None, with a message, where its data is missing or changed."""
-    for folder in (data_dir, data_of_run(run)):
-        if is_own_data(run, folder):
-            if folder != data_dir:
-                say(f"note: {data_dir} is not the data of this run, which was trained on {folder}")
-            return load_split(folder, "train")
+    if folder := training_folder(run, data_dir):
+        if folder != data_dir:
+            say(f"note: {data_dir} is not the data of this run, which was trained on {folder}")
+        return load_split(folder, "train")
     say(
         f"warning: {data_dir} is not the data of this run, which is missing: records may have been trained on, and "
         "there is no row of nearest training answers"

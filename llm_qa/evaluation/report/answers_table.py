@@ -20,6 +20,7 @@ FORMULA = re.compile(r"[=+\-@\t\r]")  # a cell that begins so is computed by a s
 UNPRINTABLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f]")  # which a workbook cannot hold
 LONGEST_CELL = 32_767  # characters, Excel's limit
 WHOSE = {files.BASE: "base", files.TUNED: "tuned", files.NEAREST: "nearest training answer"}
+WHOSE |= {files.TUNED_WITH: "tuned with references", files.BASE_WITH: "base with references"}
 
 
 def answers_table(report: Report) -> tuple[list[str], list[list[str | float]]]:

@@ -7,7 +7,7 @@ contains no date, so the same runs give the same bytes. Missing optional figures
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,12 +49,14 @@ class RunFolder:
     training: dict[str, Any]
     log: list[dict[str, Any]]
     kobest: dict[str, Any]
+    with_references: dict[str, Evaluation]  # by label, of a run that was trained without them
 
     @property
     def evaluations(self) -> dict[str, Evaluation]:
         """Those that there are, by label."""
         labelled = {files.TUNED: self.tuned, files.BASE: self.base, files.NEAREST: self.nearest}
-        return {label: evaluation for label, evaluation in labelled.items() if evaluation}
+        found = {label: evaluation for label, evaluation in labelled.items() if evaluation}
+        return {**found, **self.with_references}
 
     @property
     def hours(self) -> float | None:
@@ -185,6 +187,15 @@ def _load_run(path: Path, name: str, split: str, data: Path | None) -> RunFolder
             check_same_questions(f"{what} {path}", evaluation, "its tuned model", tuned, remedy)
     if base:
         check_same_generation(path, base, tuned, remedy)
+    with_references = {}
+    for label in (files.TUNED_WITH, files.BASE_WITH):
+        if evaluation := load_evaluation(path, split, label, place, remedy=remedy):
+            again = f"{remedy} --retrieval {evaluation.generation.get('retrieval')}"
+            check_same_data(f"{label} of {path}", evaluation, "the tuned model", tuned, again)
+            check_same_questions(f"{label} of {path}", evaluation, "its tuned model", tuned, again)
+            settings = {key: value for key, value in evaluation.generation.items() if key != "retrieval"}
+            check_same_generation(path, replace(evaluation, generation=settings), tuned, again)
+            with_references[label] = evaluation
     return RunFolder(
         name=name,
         path=path,
@@ -196,6 +207,7 @@ def _load_run(path: Path, name: str, split: str, data: Path | None) -> RunFolder
         training=_optional_json(path / files.TRAINING),
         log=files.read_jsonl(path / files.LOG) if (path / files.LOG).is_file() else [],
         kobest=load_kobest(path),
+        with_references=with_references,
     )
 
 

@@ -35,7 +35,7 @@ def measured(report: Report) -> tuple[str, ...]:
 
 def headline(report: Report) -> str:
     """The report's first lines: questions trained on, the best tuned model, what it clearly beats, copied answers."""
-    return " ".join([*trained_on(report), _best(report)])
+    return " ".join([*trained_on(report), _best(report), *_with_references(report)])
 
 
 def trained_on(report: Report) -> list[str]:
@@ -78,6 +78,18 @@ def _best(report: Report) -> str:
     if copies and not any(entry in beaten for entry in copies):
         return f"{text}. Copying the nearest training answer ({score(copies[0])}) is neither clearly better nor worse."
     return f"{text}."
+
+
+def _with_references(report: Report) -> list[str]:
+    """What "with references" means for the runs that were asked so, in a sentence; [] without any."""
+    asked = [evaluation for run in report.runs for evaluation in run.folder.with_references.values()]
+    counts = sorted({str(evaluation.generation.get("retrieval")) for evaluation in asked})
+    if not counts:
+        return []
+    return [
+        f'"With references" is the same model asked with up to {" or ".join(counts)} of the nearest training '
+        "records before each question, which it was not trained with."
+    ]
 
 
 def _listed(names: list[str], most: int = 4) -> str:
@@ -138,11 +150,19 @@ def pairwise_rows(report: Report) -> list[dict[str, Any]]:
 
 
 def closeness_rows(report: Report) -> list[dict[str, Any]]:
-    """One row a run: how much of the test is close to its training texts; F1 and its gain with and without that."""
-    rows = []
+    """One row a run: how much of the test is close to its training texts; F1 and its gain with and without that.
+
+    A run that was also asked with references has a row for that too, without a gain.
+    """
+    asked = []
     for run in report.runs:
-        found, scores = run.tuned.contamination, run.tuned.scores
-        row = {"name": run.name, "checked": bool(found)}
+        asked.append((run.name, run.tuned, run.comparison))
+        if beside := run.folder.with_references.get(files.TUNED_WITH):
+            asked.append((f"{run.name} with references", beside, None))
+    rows = []
+    for name, evaluation, comparison in asked:
+        found, scores = evaluation.contamination, evaluation.scores
+        row: dict[str, Any] = {"name": name, "checked": bool(found)}
         if found:
             f1 = MEASURES[CHARACTER_F1]
             new = scores["groups"].get(CLOSENESS, {}).get(NEW)
@@ -155,8 +175,8 @@ def closeness_rows(report: Report) -> list[dict[str, Any]]:
                 "without": f1.format(new["metrics"][CHARACTER_F1]["value"]) if new else UNKNOWN,
                 "without_span": span(new["metrics"][CHARACTER_F1], f1.format, new["record_groups"]) if new else "",
                 "without_groups": f"{new['record_groups']:,}" if new else "0",
-                "gain": _gain(run.comparison),
-                "gain_without": _gain(((run.comparison or {}).get("groups") or {}).get(CLOSENESS, {}).get(NEW)),
+                "gain": _gain(comparison),
+                "gain_without": _gain(((comparison or {}).get("groups") or {}).get(CLOSENESS, {}).get(NEW)),
             }
         rows.append(row)
     return rows

@@ -27,6 +27,7 @@ from llm_qa.evaluation.statistics.ranking import Entry
 
 DASHES: tuple[Dash, ...] = ("-", "--", ":")
 DASH_OF_LABEL: dict[str, Dash] = {files.TUNED: "-", files.BASE: "--", files.NEAREST: ":"}
+DASH_OF_LABEL |= {files.TUNED_WITH: "-.", files.BASE_WITH: "-."}
 
 
 @styled

@@ -40,7 +40,7 @@ FONTS = (
     "'Noto Sans CJK KR', NanumGothic, sans-serif"
 )
 _WIDTH_INCHES = 8.6
-Dash = Literal["-", "--", ":"]  # how a line is drawn
+Dash = Literal["-", "--", ":", "-."]  # how a line is drawn
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text
     "text.parse_math": False,  # a category may contain dollar signs

@@ -21,6 +21,7 @@ from llm_qa.evaluation.statistics.scoring import text_scores
 
 PAIR_MEASURES = (CHARACTER_F1, BITS_PER_CHARACTER)  # measures of the tests between models
 NEAREST_NAME = "nearest training answer"
+OF_TUNED, OF_BASE = (files.TUNED, files.TUNED_WITH), (files.BASE, files.BASE_WITH)
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Ranking:
 class Entry:
     """One model of the ranking; `runs` are the indices of its runs in the report; a shared base has several."""
 
-    label: str  # files.TUNED, BASE or NEAREST
+    label: str  # files.TUNED, BASE, NEAREST, TUNED_WITH or BASE_WITH
     runs: tuple[int, ...]
     name: str
     evaluation: Evaluation
@@ -78,11 +79,11 @@ def rank_entries(
     entries: list[Entry] = []
     for run, labelled in enumerate(evaluations):
         for label, evaluation in labelled.items():
-            alike = [i for i, e in enumerate(entries) if label == e.label != files.TUNED and _alike(e, evaluation)]
+            alike = [i for i, e in enumerate(entries) if label == e.label not in OF_TUNED and _alike(e, evaluation)]
             if alike:
                 entries[alike[0]] = replace(entries[alike[0]], runs=(*entries[alike[0]].runs, run))
             else:
-                trained = hours[run] if label == files.TUNED else None
+                trained = hours[run] if label in OF_TUNED else None
                 entries.append(Entry(label, (run,), names[run], evaluation, trained))
     several = sum(entry.label == files.NEAREST for entry in entries) > 1
     entries.sort(key=lambda entry: (-(entry.scores["metrics"][CHARACTER_F1]["value"] or 0), entry.label))
@@ -90,13 +91,14 @@ def rank_entries(
 
 
 def _shown_name(entry: Entry, names: Sequence[str], several_nearest: bool) -> str:
-    if entry.label == files.TUNED:
-        return entry.name
+    asked = " with references" if entry.label in (files.TUNED_WITH, files.BASE_WITH) else ""
+    if entry.label in OF_TUNED:
+        return entry.name + asked
     whose = ", ".join(names[run] for run in entry.runs[:2])
     if len(entry.runs) > 2:
         whose += f" and {len(entry.runs) - 2} more"
-    if entry.label == files.BASE:
-        return f"base of {whose}"
+    if entry.label in OF_BASE:
+        return f"base of {whose}{asked}"
     return f"{NEAREST_NAME} of {whose}" if several_nearest else NEAREST_NAME
 
 
@@ -108,7 +110,7 @@ def _alike(entry: Entry, evaluation: Evaluation) -> bool:
 
 def most_tests(entries: list[Entry], runs_with_base: int, runs_with_kobest: int) -> int:
     """The largest number of tests in a report of these entries (`compare_entries`)."""
-    pairs = comb(sum(entry.label != files.BASE for entry in entries), 2)
+    pairs = comb(sum(entry.label not in OF_BASE for entry in entries), 2)
     return runs_with_base * len(MEASURES) + runs_with_kobest * len(TASKS) + pairs * len(PAIR_MEASURES)
 
 
@@ -124,9 +126,9 @@ def compare_entries(
     """Compare the entries of a report with each other, and correct all of its tests.
 
     `against_base` has each run's comparison with its base, and `kobest` the result of `tested_tasks` for it. In
-    addition, tuned models and copied answers are compared with each other on PAIR_MEASURES.
+    addition, tuned models (with references too) and copied answers are compared with each other on PAIR_MEASURES.
     """
-    rivals = [entry for entry in entries if entry.label != files.BASE]
+    rivals = [entry for entry in entries if entry.label not in OF_BASE]
     pairs = list(combinations(rivals, 2))
     compared = [
         compare_predictions(
