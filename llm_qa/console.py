@@ -9,6 +9,8 @@ import sys
 import unicodedata
 from collections.abc import Callable, Iterable
 
+from llm_qa.language import KOREAN, LANGUAGES, choose_language, language, later, set_language, tr
+
 EXIT_DONE = 0
 EXIT_FAILED = 1
 EXIT_USER_ERROR = 2
@@ -27,15 +29,64 @@ class StoppedEarly(Exception):
     """The work ended before its end with everything saved; the same command goes on."""
 
 
+ARGPARSE = (  # what argparse says in our help and errors; it looks each up by its `_`
+    later("usage: "),
+    later("options"),
+    later("positional arguments"),
+    later("show this help message and exit"),
+    later("the following arguments are required: %s"),
+    later("unrecognized arguments: %s"),
+    later("expected one argument"),
+    later("expected at least one argument"),
+    later("expected at most one argument"),
+    later("ambiguous option: %(option)s could match %(matches)s"),
+    later("ignored explicit argument %r"),
+    later("invalid choice: %(value)r (choose from %(choices)s)"),
+    later("invalid %(type)s value: %(value)r"),
+    later("not allowed with argument %s"),
+    later("one of the arguments %s is required"),
+)
+
+
+class _ChooseLanguage(argparse.Action):
+    def __call__(self, parser, namespace, values, option_string=None):
+        set_language(values)
+
+
 class ArgumentParser(argparse.ArgumentParser):
-    """argparse's parser, with the script's docstring shown as it is written and mistakes in flags as a UserError."""
+    """argparse's parser, with the script's docstring shown as it is written and mistakes in flags as a UserError.
+
+    Every script takes --lang by it; help and mistakes in flags are in that language, wherever --lang stands.
+    """
 
     def __init__(self, **settings):
+        vars(argparse)["_"] = tr
         super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **settings)
+        self.add_argument(
+            "--lang",
+            choices=LANGUAGES,
+            action=_ChooseLanguage,
+            default=argparse.SUPPRESS,
+            help="language of what is shown and written (default: the locale's)",
+        )
+
+    def parse_known_args(self, args=None, namespace=None):
+        """As argparse's, with the language known before the first mistake."""
+        choose_language(sys.argv[1:] if args is None else args)
+        return super().parse_known_args(args, namespace)
+
+    def format_help(self) -> str:
+        """As argparse's, with each flag's help in the chosen language."""
+        for action in self._actions:
+            action.help = action.help and tr(action.help)
+        for group in self._action_groups:
+            group.title = group.title and tr(group.title)
+        self.description = self.description and tr(self.description)
+        return super().format_help()
 
     def error(self, message: str):
         """One sentence in place of argparse's usage lines and exit."""
-        raise UserError(f"{message.removeprefix('argument ')} (--help lists the flags).")
+        raise UserError(tr("{mistake} (--help lists the flags).", mistake=message.removeprefix("argument ")))
 
 
 def whole_number(text: str, at_least: int = 0) -> int:
@@ -45,7 +96,8 @@ def whole_number(text: str, at_least: int = 0) -> int:
     except ValueError:
         value = None
     if value is None or value < at_least:
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least {at_least}")
+        message = tr("{text} is not a whole number of at least {at_least}", text=text, at_least=at_least)
+        raise argparse.ArgumentTypeError(message)
     return value
 
 
@@ -84,8 +136,8 @@ def progress(
         iterable,
         total=total,
         initial=resume_at,
-        desc=what,
-        unit=f" {unit}",
+        desc=tr(what),
+        unit=f" {tr(unit)}",
         dynamic_ncols=True,
         disable=quiet or not is_main_process(),
         mininterval=0.5 if sys.stderr.isatty() else 15,  # a log file is not a screen
@@ -111,7 +163,9 @@ def format_table(header: list[str], rows: list[list[str]]) -> str:
 
 
 def counted(number: int, noun: str) -> str:
-    """(1, 'sequence') -> '1 sequence', (2000, 'sequence') -> '2,000 sequences'."""
+    """(1, 'sequence') -> '1 sequence', (2000, 'sequence') -> '2,000 sequences', in Korean '시퀀스 2,000개'."""
+    if language() == KOREAN:
+        return f"{tr(noun)} {number:,}개"
     return f"{number:,} {noun}" + ("" if number == 1 else "s")
 
 
@@ -137,22 +191,23 @@ def run_script(
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # Korean must survive LANG=C and Windows consoles
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+    choose_language(sys.argv[1:])
     try:
         sys.exit(main() or EXIT_DONE)
     except UserError as error:
         if speaks(str(error)):
-            print(f"error: {error}", file=sys.stderr, flush=True)
+            print(tr("error: {error}", error=error), file=sys.stderr, flush=True)
         sys.exit(EXIT_USER_ERROR)
     except Failed as error:
         if speaks(str(error)):
-            print(f"error: {error}", file=sys.stderr, flush=True)
+            print(tr("error: {error}", error=error), file=sys.stderr, flush=True)
         sys.exit(EXIT_FAILED)
     except StoppedEarly as stop:
         say(str(stop))
         sys.exit(EXIT_STOPPED_EARLY)
     except KeyboardInterrupt:
         if is_main_process():
-            print("error: stopped by Ctrl-C", file=sys.stderr, flush=True)
+            print(tr("error: stopped by Ctrl-C"), file=sys.stderr, flush=True)
         sys.exit(EXIT_FAILED)
     except BrokenPipeError:  # the reader (`| head`) went away; nothing is left to say
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

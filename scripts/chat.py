@@ -17,8 +17,8 @@ from llm_qa import files
 from llm_qa.console import ArgumentParser, UserError, positive_int, run_script, say
 from llm_qa.data.marks import check_marks_file
 from llm_qa.inference.settings import DECODER_HELP, DECODERS, MAX_NEW_TOKENS_HELP, named_settings
+from llm_qa.language import language
 from llm_qa.serving.address import LOCAL_HOSTS, bound_socket, check_port, run_server, url
-from llm_qa.serving.chat_texts import TEXTS, default_language
 
 PASSWORD_VARIABLE = "LLM_QA_PASSWORD"
 
@@ -31,7 +31,6 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, help="the prepared data of the run, where it was moved")
     parser.add_argument("--nearest", type=positive_int, default=3, help="training questions shown beside (3)")
     parser.add_argument("--marks", type=Path, help="file that marks are appended to (default: marks.jsonl in the run)")
-    parser.add_argument("--lang", choices=sorted(TEXTS), default=default_language(), help="the page's language (LANG)")
     parser.add_argument("--decoder", default="auto", choices=DECODERS, help=DECODER_HELP)
     parser.add_argument("--max-new-tokens", type=positive_int, help=MAX_NEW_TOKENS_HELP)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at; any other needs --password")
@@ -76,7 +75,7 @@ def main() -> int:
     with_base, context_of = not options.no_base, source.with_references
     answerer = Answerer(model, tokenizer, settings, decoder, base, with_base=with_base, context_of=context_of)
     name = options.run.resolve().name
-    chat = Chat(answerer, training, options.marks, model=name, language=options.lang, nearest=options.nearest)
+    chat = Chat(answerer, training, options.marks, model=name, language=language(), nearest=options.nearest)
     app = build_app(chat, options.password)
     say(f"the page of {name!r} is at {url(options.host, options.port)}; Ctrl-C ends")
     run_server(app, bound, timeout_graceful_shutdown=3)

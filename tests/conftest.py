@@ -11,14 +11,22 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, GPTN
 
 from llm_qa import files
 from llm_qa.data.records import QARecord
+from llm_qa.language import ENGLISH, VARIABLE
 from llm_qa.models.embedded import build_tokenizer
 from llm_qa.models.loading import save_tokenizer
 
 
 def pytest_configure() -> None:
-    """No test reaches for the network; two workers share two cores."""
+    """No test reaches for the network; two workers share two cores; English whatever the machine's locale."""
     os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ[VARIABLE] = ENGLISH
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _english(monkeypatch) -> None:
+    """A test that chooses Korean leaves the next one in English."""
+    monkeypatch.setenv(VARIABLE, ENGLISH)
 
 
 STARTERS = {"run_script", "subprocess", "ForkServer", "in_a_child", "start_child", "expect_browser", "sync_playwright"}

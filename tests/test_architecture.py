@@ -7,6 +7,7 @@ import pytest
 
 # From the bottom to the top. A module may import what stands before it, and its own line; the longest prefix counts.
 LAYERS = (
+    ("language",),
     ("console",),
     ("files",),
     ("migrations",),

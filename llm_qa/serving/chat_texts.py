@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
-
-KOREAN, ENGLISH = "ko", "en"
+from llm_qa.language import ENGLISH, KOREAN
 
 TEXTS: dict[str, dict[str, str]] = {
     KOREAN: {
@@ -68,9 +66,3 @@ TEXTS: dict[str, dict[str, str]] = {
         "login": "The user name is {user}.",
     },
 }
-
-
-def default_language() -> str:
-    """KOREAN where the terminal's language is (LC_ALL, LC_MESSAGES, LANG), else ENGLISH."""
-    named = next(filter(None, map(os.environ.get, ("LC_ALL", "LC_MESSAGES", "LANG"))), "")
-    return KOREAN if named.lower().startswith("ko") else ENGLISH

@@ -25,6 +25,7 @@ from llm_qa.data.readers.xlsx import ZIP, read_sheet
 from llm_qa.data.records import QARecord
 from llm_qa.data.text import LINE_BREAKS, invalid_reason, normalize, visible
 from llm_qa.files import sha256_file
+from llm_qa.language import tr
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ def read_files(
         table, encoding = open_table(path, columns, sheet, learn_turns)
         columns_used |= table.columns_used
         before = (len(result.records), len(result.rejected))
-        for row in progress(table.rows, what=f"reading {path.name}", unit="rows"):
+        for row in progress(table.rows, what=tr("reading {file}", file=path.name), unit="rows"):
             result.rows_read += 1
             record, reason = validate(row, max_characters, LINE_BREAKS[line_breaks])
             if record is not None:
