@@ -27,6 +27,7 @@ class Work:
     """A pass of one GPU: the model's layers and width, its tokens, and how many layers are recomputed.
 
     `inputs_on_host`: the layers' inputs are kept in the machine's memory. `copied`: 16-bit weights are kept in fp8 too.
+    `passes` are those of an update: from the second on, the gradients of the earlier ones are there too.
     """
 
     layers: int
@@ -35,6 +36,7 @@ class Work:
     recomputed: int
     inputs_on_host: bool = False
     copied: bool = False
+    passes: int = 1
 
 
 def activations(work: Work, saved: float = SAVED) -> float:
@@ -58,7 +60,7 @@ def peak_by_part(recipe: Recipe, sizes: Sizes, work: Work, stage: int = 0, gpus:
     states = memory_per_gpu(recipe, sizes, stage, gpus)
     parts = {"weights, gradients, optimizer": states, "activations": activations(work)}
     if recipe.method == "full" and stage == 0:
-        parts |= _training_all(recipe, sizes, work, states)
+        parts |= _training_all(recipe, sizes, work, states, gpus)
     if work.copied or (recipe.base_precision == "nf4" and not work.recomputed and stage != 3):
         parts["unpacked weights"] = CACHED * sizes.linear
     if stage == 3:
@@ -70,11 +72,10 @@ def peak_by_part(recipe: Recipe, sizes: Sizes, work: Work, stage: int = 0, gpus:
     return parts
 
 
-def _training_all(recipe: Recipe, sizes: Sizes, work: Work, states: float) -> dict[str, float]:
+def _training_all(recipe: Recipe, sizes: Sizes, work: Work, states: float, gpus: int) -> dict[str, float]:
     """States and activations where all weights train on one GPU or under DDP.
 
-    Gradients come while activations go, so the peak is either the last forward pass, without gradients, or the end of
-    the backward pass, without activations. A paged optimizer's states are no allocation of torch's.
+    A paged optimizer's states are no allocation of torch's.
     """
     kept = of_recipe(recipe, 0)
     if "paged" in recipe.training.get("optim", ""):
@@ -82,7 +83,24 @@ def _training_all(recipe: Recipe, sizes: Sizes, work: Work, states: float) -> di
     kept_inputs = activations(work, SAVED_TRAINING)
     if kept.weight == 4:
         kept_inputs += 2 * sizes.linear  # a 16-bit copy for the products
-    return {
-        "weights, gradients, optimizer": states,
-        "activations": max(0.0, kept_inputs - kept.gradient * sizes.trained),
-    }
+    gone = kept.gradient * sizes.trained if gradients_replace_activations(recipe, work.passes, gpus) else 0
+    return {"weights, gradients, optimizer": states, "activations": max(0.0, kept_inputs - gone)}
+
+
+def gradients_replace_activations(recipe: Recipe, passes: int, gpus: int) -> bool:
+    """Whether an update never holds all gradients and all activations at once, so that the larger of them counts.
+
+    So it is where all weights train on one GPU in updates of a single pass: the forward pass ends without gradients,
+    and the backward pass without activations. Later passes find the gradients of the earlier ones.
+    """
+    return recipe.method == "full" and passes == 1 and gpus == 1
+
+
+def room_for_activations(free: float, optimizer: float, gradients: float, margin: float, replaced: bool) -> float:
+    """Bytes for activations in `free` bytes beside what the optimizer keeps; below 0 where not even the states fit.
+
+    Where gradients are `replaced` for activations (`gradients_replace_activations`), their room counts too, less the
+    `margin` once more for the holes between blocks of different sizes: no run as full as that was measured.
+    """
+    room = free - optimizer - gradients - margin
+    return room + max(0.0, gradients - margin) if replaced and room >= 0 else room

@@ -47,7 +47,7 @@ def predict(recipe: Recipe, strategy: Strategy, path: FastPath, gpu: Gpu | None,
     tokens = micro_batch_size(recipe, gpus) * recipe.pack_length
     recomputed = path.recomputed if path.active else shape.layers
     copied = path.fp8_products and recipe.base_precision == "16bit"
-    work = Work(shape.layers, shape.d_model, tokens, recomputed, path.inputs_on_host, copied)
+    work = Work(shape.layers, shape.d_model, tokens, recomputed, path.inputs_on_host, copied, passes)
     parts = gpu_bytes(recipe, shape, sizes, work, stage, gpus, plain=not path.active)
     if not path.active:
         kind = "plain path"

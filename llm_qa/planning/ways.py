@@ -9,7 +9,7 @@ from pathlib import Path
 
 from llm_qa.config.recipe import Recipe, load_recipe, recipe_flags
 from llm_qa.models.shapes import SHAPES, Shape
-from llm_qa.planning.footprint import CACHED, SAVED_TRAINING, Work, activations, peak_by_part, plain_pass_bytes
+from llm_qa.planning.footprint import CACHED, Work, peak_by_part, plain_pass_bytes
 from llm_qa.planning.known_gpus import GPUS, Gpu
 from llm_qa.planning.measured import Measured
 from llm_qa.planning.memory import (
@@ -29,6 +29,7 @@ USABLE = 0.94  # share of the rest that can be allocated: 66.5 GiB were reserved
 # The share of that up to which training all weights is taken to recompute nothing: a choice by which 5.8B does so on an
 # H200 and 12.8B recomputes every layer, as was seen.
 ALL_WEIGHTS_USABLE = 0.9
+MOST_TOKENS = 8192  # of a pass: no longer one was measured
 CHECKPOINTS = 2  # that a run keeps (save_total_limit)
 STAGE = {"one": 0, "ddp": 0, "zero2": 2, "zero3": 3}
 TARGET = {"one": "train", "ddp": "train-ddp", "zero2": "train-zero2", "zero3": "train-zero3"}
@@ -108,9 +109,9 @@ def ways(gpu: Gpu, gpus: int) -> Iterator[Way]:
     engines = ("one",) if gpus == 1 else ("ddp", "zero2", "zero3")
     whole = engines[0]
     if gpu.capability < (8, 0):
-        yield from (Way("QLoRA nf4", "qlora_12.8b_t4x2", (), engine) for engine in engines[:2])
+        yield from (Way("QLoRA nf4", "qlora_12.8b_t4x2", (), engine) for engine in _with_one(engines[:2]))
         return
-    yield from (Way("QLoRA nf4", "qlora_12.8b", (), engine) for engine in engines)
+    yield from (Way("QLoRA nf4", "qlora_12.8b", (), engine) for engine in _with_one(engines))
     if gpu.fp8:
         for engine in engines[:2]:  # under ZeRO-3 products are in 16 bits anyway
             yield Way("QLoRA nf4 bf16", "qlora_12.8b", ("--compute-dtype", "bf16"), engine)
@@ -123,6 +124,11 @@ def ways(gpu: Gpu, gpus: int) -> Iterator[Way]:
         yield Way("full", "full_12.8b_zero3", (), "zero3")
     for offload in ("optimizer", "all"):
         yield Way("full", "full_12.8b", ("--optim", "adamw_torch"), "zero3", offload)
+
+
+def _with_one(engines: tuple[str, ...]) -> tuple[str, ...]:
+    """One GPU of several stands in the table too: what the others add can be read off."""
+    return engines if engines[0] == "one" else ("one", *engines)
 
 
 def sizes_of(shape: Shape, recipe: Recipe) -> Sizes:
@@ -165,6 +171,8 @@ def all_plans(job: Job) -> list[Plan]:
 
 def plan(job: Job, way: Way) -> Plan:
     """The way with the micro-batch and the recomputation that are fastest; those that need least where none fits."""
+    if way.engine == "one":
+        job = replace(job, gpus=1, machines=1)
     flags = [*way.flags, *(["--model", job.model] if job.model != "EleutherAI/polyglot-ko-12.8b" else [])]
     recipe = load_recipe(RECIPES / f"{way.recipe}.yaml", recipe_flags(flags))
     if recipe.global_batch_size % job.all_gpus:
@@ -179,10 +187,13 @@ def plan(job: Job, way: Way) -> Plan:
     if recipe.method == "full" and not sharded:
         counts = [0, shape.layers]
     best: Plan | None = None
-    for micro in (size for size in range(share, 0, -1) if share % size == 0):
+    most = max(1, min(share, MOST_TOKENS // recipe.pack_length))
+    for micro in (size for size in range(most, 0, -1) if share % size == 0):
         for count in counts:
             parts = _parts(job, way, recipe, shape, sizes, micro, count)
-            if _has_room(parts, recipe, shape, micro, count, usable) or (micro == 1 and count == shape.layers):
+            # Where all weights train and nothing is recomputed the fast path keeps more free.
+            room = usable if recipe.method == "lora" or count else ALL_WEIGHTS_USABLE * usable
+            if sum(parts.values()) <= room or (micro == 1 and count == shape.layers):
                 found = _plan(job, way, recipe, sizes, flags, parts, usable, count, micro)
                 if best is None or (found.tokens_per_second or 0) > (best.tokens_per_second or 0):
                     best = found
@@ -191,17 +202,6 @@ def plan(job: Job, way: Way) -> Plan:
             break
     assert best
     return best
-
-
-def _has_room(
-    parts: dict[str, float], recipe: Recipe, shape: Shape, micro: int, recomputed: int, usable: float
-) -> bool:
-    """Whether the fast path would do that: where all weights train it wants activations beside the gradients."""
-    needed = sum(parts.values())
-    if recipe.method == "lora" or recomputed:
-        return needed <= usable
-    beside = activations(Work(shape.layers, shape.d_model, micro * recipe.pack_length, recomputed), SAVED_TRAINING)
-    return needed - parts["activations"] + beside / 2**30 <= ALL_WEIGHTS_USABLE * usable
 
 
 def gpu_bytes(
@@ -223,7 +223,8 @@ def _parts(
     # Where all weights train and all layers are recomputed, their inputs go to the machine's memory.
     on_host = recipe.method == "full" and STAGE[way.engine] == 0 and recomputed == shape.layers
     copied = recipe.base_precision == "16bit" and in_fp8(recipe, sizes, job.gpu, way.engine)
-    work = Work(shape.layers, shape.d_model, tokens, recomputed, on_host, copied)
+    passes = recipe.global_batch_size // (micro * gpus)
+    work = Work(shape.layers, shape.d_model, tokens, recomputed, on_host, copied, passes)
     plain = job.gpu.capability < (8, 0)
     parts = gpu_bytes(recipe, shape, sizes, work, STAGE[way.engine], gpus, plain=plain)
     if way.offload:

@@ -19,6 +19,7 @@ from llm_qa.models.left_out import left_out_report
 from llm_qa.models.loading import align_special_tokens, check_tokenizer_fits, load_base, load_tokenizer
 from llm_qa.models.lora import add_lora, linear_parameters, parameter_counts, trainable_report
 from llm_qa.models.precision import Precision, gpu_capability
+from llm_qa.planning.footprint import gradients_replace_activations
 from llm_qa.training.out_of_memory import memory_for_loading
 from llm_qa.training.strategy import Strategy
 from llm_qa.training.trainer import use_fast_path
@@ -88,6 +89,7 @@ def set_up_fast_path(
         max_label_tokens=rows * train_set.max_label_tokens,
         zero_stage=strategy.zero_stage,
         capability=gpu_capability(),
+        replaced=gradients_replace_activations(recipe, arguments.gradient_accumulation_steps, strategy.processes),
     )
     use_fast_path(arguments, path)
     say(path.report)

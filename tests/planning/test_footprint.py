@@ -2,9 +2,12 @@
 
 import pytest
 
+from llm_qa.config.recipe import load_recipe
+from llm_qa.models.shapes import SHAPES
+from llm_qa.planning.footprint import SAVED_TRAINING, Work, activations, peak_by_part, room_for_activations
 from llm_qa.planning.measured import MEASURED
 from llm_qa.planning.speed import MEASURED_WITHIN
-from llm_qa.planning.ways import predicted
+from llm_qa.planning.ways import predicted, sizes_of
 
 
 @pytest.mark.parametrize(
@@ -21,3 +24,24 @@ def test_enough_was_measured_to_say_so():
     with_memory = [row for row in MEASURED if row.gib is not None]
     assert len(with_memory) >= 28
     assert {row.size for row in with_memory} == {"1.3b", "3.8b", "5.8b", "12.8b"}
+
+
+def test_gradients_of_earlier_passes_lie_beside_the_activations():
+    """A single pass holds the larger of the two, as was measured; a second one both, and so does DDP with its copy."""
+    recipe, shape = load_recipe("scripts/recipes/full_12.8b.yaml"), SHAPES["EleutherAI/polyglot-ko-5.8b"]
+    sizes = sizes_of(shape, recipe)
+    one = Work(shape.layers, shape.d_model, 2048, 0)
+    two = Work(shape.layers, shape.d_model, 2048, 0, passes=2)
+    states = 10 * sizes.trained
+    assert sum(peak_by_part(recipe, sizes, one).values()) == states
+    assert sum(peak_by_part(recipe, sizes, two).values()) == states + activations(two, SAVED_TRAINING)
+    assert peak_by_part(recipe, sizes, one, gpus=2)["activations"] == activations(one, SAVED_TRAINING)
+
+
+@pytest.mark.parametrize(
+    ("free", "gradients", "replaced", "room"),
+    [(100, 20, False, 45), (100, 20, True, 60), (100, 3, True, 62), (60, 30, True, -5), (60, 30, False, -5)],
+)
+def test_room_for_activations(free, gradients, replaced, room):
+    """The optimizer keeps 30, and 5 stay free: twice where the gradients' room is lent, never where states lack it."""
+    assert room_for_activations(free, 30, gradients, 5, replaced) == room

@@ -14,6 +14,7 @@ from llm_qa.planning import ways
 from llm_qa.planning.dry_run import meta_model
 from llm_qa.planning.dry_run import sizes_of as sizes_of_model
 from llm_qa.planning.known_gpus import GPUS, OLDEST
+from llm_qa.planning.measured import MEASURED
 from llm_qa.planning.memory import weight_bytes
 from llm_qa.planning.ways import Job, all_plans, best_of, sizes_of
 from llm_qa.training import growth
@@ -35,7 +36,7 @@ def test_the_table_fits_80_columns_and_marks_the_fastest():
         table = text[text.index("  way") : text.index("rec.:")].splitlines()
         assert max(map(len, table)) <= 80
     assert sum(line.startswith("*") for line in table) == 1
-    assert "  full, DDP                168.1    no" in text
+    assert "  full, DDP                168.2    no" in text
     assert "within 15% of what was measured on this GPU" in text
 
 
@@ -129,7 +130,7 @@ def test_every_command_is_one_that_make_and_train_take(gpu, gpus):
         flags = plan.command.partition('ARGS="')[2].rstrip('"').split()
         values = dict(zip([flag.removeprefix("--").replace("-", "_") for flag in flags[::2]], flags[1::2], strict=True))
         batch = load_recipe(recipe, values).global_batch_size
-        assert batch % (gpus * plan.micro_batch) == 0
+        assert batch % ((1 if plan.way.engine == "one" else gpus) * plan.micro_batch) == 0
 
 
 def test_the_same_without_fp8_products_is_planned_where_a_gpu_has_fp8_units():
@@ -195,3 +196,17 @@ def test_make_passes_the_flags_on():
     wanted = '--data a.csv --gpu "RTX 4090" --memory 16GiB --model polyglot-ko-5.8b --hours 12 --machines 2'
     assert wanted in done.stdout
     assert Path("scripts/plan.py").name in done.stdout
+
+
+def test_beside_several_gpus_one_of_them_is_planned():
+    alone, *others = all_plans(job("H100", 4))
+    assert alone.command.startswith("make train ")
+    assert alone.tokens_per_second < others[0].tokens_per_second
+    (single, *_) = all_plans(job("H100"))
+    assert (alone.gib, alone.tokens_per_second) == (single.gib, single.tokens_per_second)
+
+
+@pytest.mark.parametrize("gpu", ["T4", "RTX 4090", "H100", "H200"])
+def test_no_plan_takes_longer_passes_than_were_measured(gpu):
+    longest = max(row.tokens for row in MEASURED)
+    assert all(plan.micro_batch * 512 <= longest for plan in all_plans(job(gpu)))

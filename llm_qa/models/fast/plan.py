@@ -14,11 +14,13 @@ from transformers import GPTNeoXForCausalLM
 
 from llm_qa.config.recipe import Recipe
 from llm_qa.console import UserError, say
+from llm_qa.models.fast.budget import MemoryBudget, layers_to_recompute
 from llm_qa.models.fast.model import FastNeoX, HostEmbedding
 from llm_qa.models.fast.ops.frozen_linear import FP8_WIDTH
 from llm_qa.models.fast.sharded import ShardedNeoX
 from llm_qa.models.linear_modules import linear_layers
 from llm_qa.models.precision import BF16_CAPABILITY, SHORT, Precision
+from llm_qa.planning.footprint import room_for_activations
 from llm_qa.planning.memory import trained_weight
 from llm_qa.planning.this_gpu import flops_per_token, free_memory_bytes
 
@@ -76,10 +78,12 @@ def choose_fast_path(
     max_label_tokens: int,
     zero_stage: int,
     capability: tuple[int, int] | None,
+    replaced: bool = False,
 ) -> FastPath:
     """Plan the fast path for `model` (plain or with LoRA), and install it where it is valid.
 
-    A forward pass has `tokens` tokens, of which at most `max_label_tokens` are label tokens. Where the plain path is
+    A forward pass has `tokens` tokens, of which at most `max_label_tokens` are label tokens. `replaced`: gradients come
+    while activations go (`gradients_replace_activations`). Where the plain path is
     chosen, the model is left as it was. Raises UserError where compute_dtype fp8 was asked for and is not possible.
     """
     causal = model.get_base_model() if hasattr(model, "get_base_model") else model
@@ -100,7 +104,7 @@ def choose_fast_path(
         if zero_stage == 3:
             plan = plan_sharded(fast, recipe, precision)
         else:
-            plan = make_plan(fast, model, recipe, precision, zero_stage)
+            plan = make_plan(fast, model, recipe, precision, zero_stage, replaced)
     except Exception as error:
         if type(error).__name__ != "OutOfResources":  # by name, because Triton cannot be imported without a GPU
             raise
@@ -135,18 +139,22 @@ class Plan:
     products: str = ""
 
 
-def make_plan(fast: FastNeoX, model: torch.nn.Module, recipe: Recipe, precision: Precision, zero_stage: int) -> Plan:
+def make_plan(
+    fast: FastNeoX, model: torch.nn.Module, recipe: Recipe, precision: Precision, zero_stage: int, replaced: bool
+) -> Plan:
     """Compare gradients, measure a layer's memory, choose; the model is left as it was, also after an error.
 
     Raises Triton's OutOfResources where a kernel does not fit the GPU.
     """
     try:
-        return _make_plan(fast, model, recipe, precision, zero_stage)
+        return _make_plan(fast, model, recipe, precision, zero_stage, replaced)
     finally:
         fast.restore()
 
 
-def _make_plan(fast: FastNeoX, model: torch.nn.Module, recipe: Recipe, precision: Precision, zero_stage: int) -> Plan:
+def _make_plan(
+    fast: FastNeoX, model: torch.nn.Module, recipe: Recipe, precision: Precision, zero_stage: int, replaced: bool
+) -> Plan:
     cuda_graphs = fast.cuda_graphs
     if free_memory_bytes()[0] < OFFLOAD_BELOW * fast.model.get_input_embeddings().weight.nbytes:
         fast.offload_to_cpu()
@@ -160,7 +168,7 @@ def _make_plan(fast: FastNeoX, model: torch.nn.Module, recipe: Recipe, precision
     elif cached_bytes:  # a layer with cached weights is compiled apart: compile the kind that will probably be used
         likely = recipe.recompute != "all" and cached_bytes <= free_memory_bytes()[0] / 2
         fast.prepare(1, fp8=fp8_products, dequantized=likely)
-    budget = measure_memory_budget(fast, model, recipe, zero_stage)
+    budget = measure_memory_budget(fast, model, recipe, zero_stage, replaced)
     needed = layers * (budget.saved_bytes if recipe.recompute == "none" else budget.layer_input_bytes)
     cuda_graphs = cuda_graphs and not fast.offloaded
     available_beside_graphs = int((budget.available_bytes - budget.graph_bytes) * (1 - GRAPH_POOL_WASTE))
@@ -278,42 +286,24 @@ def plain_path(reason: str, recipe: Recipe, precision: Precision) -> FastPath:
     return FastPath(False, f"plain path ({reason}): {recomputed}, {precision.base}, products in {products}")
 
 
-@dataclass(frozen=True)
-class MemoryBudget:
-    """Bytes of GPU memory: available for the layers' saved activations, free before training, saved by one layer, of a
-    layer's input, and needed by CUDA graphs on top.
-    """
-
-    available_bytes: int
-    free_bytes: int
-    saved_bytes: int
-    layer_input_bytes: int
-    graph_bytes: int
-
-
-def measure_memory_budget(fast: FastNeoX, model: torch.nn.Module, recipe: Recipe, zero_stage: int = 0) -> MemoryBudget:
+def measure_memory_budget(
+    fast: FastNeoX, model: torch.nn.Module, recipe: Recipe, zero_stage: int = 0, replaced: bool = False
+) -> MemoryBudget:
     """One layer's measured need, and what is left beside gradients, the optimizer's states and the pass of a layer.
 
     The weights are on the GPU already. ZeRO-2 divides gradients and states among the GPUs, which is not counted on.
+    `replaced`: see `choose_fast_path`.
     """
     saved_bytes, passing, layer_input_bytes = fast.measure_layer()
     optim = str(recipe.training.get("optim", ""))
-    reserve = graphs = 0
+    gradients = optimizer = graphs = 0
     for parameter in model.parameters():
         if parameter.requires_grad:
             kept = trained_weight(parameter.element_size(), optim, zero_stage)
-            reserve += parameter.numel() * (kept.gradient + kept.optimizer)
+            gradients += parameter.numel() * kept.gradient
+            optimizer += parameter.numel() * kept.optimizer
             graphs += parameter.numel() * 2 * kept.gradient  # the backward graph's gradients and their copies
     free_bytes, total = free_memory_bytes()
-    available_bytes = free_bytes - reserve - LAST_LAYER_INPUTS * layer_input_bytes - passing - int(KEPT_FREE * total)
-    return MemoryBudget(available_bytes, free_bytes, saved_bytes, layer_input_bytes, graphs)
-
-
-def layers_to_recompute(budget: MemoryBudget, recipe: Recipe, layers: int) -> tuple[int, str]:
-    """How many layers are recomputed, as few as the memory allows, and the report's reason."""
-    if recipe.recompute != "auto":
-        return (layers if recipe.recompute == "all" else 0), f"--recompute {recipe.recompute}"
-    available_bytes = budget.available_bytes - layers * budget.layer_input_bytes
-    number = min(layers, max(0, layers - int(available_bytes // max(1, budget.saved_bytes - budget.layer_input_bytes))))
-    saved, free = (size / 2**30 for size in (budget.saved_bytes, budget.free_bytes))
-    return number, f"a layer saves {saved:.2f} GiB of activations and {free:.1f} GiB are free"
+    beside = free_bytes - LAST_LAYER_INPUTS * layer_input_bytes - passing
+    available = int(room_for_activations(beside, optimizer, gradients, int(KEPT_FREE * total), replaced))
+    return MemoryBudget(available, free_bytes, saved_bytes, layer_input_bytes, graphs)

@@ -4,8 +4,9 @@ import torch
 from llm_qa.config.recipe import make_recipe
 from llm_qa.console import UserError
 from llm_qa.models import embedded
+from llm_qa.models.fast.budget import layers_to_recompute
 from llm_qa.models.fast.model import FastNeoX, HostEmbedding
-from llm_qa.models.fast.plan import choose_fast_path, layers_to_recompute, measure_memory_budget, reason_against
+from llm_qa.models.fast.plan import choose_fast_path, measure_memory_budget, reason_against
 from llm_qa.models.lora import add_lora
 from llm_qa.models.precision import resolve_precision
 from llm_qa.models.random_weights import random_base
@@ -95,6 +96,17 @@ def test_what_training_keeps_of_a_weight_is_not_for_layers(monkeypatch, base, op
     monkeypatch.setattr("llm_qa.models.fast.plan.free_memory_bytes", lambda: (2**30, 0))
     budget = measure_memory_budget(fast, model, recipe, zero_stage)
     assert 2**30 - budget.available_bytes == bytes_a_weight * model.num_parameters()
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_where_gradients_replace_activations_fewer_layers_are_recomputed(monkeypatch, replaced):
+    recipe = make_recipe({"method": "full", "base_precision": "fp32"})
+    model = tiny_model()
+    fast, states = FastNeoX(model, torch.float32, 128, 128, compiled=False), 12 * model.num_parameters()
+    monkeypatch.setattr(fast, "measure_layer", lambda: (2 * model.num_parameters(), 0, 0))
+    monkeypatch.setattr("llm_qa.models.fast.plan.free_memory_bytes", lambda: (states, 0))
+    budget = measure_memory_budget(fast, model, recipe, 0, replaced)
+    assert layers_to_recompute(budget, recipe, 2)[0] == (0 if replaced else 2)
 
 
 def test_the_sizes_of_a_pass_reach_it(monkeypatch):
