@@ -254,9 +254,10 @@ def _combination_problems(recipe: Recipe, given: set[str]) -> list[str]:
         problems.append("retrieval and join_questions cannot go together yet (set one of them to 0)")
     if not recipe.retrieval and (unused := sorted(changed & set(RETRIEVAL_KEYS))):
         problems.append(f"{', '.join(unused)} would be ignored with retrieval 0 (leave it out, or set retrieval)")
-    if recipe.join_questions and recipe.training.get("dataloader_persistent_workers"):
+    redrawn = "join_questions" if recipe.join_questions else "retrieval" if recipe.retrieval else ""
+    if redrawn and recipe.training.get("dataloader_persistent_workers"):
         problems.append(
-            "join_questions draws anew every epoch, which dataloader_persistent_workers would not see (leave it out)"
+            f"{redrawn} draws anew every epoch, which dataloader_persistent_workers would not see (leave it out)"
         )
     return problems + unread_problems(recipe.training)
 

@@ -48,6 +48,7 @@ class TokenizedPairs:
     starts: np.ndarray  # int64, (documents + 1,)
     prompt_lengths: np.ndarray  # int32, (documents,)
     record_ids: Sequence[str] | np.ndarray  # of tokenize_records a StringDType array: 16 bytes a document
+    numbers: np.ndarray | None = None  # int64, (documents,), of tokenize_records: places among all pairs tried
 
     def __len__(self) -> int:
         return len(self.prompt_lengths)
@@ -101,7 +102,8 @@ def tokenize_records(
 def _tokenize_into(
     file, tokenizer, records, max_length: int, encode: Encode, what: str
 ) -> tuple[TokenizedPairs, list[TooLong]]:
-    lengths, prompt_lengths, record_ids, too_long = [], [], [], []  # the first three: one array per TOKENIZE_AT_ONCE
+    lengths, prompt_lengths, record_ids, numbers = [], [], [], []  # one array per TOKENIZE_AT_ONCE
+    too_long = []
     triples = (
         (record, question, answer)
         for record in progress(records, total=len(records), what=what, unit="records")
@@ -109,19 +111,20 @@ def _tokenize_into(
     )
     tried = 0
     while part := list(islice(triples, TOKENIZE_AT_ONCE)):
-        tried += len(part)
         documents = encode(tokenizer, part, max_length)
         kept = []
-        for (record, question, _), document in zip(part, documents, strict=True):
+        for number, ((record, question, _), document) in enumerate(zip(part, documents, strict=True), tried):
             if len(document.input_ids) > max_length:
                 too_long.append(TooLong(record.id, question, len(document.input_ids)))
             else:
-                kept.append((record.id, document))
-        lengths.append(np.array([len(document.input_ids) for _, document in kept], np.int32))
-        prompt_lengths.append(np.array([document.prompt_length for _, document in kept], np.int32))
-        record_ids.append(np.array([record_id for record_id, _ in kept], np.dtypes.StringDType()))
-        numbers = chain.from_iterable(document.input_ids for _, document in kept)
-        file.write(np.fromiter(numbers, np.int32, lengths[-1].sum()))
+                kept.append((record.id, document, number))
+        tried += len(part)
+        lengths.append(np.array([len(document.input_ids) for _, document, _ in kept], np.int32))
+        prompt_lengths.append(np.array([document.prompt_length for _, document, _ in kept], np.int32))
+        record_ids.append(np.array([record_id for record_id, _, _ in kept], np.dtypes.StringDType()))
+        numbers.append(np.array([number for _, _, number in kept], np.int64))
+        tokens = chain.from_iterable(document.input_ids for _, document, _ in kept)
+        file.write(np.fromiter(tokens, np.int32, lengths[-1].sum()))
     if tried == len(too_long):
         raise UserError(
             f"None of the {tried} question-answer pairs fits max_length {max_length} tokens: raise --max-length "
@@ -129,8 +132,8 @@ def _tokenize_into(
         )
     file.flush()
     starts = np.concatenate([[0], np.cumsum(np.concatenate(lengths), dtype=np.int64)])
-    tokens = np.asarray(np.memmap(file, np.int32, "r"))
-    return TokenizedPairs(tokens, starts, np.concatenate(prompt_lengths), np.concatenate(record_ids)), too_long
+    of_documents = (np.concatenate(arrays) for arrays in (prompt_lengths, record_ids, numbers))
+    return TokenizedPairs(np.asarray(np.memmap(file, np.int32, "r")), starts, *of_documents), too_long
 
 
 @dataclass(frozen=True, eq=False)

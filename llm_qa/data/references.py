@@ -3,7 +3,8 @@
 A model that is trained with references learns to take from them what fits the question and to leave the rest (RAFT,
 Zhang et al. 2024, arXiv:2403.10131; retrieving from the training data itself: Wang et al. 2022, arXiv:2203.08773).
 While training, a record's own group (records that share a question, an answer or a passage with it) is never a
-reference, and in some cases all references are other records drawn at random, so that copying does not always pay.
+reference, and in some cases all references are others drawn at random (`reference_packs.py`), so that copying does not
+always pay.
 Passages are of no group. Texts are looked up by BM25 over content morphemes; validation and test records never enter
 the index.
 """
@@ -82,20 +83,28 @@ class References:
         count = self.retrieval.references
         return [(question, before(self.nearest(question, count), context)) for question, context in questions]
 
-    def trained(self, record: QARecord, question: str) -> list[Reference]:
-        """References of a record's question, the nearest first; in 1 - hit of the cases others at random.
-
-        A record that is not in the index, for validation, always has the nearest, as it is asked later.
-        """
-        draw = random.Random(f"{self.retrieval.seed} {record.id} {question}")
-        if record.id not in self.place or draw.random() < self.retrieval.hit:
-            return self.nearest(question, self.retrieval.references, beside=record)
+    def drawn(self, record: QARecord, question: str, epoch: int) -> list[Reference] | None:
+        """References at random that a record's question has in an epoch; None where it has the nearest, in `hit`."""
+        draw = random.Random(f"{self.retrieval.seed} {epoch} {record.id} {question}")
+        if draw.random() < self.retrieval.hit:
+            return None
         others = np.flatnonzero(self._beside(record)).tolist()
         return [self.all[i] for i in draw.sample(others, min(self.retrieval.references, len(others)))]
 
     def encode(self, tokenizer, part: Sequence[tuple[QARecord, str, str]], max_length: int) -> list[Document]:
-        """(record, question, answer) as documents with references; the furthest are left out where it gets too long."""
-        found = [self.trained(record, question) for record, question, _ in part]
+        """(record, question, answer) as documents with the nearest references; none of the record's own group."""
+        count = self.retrieval.references
+        found = [self.nearest(question, count, beside=record) for record, question, _ in part]
+        return self.encode_with(tokenizer, part, found, max_length)
+
+    def encode_with(
+        self,
+        tokenizer,
+        part: Sequence[tuple[QARecord, str, str]],
+        found: Sequence[Sequence[Reference]],
+        max_length: int,
+    ) -> list[Document]:
+        """(record, question, answer) with references; the furthest are left out where a document gets too long."""
 
         def triples(count: int, places: Sequence[int]) -> Documents:
             chosen = [(*part[i], found[i][:count]) for i in places]

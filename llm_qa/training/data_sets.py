@@ -20,6 +20,7 @@ from llm_qa.data.packing import Encode, PackedDataset, TokenizedPairs, TooLong, 
 from llm_qa.data.preparation import prepared_folder
 from llm_qa.data.preparation_options import PreparationOptions
 from llm_qa.data.prompts import show_document
+from llm_qa.data.reference_packs import ReferencesDataset
 from llm_qa.data.references import References
 from llm_qa.data.splits import Split, open_split
 from llm_qa.models.isolation import attention_of
@@ -35,13 +36,18 @@ from llm_qa.training.strategy import Strategy, micro_batch_size
 class RunRecords:
     """The prepared data of a run, before it is tokenised; `validation` may be empty.
 
-    `encode` makes documents of them (`tokenize_records`).
+    `references` are what its questions are put after, of a recipe with retrieval.
     """
 
     folder: Path
     train: Split
     validation: Split
-    encode: Encode = encode_as_given
+    references: References | None = None
+
+    @property
+    def encode(self) -> Encode:
+        """What makes documents of records (`tokenize_records`)."""
+        return self.references.encode if self.references else encode_as_given
 
     def sha256(self) -> str:
         """What the run signature knows the data by: the hash of its manifest, which holds those of its files."""
@@ -75,7 +81,7 @@ def with_references(records: RunRecords, recipe: Recipe, run_dir: Path) -> RunRe
     references = References(list(records.train), retrieval_of(recipe), passages)
     if is_main_process():
         files.write_jsonl(run_dir / files.REFERENCES, [reference.to_json() for reference in references.all])
-    return replace(records, encode=references.encode)
+    return replace(records, references=references)
 
 
 def tokenize_training_pairs(tokenizer, records: RunRecords, recipe: Recipe, run_dir: Path) -> TokenizedPairs:
@@ -123,11 +129,16 @@ def build_data_sets(
 ) -> DataSets:
     """Pack the training pairs, and tokenise and pack the validation records."""
     train, validation = pack(pairs, recipe, recipe.global_batch_size), None
+    how = (recipe.pack_length, recipe.loss_on, recipe.seed, recipe.global_batch_size)
     if recipe.join_questions:
         joining = joining_of(tokenizer, records.train, recipe.join_questions, recipe.max_length)
-        how = (recipe.pack_length, recipe.loss_on, recipe.seed, recipe.global_batch_size)
         train = JoinedDataset(pairs, *how, joining)
         report_joined(train, recipe)
+    elif records.references and recipe.retrieval_hit < 1:
+        triples = [(record, *pair) for record in records.train for pair in record.pairs()]
+        train = ReferencesDataset(pairs, *how, triples, records.references, tokenizer, recipe.max_length)
+        share = f"{train.num_drawn:,} of {len(train.packs.documents):,} documents of the first epoch"
+        say(f"retrieval_hit: {share} have references at random, drawn anew each epoch")
     if records.validation:
         validation_pairs, _ = tokenize_records(
             tokenizer, records.validation, recipe.max_length, encode=records.encode, what="validation"
@@ -138,7 +149,7 @@ def build_data_sets(
 
 def report_joined(train: JoinedDataset, recipe: Recipe) -> None:
     """Say how many documents of the first epoch ask two questions, and why where they are fewer than asked for."""
-    of_epoch = f"{train.num_joined:,} of {len(train.packs.documents):,} documents of the first epoch"
+    of_epoch = f"{train.num_drawn:,} of {len(train.packs.documents):,} documents of the first epoch"
     say(f"join_questions: {of_epoch} ask two questions, drawn anew each")
     if train.joined_share < 0.9 * recipe.join_questions:
         say(

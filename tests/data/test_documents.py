@@ -74,9 +74,12 @@ def test_passages_are_found_beside_records_and_are_never_of_a_record_s_group():
         Passage("a.md#1", "a.md", "벽지가 뜨는 것은 습기 때문입니다."),
         Passage("b.md#1", "b.md", "마루를 닦습니다."),
     ]
-    for hit in (0.0, 1.0):
-        index = References(records, Retrieval(3, hit, 1), passages)
-        assert {found.id for found in index.trained(records[0], "벽지가 왜 떠요?")} == {"2", "a.md#1", "b.md#1"}
+    index = References(records, Retrieval(3, 0.0, 1), passages)
+    for found in (
+        index.drawn(records[0], "벽지가 왜 떠요?", 0),
+        index.nearest("벽지가 왜 떠요?", 3, beside=records[0]),
+    ):
+        assert {reference.id for reference in found} == {"2", "a.md#1", "b.md#1"}
     found = index.nearest("마루는 어떻게 닦나요?", 2)
     assert found[0] == passages[1]
     context = before(found, "")

@@ -31,31 +31,27 @@ def test_a_question_of_unknown_words_still_gets_references():
 
 
 def test_a_record_is_never_its_own_reference_nor_is_one_that_shares_its_answer():
-    for hit in (0.0, 1.0):
-        index = references(4, hit)
-        for question in PAPER.questions:
-            found = {record.id for record in index.trained(PAPER, question)}
-            assert found == {"2", "3", "5"}
+    index = references(4, hit=0.0)
+    for question in PAPER.questions:
+        for found in (index.drawn(PAPER, question, 0), index.nearest(question, 4, beside=PAPER)):
+            assert {record.id for record in found} == {"2", "3", "5"}
 
 
-def test_a_share_of_training_questions_gets_others_at_random_the_same_each_time():
+def test_a_share_of_training_questions_gets_others_at_random_anew_each_epoch():
     records = [QARecord(str(i), (f"{i}번 방의 벽지는 무엇인가요?",), (f"{i}번 종이입니다.",)) for i in range(200)]
     index = references(1, 0.7, records)
-    nearest = 0
-    for record in records:
-        (question,) = record.questions
-        found = index.trained(record, question)
-        assert found == index.trained(record, question)
-        assert found != [record]
-        nearest += found == index.nearest(question, 1, beside=record)
-    assert 0.6 < nearest / 200 < 0.8
+    epochs = [[index.drawn(record, *record.questions, epoch) for record in records] for epoch in (0, 1, 0)]
+    assert epochs[0] == epochs[2] != epochs[1]
+    for epoch in epochs:
+        assert 0.6 < sum(found is None for found in epoch) / 200 < 0.8
+        assert all(found != [record] for record, found in zip(records, epoch, strict=True))
 
 
 def test_a_record_outside_of_the_index_has_the_nearest_as_it_is_asked():
-    index = references(2, hit=0.0)
-    held_out = QARecord("6", ("마루 청소는 어떻게 하나요?",), ("닦습니다.",))
-    assert index.trained(held_out, held_out.questions[0]) == index.nearest(held_out.questions[0], 2)
-    assert index.trained(held_out, held_out.questions[0])[0] == FLOOR
+    index, held_out = references(2), QARecord("6", ("마루 청소는 어떻게 하나요?",), ("닦습니다.",))
+    (question,) = held_out.questions
+    assert index.nearest(question, 2, beside=held_out) == index.nearest(question, 2)
+    assert index.nearest(question, 2)[0] == FLOOR
 
 
 def test_references_stand_before_the_passage_the_nearest_last():

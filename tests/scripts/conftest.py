@@ -1,10 +1,14 @@
 """Data that tests of several scripts train on."""
 
 import csv
+import shutil
 
 import pytest
 import yaml
 from command_line import run_script
+from safetensors.torch import load_file
+
+from llm_qa import files
 
 
 @pytest.fixture(scope="session")
@@ -32,3 +36,26 @@ def train_with(tmp_path_factory, neox_folder, prepared):
         return lambda run, *more: run_script("scripts/train.py", recipe, "--data", data, "--run", run, *more)
 
     return train_with
+
+
+@pytest.fixture(scope="session")
+def goes_on_the_same():
+    """A check that a run of three epochs, stopped in the second and gone on with by `train`, has the same weights."""
+
+    def check(train, run, other):
+        steps = files.read_json(run / files.TRAINING)["steps"]
+        middle = steps // 3 + 2 - steps // 3 % 2  # a checkpoint within the second epoch
+        assert steps // 3 < middle < 2 * (steps // 3)
+        shutil.copytree(run, other)
+        shutil.rmtree(other / files.ADAPTER)
+        (other / files.TRAINING).unlink()
+        for folder in (other / files.CHECKPOINTS).glob("checkpoint-*"):
+            if int(folder.name.removeprefix("checkpoint-")) > middle:
+                shutil.rmtree(folder)
+        done = train(other)
+        assert done.returncode == 0, done.stderr
+        assert f"checkpoint-{middle}" in done.stdout
+        one, two = (load_file(folder / files.ADAPTER / "adapter_model.safetensors") for folder in (run, other))
+        assert all(one[name].equal(two[name]) for name in one)
+
+    return check

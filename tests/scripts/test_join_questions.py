@@ -5,7 +5,6 @@ import shutil
 import pytest
 import yaml
 from command_line import run_script
-from safetensors.torch import load_file
 
 from llm_qa import files
 
@@ -26,24 +25,11 @@ def trained(tmp_path_factory, train):
     return run, done.stdout
 
 
-def test_a_run_that_goes_on_in_an_epoch_draws_the_same_documents(trained, train, tmp_path):
+def test_a_run_that_goes_on_in_an_epoch_draws_the_same_documents(trained, train, goes_on_the_same, tmp_path):
     run, screen = trained
     assert "documents of the first epoch ask two questions, drawn anew each" in screen
     assert yaml.safe_load((run / files.RECIPE).read_text())["join_questions"] == 0.4
-    steps = files.read_json(run / files.TRAINING)["steps"]
-    middle = steps // 3 + 2 - steps // 3 % 2  # a checkpoint within the second epoch
-    assert steps // 3 < middle < 2 * (steps // 3)
-    other = shutil.copytree(run, tmp_path / "again")
-    shutil.rmtree(other / files.ADAPTER)
-    (other / files.TRAINING).unlink()
-    for folder in (other / files.CHECKPOINTS).glob("checkpoint-*"):
-        if int(folder.name.removeprefix("checkpoint-")) > middle:
-            shutil.rmtree(folder)
-    done = train(other)
-    assert done.returncode == 0, done.stderr
-    assert f"checkpoint-{middle}" in done.stdout
-    one, two = (load_file(folder / files.ADAPTER / "adapter_model.safetensors") for folder in (run, other))
-    assert all(one[name].equal(two[name]) for name in one)
+    goes_on_the_same(train, run, tmp_path / "again")
 
 
 def test_the_share_is_a_share_and_persistent_workers_are_refused(train, tmp_path):

@@ -102,6 +102,7 @@ def test_a_dry_run_counts_the_references(train, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
+        (("--dataloader-num-workers", "1", "--dataloader-persistent-workers"), "retrieval draws anew every epoch"),
         (("--join-questions", "0.3"), "retrieval and join_questions cannot go together yet"),
         (("--retrieval", "0", "--retrieval-hit", "0.5"), "retrieval_hit would be ignored with retrieval 0"),
         (("--retrieval-hit", "1.5"), "retrieval_hit is 1.5 and must be at most 1"),
@@ -175,3 +176,12 @@ def test_a_run_that_cannot_be_asked_with_references_is_refused(trained, without,
     done = run_script("scripts/evaluate.py", "--run", other, "--retrieval", "3")
     assert done.returncode == 2
     assert "trained on is missing or changed" in done.stderr
+
+
+def test_a_run_that_goes_on_in_an_epoch_draws_the_same_references(train_with, goes_on_the_same, tmp_path):
+    often = {"num_train_epochs": 3, "eval_strategy": "no", "save_steps": 2, "save_total_limit": 100}
+    train = train_with(**often, global_batch_size=4, retrieval=1, retrieval_hit=0.5, loss_on="everything")
+    done = train(tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    assert "documents of the first epoch have references at random, drawn anew each epoch" in done.stdout
+    goes_on_the_same(train, tmp_path / "run", tmp_path / "again")

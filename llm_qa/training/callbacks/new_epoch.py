@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from transformers import TrainerCallback
 
-from llm_qa.data.joined_packs import JoinedDataset
+from llm_qa.data.redrawn_packs import RedrawnDataset
 
 
 class DrawEpoch(TrainerCallback):
@@ -13,7 +13,7 @@ class DrawEpoch(TrainerCallback):
     The epoch is counted in updates, which are whole numbers; `updates_per_epoch` is the number in every epoch.
     """
 
-    def __init__(self, train_set: JoinedDataset, updates_per_epoch: int):
+    def __init__(self, train_set: RedrawnDataset, updates_per_epoch: int):
         self.train_set, self.updates_per_epoch = train_set, updates_per_epoch
 
     def on_epoch_begin(self, args, state, control, **kwargs):

@@ -9,8 +9,8 @@ from pathlib import Path
 from transformers import TrainerCallback
 
 from llm_qa.config.recipe import Recipe
-from llm_qa.data.joined_packs import JoinedDataset
 from llm_qa.data.packing import PackedDataset
+from llm_qa.data.redrawn_packs import RedrawnDataset
 from llm_qa.planning import this_gpu
 from llm_qa.planning.figures import Figures
 from llm_qa.training.callbacks.best import BestCheckpoint
@@ -64,7 +64,7 @@ def build_callbacks(
     beside what is measured.
     """
     draw_epoch = None
-    if isinstance(train_set, JoinedDataset):
+    if isinstance(train_set, RedrawnDataset):
         draw_epoch = DrawEpoch(train_set, len(train_set) // recipe.global_batch_size)
     flops_per_token = this_gpu.flops_per_token(linear_parameters, recipe.method == "full")
     return RunCallbacks(
