@@ -3,9 +3,11 @@
     python scripts/plan.py --data train.csv                          the GPUs of this machine
     python scripts/plan.py --data train.csv --gpu "T4:2" --hours 12
     python scripts/plan.py --pairs 6440 --gpu "H100:8" --machines 2 --model polyglot-ko-5.8b
+    python scripts/plan.py --calibrate                               3 updates measured on this machine's GPU first
     python scripts/plan.py --check                                   the formulas beside what was measured
 
-Takes no GPU, weights or network. Memory and times are computed; llm_qa/planning/README.md has how far they were off.
+Takes no weights or network and, but for --calibrate, no GPU. Memory and times are computed;
+llm_qa/planning/README.md has how far they were off.
 """
 
 from __future__ import annotations
@@ -30,8 +32,9 @@ from llm_qa.data.preparation import bundled_file
 from llm_qa.data.readers import read_files
 from llm_qa.data.splits import open_split
 from llm_qa.models.shapes import SHAPES
+from llm_qa.planning.calibration import FILE, calibrate, calibrated
 from llm_qa.planning.figures import few_updates
-from llm_qa.planning.known_gpus import parse_gpus
+from llm_qa.planning.known_gpus import gpus_of_this_machine, parse_gpus
 from llm_qa.planning.measured import MEASURED
 from llm_qa.planning.speed import trust, uncertainty
 from llm_qa.planning.ways import CONTEXT, Job, Plan, all_plans, best_of, predicted
@@ -55,6 +58,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--hours", type=float, help="that a session may last")
     parser.add_argument("--json", action="store_true", help="everything as JSON")
     parser.add_argument("--check", action="store_true", help="the formulas beside the runs that were measured")
+    parser.add_argument("--calibrate", action="store_true", help="measure 3 updates on this GPU, and plan by them")
+    parser.add_argument("--calibration", type=Path, default=FILE, help=f"the file that --calibrate writes ({FILE})")
     options = parser.parse_args()
     for name in ("epochs", "hours"):
         value = getattr(options, name)
@@ -67,6 +72,8 @@ def parse_arguments() -> argparse.Namespace:
         )
     if options.data and options.pairs:
         raise UserError("--data and --pairs both say how much is trained: give one of them.")
+    if options.calibrate and options.gpu:
+        raise UserError(f"--calibrate measures 3 updates on the GPU of this machine, so leave --gpu {options.gpu} out.")
     files.check_exists(options.data or (), "--data")
     return options
 
@@ -165,10 +172,19 @@ def main() -> int:
     if options.check:
         say(check_table())
         return 0
+    if options.calibrate and not gpus_of_this_machine():
+        raise UserError(
+            "--calibrate measures 3 updates on the GPU of this machine, but nvidia-smi shows none: plan with --gpu "
+            "instead."
+        )
     gpu, gpus = parse_gpus(options.gpu, options.memory)
     tokens, how = tokens_of(options.data, options.pairs)
     data = " ".join(options.data) if options.data else "train.csv"
     job = Job(options.model, gpu, gpus, options.machines, tokens, options.epochs, options.hours, data)
+    if options.calibrate:
+        calibrate(job, options.calibration)
+    gpu = calibrated(gpu, options.calibration)
+    job = dataclasses.replace(job, gpu=gpu)
     plans = all_plans(job)
     best = best_of(plans)
     if options.json:

@@ -17,6 +17,7 @@ class Gpu:
     """A GPU: GiB that torch finds on it, dense peaks in FLOP/s with fp32 accumulation by the vendor's data sheet.
 
     `fp8` is 0 without fp8 units. `measured` is True where this project's speeds were measured on the GPU itself.
+    `calibration` says what the rates were scaled by (calibration.py).
     """
 
     name: str
@@ -26,6 +27,7 @@ class Gpu:
     capability: tuple[int, int]
     link: float = PCIE4
     measured: bool = False
+    calibration: str = ""
 
 
 def _gpu(name: str, gib: float, tera16: float, tera8: float, capability: tuple[int, int], *more) -> Gpu:
@@ -84,7 +86,7 @@ def parse_gpus(text: str | None, memory_gib: float | None = None) -> tuple[Gpu, 
     `memory_gib` replaces what the table knows. UserError for an unknown GPU, and where this machine has none.
     """
     if text is None:
-        found = _of_this_machine()
+        found = gpus_of_this_machine()
         if not found:
             raise UserError(f"This machine shows no NVIDIA GPU: name one with --gpu, like {_names()}.")
         name, count = found[0][0], len(found)
@@ -111,7 +113,7 @@ def _names() -> str:
     return ", ".join(name for name, gpu in GPUS.items() if gpu.capability >= OLDEST)
 
 
-def _of_this_machine() -> list[tuple[str, float]]:
+def gpus_of_this_machine() -> list[tuple[str, float]]:
     """(name, GiB) of every GPU here."""
     command = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
     try:

@@ -77,7 +77,9 @@ def uncertainty(gpu: Gpu) -> float:
 
 
 def trust(gpu: Gpu) -> str:
-    """The same in words."""
+    """The same in words, or what the rates were scaled by."""
+    if gpu.calibration:
+        return gpu.calibration
     if (factor := uncertainty(gpu)) == 1 + MEASURED_WITHIN:
         return f"within {MEASURED_WITHIN:.0%} of what was measured on this GPU"
     return f"estimates, as this GPU was not measured: they may be off by a factor of {factor:g}"

@@ -21,7 +21,7 @@ from llm_qa.training import growth
 
 
 def planned(*flags) -> str:
-    done = run_script("scripts/plan.py", *flags)
+    done = run_script("scripts/plan.py", *flags, "--calibration", "no_such_file.json")
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -84,6 +84,10 @@ def test_raw_and_prepared_data_are_counted(tmp_path):
         (["--gpu", "P100"], "compute capability 6.0"),
         (["--gpu", "V100:2"], "compute capability 7.0, and 4-bit weights need 7.5"),
         (["--gpu", "RTX 9999"], "is not in the table"),
+        (
+            ["--gpu", "T4", "--calibrate"],
+            "on the GPU of this machine, so leave --gpu T4 out",
+        ),
         (["--gpu", "T4:none"], "is not a number of GPUs"),
         (["--gpu", "T4", "--model", "gpt-5"], "--model must be one of polyglot-ko-1.3b"),
         (["--gpu", "T4", "--memory", "much"], "is not a number of GiB"),
