@@ -8,6 +8,7 @@ from typing import TypeGuard
 
 from llm_qa.evaluation.metrics.measures import chrf_signature
 from llm_qa.evaluation.metrics.morphemes import tokenizer_signature
+from llm_qa.language import later, tr
 
 UNKNOWN = "–"
 MINUS = "−"
@@ -18,11 +19,16 @@ class Measure:
     """A ratio of two sums over records; `better` is None where neither direction is better."""
 
     key: str
-    title: str
+    english: str  # the title
     better: str | None  # "higher", "lower" or None
     digits: int
     meaning: str
     percent: bool = False
+
+    @property
+    def title(self) -> str:
+        """Its name in the chosen language."""
+        return tr(self.english)
 
     @property
     def arrow(self) -> str:
@@ -59,77 +65,97 @@ MEASURES = {
     for measure in (
         Measure(
             CHARACTER_F1,
-            "Character F1",
+            later("Character F1"),
             "higher",
             3,
-            "overlap of the characters of answer and reference, 0 to 1, by KorQuAD 1.0's official definition; the best "
-            "over the references, then the mean over questions",
+            later(
+                "overlap of the characters of answer and reference, 0 to 1, by KorQuAD 1.0's official definition; the "
+                "best over the references, then the mean over questions"
+            ),
         ),
         Measure(
             "exact_match",
-            "Exact match",
+            later("Exact match"),
             "higher",
             3,
-            "share of answers equal to a reference after KorQuAD 1.0's normalisation; near 0 for long free answers",
+            later(
+                "share of answers equal to a reference after KorQuAD 1.0's normalisation; near 0 for long free answers"
+            ),
         ),
         Measure(
             "chrf",
             "chrF++",
             "higher",
             1,
-            "character n-grams to 6 and word bigrams, 0 to 100, the best over the references, mean of sentence scores",
+            later(
+                "character n-grams to 6 and word bigrams, 0 to 100, the best over the references, mean of sentence "
+                "scores"
+            ),
         ),
         Measure(
             "rouge1",
             "ROUGE-1",
             "higher",
             3,
-            "F1 of the morphemes of answer and reference, 0 to 1, the best over the references, mean over questions",
+            later(
+                "F1 of the morphemes of answer and reference, 0 to 1, the best over the references, mean over questions"
+            ),
         ),
-        Measure("rouge2", "ROUGE-2", "higher", 3, "the same of pairs of neighbouring morphemes"),
-        Measure("rougeL", "ROUGE-L", "higher", 3, "the same of the longest common subsequence of morphemes"),
+        Measure("rouge2", "ROUGE-2", "higher", 3, later("the same of pairs of neighbouring morphemes")),
+        Measure("rougeL", "ROUGE-L", "higher", 3, later("the same of the longest common subsequence of morphemes")),
         Measure(
             BITS_PER_CHARACTER,
-            "Bits per character",
+            later("Bits per character"),
             "lower",
             3,
-            "negative log-likelihood of the reference answers: the sum of −log2 p over the sum of characters, end "
-            "token not counted; comparable between tokenizers",
+            later(
+                "negative log-likelihood of the reference answers: the sum of −log2 p over the sum of characters, end "
+                "token not counted; comparable between tokenizers"
+            ),
         ),
         Measure(
             EMBEDDING_COSINE,
-            "Embedding cosine",
+            later("Embedding cosine"),
             "higher",
             3,
-            "cosine of the sentence embeddings of answer and reference, the mean over the references, then over "
-            "questions; the competition's score where the embedder is distiluse-base-multilingual-cased-v1",
+            later(
+                "cosine of the sentence embeddings of answer and reference, the mean over the references, then over "
+                "questions; the competition's score where the embedder is distiluse-base-multilingual-cased-v1"
+            ),
         ),
         Measure(
             "stopped_share",
-            "Stopped by itself",
+            later("Stopped by itself"),
             "higher",
             1,
-            "share of answers that ended by the end token; the others ran out of tokens",
+            later("share of answers that ended by the end token; the others ran out of tokens"),
             percent=True,
         ),
         Measure(
             "length_ratio",
-            "Length ratio",
+            later("Length ratio"),
             None,
             2,
-            "characters of the answers over characters of the references (the mean of a question's references); 1 is "
-            "as long",
+            later(
+                "characters of the answers over characters of the references (the mean of a question's references); 1 "
+                "is as long"
+            ),
         ),
         Measure(
             "repetition",
-            "Repetition",
+            later("Repetition"),
             "lower",
             1,
-            "share of an answer's morpheme 4-grams that occur earlier in it, mean over questions (seq-rep-4)",
+            later("share of an answer's morpheme 4-grams that occur earlier in it, mean over questions (seq-rep-4)"),
             percent=True,
         ),
         Measure(
-            "empty_share", "Empty answers", "lower", 1, "share of answers with nothing but white space", percent=True
+            "empty_share",
+            later("Empty answers"),
+            "lower",
+            1,
+            later("share of answers with nothing but white space"),
+            percent=True,
         ),
     )
 }

@@ -19,6 +19,7 @@ from llm_qa.evaluation.metrics.catalogue import (
 from llm_qa.evaluation.report.views import format_p, reading_text, span
 from llm_qa.evaluation.statistics.grouping import CLOSENESS, NEW
 from llm_qa.evaluation.statistics.ranking import PAIR_MEASURES
+from llm_qa.language import tr
 
 if TYPE_CHECKING:
     from llm_qa.evaluation.metrics.catalogue import Measure
@@ -44,11 +45,12 @@ def trained_on(report: Report) -> list[str]:
     found = {name: count for name, count in counts.items() if count}
     if not found:
         return []
-    asked = f"{report.runs[0].tuned.scores['questions']:,} {report.split} questions"
+    asked = {"asked": report.runs[0].tuned.scores["questions"], "split": report.split}
     if len(report.runs) == 1:
-        return [f"{next(iter(found.values())):,} of {asked} are in the training data."]
+        count = next(iter(found.values()))
+        return [tr("{count:,} of {asked:,} {split} questions are in the training data.", count=count, **asked)]
     whose = _listed([f"{name} ({count:,})" for name, count in found.items()])
-    return [f"Of {asked} some are in the training data of {whose}."]
+    return [tr("Of {asked:,} {split} questions some are in the training data of {whose}.", whose=whose, **asked)]
 
 
 def _best(report: Report) -> str:
@@ -60,23 +62,29 @@ def _best(report: Report) -> str:
         return MEASURES[CHARACTER_F1].format(entry.scores["metrics"][CHARACTER_F1]["value"])
 
     def name(entry: Entry) -> str:
-        return "its base" if entry.label == files.BASE and best.runs[0] in entry.runs else entry.name
+        return tr("its base") if entry.label == files.BASE and best.runs[0] in entry.runs else entry.name
 
     beaten = [by_rank[rank] for rank in best.beats]
-    text = f"{best.name} {'is the best tuned model' if others else 'reaches'}"
-    text += f" ({score(best)} character F1)" if others else f" {score(best)} character F1"
+    if others:
+        text = tr("{name} is the best tuned model ({score} character F1)", name=best.name, score=score(best))
+    else:
+        text = tr("{name} reaches {score} character F1", name=best.name, score=score(best))
     text += (
-        f", clearly better than {_listed([name(e) for e in beaten])}"
+        tr(", clearly better than {others}", others=_listed([name(e) for e in beaten]))
         if beaten
-        else ", and is not clearly better than any other model here"
+        else tr("; the test shows it to be better than none of the others")
     )
     if undecided := [entry.name for entry in others if entry not in beaten and best.rank not in entry.beats]:
-        text += f"; not distinguishable from {_listed(undecided)}"
+        text += tr("; not distinguishable from {others}", others=_listed(undecided))
     copies = [entry for entry in report.entries if entry.label == files.NEAREST]
     if stronger := [entry for entry in copies if best.rank in entry.beats]:
-        return f"{text}. Copying the nearest training answer is clearly better still ({score(stronger[0])})."
+        copied = tr("Copying the nearest training answer is clearly better still ({score}).", score=score(stronger[0]))
+        return f"{text}. {copied}"
     if copies and not any(entry in beaten for entry in copies):
-        return f"{text}. Copying the nearest training answer ({score(copies[0])}) is neither clearly better nor worse."
+        copied = tr(
+            "Copying the nearest training answer ({score}) is neither clearly better nor worse.", score=score(copies[0])
+        )
+        return f"{text}. {copied}"
     return f"{text}."
 
 
@@ -93,15 +101,17 @@ def _with_references(report: Report) -> list[str]:
 
 
 def _listed(names: list[str], most: int = 4) -> str:
-    shown = names if len(names) <= most else [*names[: most - 1], f"{len(names) - most + 1} others"]
-    return " and ".join([*filter(None, [", ".join(shown[:-1])]), shown[-1]])
+    shown = names if len(names) <= most else [*names[: most - 1], tr("{count} others", count=len(names) - most + 1)]
+    if len(shown) == 1:
+        return shown[0]
+    return tr("{first} and {last}", first=", ".join(shown[:-1]), last=shown[-1])
 
 
 def ranking_header(report: Report) -> list[str]:
     """Titles of the columns of `ranking_rows`."""
     keys = [key for key in RANKED_BY if key in measured(report)]
     titles = [f"{MEASURES[key].title}\u00a0{MEASURES[key].arrow}" for key in keys]
-    return ["#", "Model", titles[0], "Clearly better than", *titles[1:], "Training time"]
+    return ["#", tr("Model"), titles[0], tr("Clearly better than"), *titles[1:], tr("Training time")]
 
 
 def ranking_rows(report: Report) -> list[dict[str, Any]]:

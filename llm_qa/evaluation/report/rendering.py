@@ -31,6 +31,7 @@ from llm_qa.evaluation.report.views import COST_HEADER, cost_rows, group_rows, o
 from llm_qa.evaluation.statistics.comparison import BETTER, WORSE
 from llm_qa.evaluation.statistics.grouping import ANSWER_LENGTH, CATEGORY, CLOSE_SIMILARITY, QUESTION_TYPE
 from llm_qa.evaluation.statistics.verdict import count_words
+from llm_qa.language import language, tr
 
 HTML, MARKDOWN = "report.html", "report.md"
 GROUP_STEMS = {CATEGORY: "categories", QUESTION_TYPE: "question-types", ANSWER_LENGTH: "answer-lengths"}
@@ -68,6 +69,8 @@ def render(report: Report, drawn: dict[str, Plot]) -> tuple[str, str]:
     from markupsafe import Markup
 
     values = {
+        "tr": tr,
+        "language": language(),
         "report": report,
         "plots": drawn,
         "palette": PALETTE,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from llm_qa.evaluation.metrics.measures import character_f1
 from llm_qa.evaluation.statistics.grouping import CLOSE, closeness
+from llm_qa.language import tr
 
 DRAWN = 5  # number of random samples
 
@@ -45,7 +46,12 @@ def choose_samples(base_rows: list[dict] | None, rows: list[dict], *, count: int
     worst = sorted(others, key=lambda s: s.tuned_f1)[:count]
     others = _without(others, worst)
     drawn = random.Random(seed).sample(others, min(count, DRAWN, len(others)))
-    groups = {"Most improved": improved, "Most worsened": worsened, "Worst": worst, "Drawn at random": drawn}
+    groups = {
+        tr("Most improved"): improved,
+        tr("Most worsened"): worsened,
+        tr("Worst"): worst,
+        tr("Drawn at random"): drawn,
+    }
     return {title: group for title, group in groups.items() if group}
 
 
@@ -58,9 +64,9 @@ def spread_samples(base_rows: list[dict] | None, rows: list[dict]) -> dict[str, 
     samples = [_sample(base.get((row["id"], row["question_index"])), row) for row in rows]
     ordered = sorted(samples, key=lambda sample: (-sample.tuned_f1, sample.identity, sample.question))
     places = {
-        "Closest to a right answer": 0,
-        "In the middle": len(ordered) // 2,
-        "Furthest from a right answer": len(ordered) - 1,
+        tr("Closest to a right answer"): 0,
+        tr("In the middle"): len(ordered) // 2,
+        tr("Furthest from a right answer"): len(ordered) - 1,
     }
     chosen: dict[str, Sample] = {}
     for title, place in places.items():

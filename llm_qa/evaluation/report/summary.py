@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from llm_qa import files
-from llm_qa.data.phrasings import NEW_WORDINGS, PHRASINGS
+from llm_qa.data.phrasings import PHRASINGS
 from llm_qa.evaluation.metrics.catalogue import CHARACTER_F1, MEASURES, is_number
 from llm_qa.evaluation.report.plots import training_curve
 from llm_qa.evaluation.report.samples import Sample, spread_samples
 from llm_qa.evaluation.statistics.comparison import BETTER, FEW, MIXED, UNCLEAR, WORSE
 from llm_qa.evaluation.statistics.verdict import CANNED_FROM, CANNED_SHARE
+from llm_qa.language import later, tr
 from llm_qa.planning.figures import FEW_UPDATES
 
 if TYPE_CHECKING:
@@ -30,13 +31,19 @@ UNENDED, EMPTY, REPEATED = (
 )  # shares of answers, and of an answer's morphemes, from which they are named
 FALLING, RISEN = 0.005, 0.02  # relative changes of the validation loss
 OPENINGS = {
-    BETTER: "Better than its base",
-    WORSE: "Worse than its base",
-    UNCLEAR: "Not clearly different from its base",
-    FEW: "Too few test records to say whether it is better than its base",
-    "": "Not compared with its base",
+    BETTER: later("Better than its base"),
+    WORSE: later("Worse than its base"),
+    UNCLEAR: later("Not clearly different from its base"),
+    FEW: later("Too few test records to say whether it is better than its base"),
+    "": later("Not compared with its base"),
 }
-FRACTIONS = ((0.12, "a tenth"), (0.3, "a quarter"), (0.42, "a third"), (0.6, "half"), (SHORT, "two thirds"))
+FRACTIONS = (
+    (0.12, later("a tenth")),
+    (0.3, later("a quarter")),
+    (0.42, later("a third")),
+    (0.6, later("half")),
+    (SHORT, later("two thirds")),
+)
 
 
 @dataclass(frozen=True)
@@ -55,11 +62,15 @@ def summarize(report: Report) -> Summary:
     copies = [entry for entry in report.entries if entry.label == files.NEAREST]
     copy = copy_outcome(best, copies)
     sentence = verdict_sentence(run, copy)
-    about = [f"{run.name}, the best of {len(report.runs)} tuned models"] if len(report.runs) > 1 else []
+    about = (
+        [tr("{run}, the best of {count} tuned models", run=run.name, count=len(report.runs))]
+        if len(report.runs) > 1
+        else []
+    )
     if run.tuned.held_out == PHRASINGS:
-        about.append(f"on {NEW_WORDINGS}" if about else f"On {NEW_WORDINGS}")
+        about.append(tr("on trained facts, new wordings") if about else tr("On trained facts, new wordings"))
     if count := run.tuned.generation.get("retrieval"):
-        records = f"asked with up to {count} of the nearest training records before each question"
+        records = tr("asked with up to {count} of the nearest training records before each question", count=count)
         about.append(records if about else records.capitalize())
     if about:
         sentence = f"{', '.join(about)}: {sentence[0].lower()}{sentence[1:]}"
@@ -81,30 +92,39 @@ def copy_outcome(best: Entry, copies: list[Entry]) -> str:
 
 def verdict_sentence(run: RunReport, copy: str) -> str:
     """One sentence: against the base, then what speaks against using the model; `copy` is `copy_outcome`'s."""
-    opening = _mixed(run) if run.verdict.kind == MIXED else OPENINGS[run.verdict.kind]
+    opening = _mixed(run) if run.verdict.kind == MIXED else tr(OPENINGS[run.verdict.kind])
     asked, faults = run.tuned.scores["questions"], []
     if trained := (run.tuned.contamination or {}).get("trained_on_questions"):
-        faults.append(f"{trained:,} of the {asked:,} questions are in its training data")
+        faults.append(
+            tr("{trained:,} of the {asked:,} questions are in its training data", trained=trained, asked=asked)
+        )
     faults += answer_faults(run.tuned.scores)
     if copy in (BETTER, UNCLEAR):
         faults.append(
-            "copying the nearest training answer does better"
+            tr("copying the nearest training answer does better")
             if copy == BETTER
-            else "it is not shown to beat copying the nearest training answer"
+            else tr("it is not shown to beat copying the nearest training answer")
         )
     if faults:
-        usable = ", and not usable yet" if run.verdict.kind != BETTER else ", but not usable yet"
-        return f"{opening}{usable}: {_and(faults)}."
+        if run.verdict.kind == BETTER:
+            return tr("{opening}, but not usable yet: {faults}.", opening=opening, faults=_and(faults))
+        return tr("{opening}, and not usable yet: {faults}.", opening=opening, faults=_and(faults))
     if run.verdict.kind == BETTER:
-        return f"{opening}, and these measures find no fault in its answers: read some before you rely on them."
-    return f"{opening}; these measures find no fault in its answers, which says little about whether they are right."
+        return tr(
+            "{opening}, and these measures find no fault in its answers: read some before you rely on them.",
+            opening=opening,
+        )
+    return tr(
+        "{opening}; these measures find no fault in its answers, which says little about whether they are right.",
+        opening=opening,
+    )
 
 
 def _mixed(run: RunReport) -> str:
     assert run.comparison
     if run.comparison["metrics"][CHARACTER_F1]["outcome"] in (BETTER, WORSE):
-        return "Better than its base by one measure and worse by another"
-    return "It finds the right answers more probable than its base does, but does not answer measurably better"
+        return tr("Better than its base by one measure and worse by another")
+    return tr("It finds the right answers more probable than its base does, but does not answer measurably better")
 
 
 def answer_faults(scores: dict[str, Any]) -> list[str]:
@@ -117,22 +137,29 @@ def answer_faults(scores: dict[str, Any]) -> list[str]:
     faults = []
     if over("empty_share", EMPTY):
         if value["empty_share"] == 1:
-            return ["all of its answers are empty"]
-        faults.append(f"{MEASURES['empty_share'].format(value['empty_share'])} of its answers are empty")
+            return [tr("all of its answers are empty")]
+        faults.append(
+            tr("{share} of its answers are empty", share=MEASURES["empty_share"].format(value["empty_share"]))
+        )
     ratio = value.get("length_ratio")
     if is_number(ratio) and ratio < SHORT:
         fraction = next(word for most, word in FRACTIONS if ratio < most)
-        faults.append(f"its answers are about {fraction} as long as the right ones")
+        faults.append(tr("its answers are about {fraction} as long as the right ones", fraction=tr(fraction)))
     elif is_number(ratio) and ratio > LONG:
-        faults.append(f"its answers are {ratio:.1f} times as long as the right ones")
+        faults.append(tr("its answers are {ratio:.1f} times as long as the right ones", ratio=ratio))
     stopped = value.get("stopped_share")
     if is_number(stopped) and 1 - stopped >= UNENDED:
-        faults.append(f"{MEASURES['stopped_share'].format(1 - stopped)} of its answers do not end by themselves")
+        share = MEASURES["stopped_share"].format(1 - stopped)
+        faults.append(tr("{share} of its answers do not end by themselves", share=share))
     if over("repetition", REPEATED):
-        faults.append("its answers repeat themselves")
+        faults.append(tr("its answers repeat themselves"))
     if _canned(scores):
         faults.append(
-            f"it gives {scores['different_answers']:,} different answers to {scores['questions']:,} questions"
+            tr(
+                "it gives {different:,} different answers to {asked:,} questions",
+                different=scores["different_answers"],
+                asked=scores["questions"],
+            )
         )
     return faults
 
@@ -147,35 +174,46 @@ def next_steps(run: RunReport, copy: str, most: int = 3) -> list[str]:
     scores, steps = run.tuned.scores, []
     if (run.tuned.contamination or {}).get("trained_on_questions"):
         steps.append(
-            "Test on questions that are not in the training data: scores on trained questions show what it memorised."
+            tr(
+                "Test on questions that are not in the training data: scores on trained questions show what it "
+                "memorised."
+            )
         )
     if run.base is None:
-        steps.append("Evaluate the base too (evaluate.py --base), to see what training changed.")
+        steps.append(tr("Evaluate the base too (evaluate.py --base), to see what training changed."))
     elif run.verdict.kind == FEW:
         assert run.comparison
         needed, there = run.comparison["groups_needed"], scores["record_groups"]
         steps.append(
-            f"Hold out more test records: a verdict needs {needed:,} groups of records, and there are {there:,} (more "
-            "data, or a larger --test of prepare_data.py)."
+            tr(
+                "Hold out more test records: a verdict needs {needed:,} groups of records, and there are {there:,} "
+                "(more data, or a larger --test of prepare_data.py).",
+                needed=needed,
+                there=there,
+            )
         )
     if run.folder.training.get("finished") is False:
-        steps.append("Finish the training: the same command goes on from the last checkpoint.")
+        steps.append(tr("Finish the training: the same command goes on from the last checkpoint."))
     else:
         steps += training_steps(run.folder.log, run.folder.training.get("steps"))
     stopped = scores["metrics"]["stopped_share"]["value"]
     if is_number(stopped) and 1 - stopped >= UNENDED:
         steps.append(
-            "Look at the answers that do not end: if they are good so far, give them more tokens (evaluate.py "
-            "--max-new-tokens); if they go in circles, train longer."
+            tr(
+                "Look at the answers that do not end: if they are good so far, give them more tokens (evaluate.py "
+                "--max-new-tokens); if they go in circles, train longer."
+            )
         )
     if copy in (BETTER, UNCLEAR) or run.verdict.kind in (UNCLEAR, WORSE, MIXED):
         steps.append(
-            "Add training data, with two or three ways of asking for each fact, or take a larger base model: so far "
-            "it knows little that its training answers do not say word for word."
+            tr(
+                "Add training data, with two or three ways of asking for each fact, or take a larger base model: so "
+                "far it knows little that its training answers do not say word for word."
+            )
             if copy in (BETTER, UNCLEAR)
-            else "Try another learning rate, or a larger base model (make plan shows which fits your GPU)."
+            else tr("Try another learning rate, or a larger base model (make plan shows which fits your GPU).")
         )
-    return steps[:most] or ["Let somebody who knows the subject read the answers: answers.xlsx lists all of them."]
+    return steps[:most] or [tr("Let somebody who knows the subject read the answers: answers.xlsx lists all of them.")]
 
 
 def training_steps(log: list[dict[str, Any]], updates: object) -> list[str]:
@@ -183,20 +221,27 @@ def training_steps(log: list[dict[str, Any]], updates: object) -> list[str]:
     losses = [loss for _, loss in training_curve(log, "validation_loss")]
     if is_number(updates) and updates < FEW_UPDATES:
         return [
-            f"Train for more updates: {updates:,} are few (a larger --num-train-epochs, or fewer sequences an update "
-            "by a smaller --global-batch-size)."
+            tr(
+                "Train for more updates: {updates:,} are few (a larger --num-train-epochs, or fewer sequences an "
+                "update by a smaller --global-batch-size).",
+                updates=updates,
+            )
         ]
     if len(losses) < 2:
         return []
     if losses[-1] <= min(losses) and losses[-1] < losses[-2] * (1 - FALLING):
-        return ["Train longer (--num-train-epochs): the validation loss was still falling when training ended."]
+        return [tr("Train longer (--num-train-epochs): the validation loss was still falling when training ended.")]
     if losses[-1] > min(losses) * (1 + RISEN):
         return [
-            "Do not train longer: the validation loss rose again before the end, so more epochs memorise. More data, "
-            "or a lower learning rate, can help."
+            tr(
+                "Do not train longer: the validation loss rose again before the end, so more epochs memorise. More "
+                "data, or a lower learning rate, can help."
+            )
         ]
     return []
 
 
 def _and(clauses: list[str]) -> str:
-    return " and ".join([*filter(None, [", ".join(clauses[:-1])]), clauses[-1]])
+    if len(clauses) == 1:
+        return clauses[0]
+    return tr("{first} and {last}", first=", ".join(clauses[:-1]), last=clauses[-1])

@@ -508,7 +508,7 @@ def test_the_page_begins_with_what_was_found(run, tmp_path):
     idle = make_run(tmp_path / "runs", "idle")
     make_evaluation(idle, make_rows(tuned=False))
     twin = written([idle], tmp_path / "out")[1]
-    assert "is not clearly better than any other model here" in twin
+    assert "; the test shows it to be better than none of the others" in twin
     assert "tiny is the best tuned model" in written([idle, run], tmp_path / "out")[1]
 
 
