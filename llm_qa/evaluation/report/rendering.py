@@ -52,7 +52,7 @@ def draw_plots(report: Report) -> dict[str, Plot]:
         largest = largest_value(parts, CHARACTER_F1)  # one axis for all runs
         for number, (name, (base, tuned)) in enumerate(zip(names, pairs, strict=True), 1):
             if len(_groups(tuned, grouping)) > 1 or (grouping == CATEGORY and _groups(tuned, grouping)):
-                title = f"Character F1 by {grouping}: {name}"
+                title = tr("Character F1 by {grouping}: {run}", grouping=tr(grouping), run=name)
                 before = _groups(base, grouping) if base else None
                 drawn.append(
                     plots.groups_plot(f"{stem}-{number}", title, before, _groups(tuned, grouping), largest=largest)
@@ -103,6 +103,7 @@ def render(report: Report, drawn: dict[str, Plot]) -> tuple[str, str]:
         "f1": MEASURES[CHARACTER_F1].format,
         "evaluate_command": evaluate_command,
         "tone": {BETTER: "good", WORSE: "bad"},
+        "tones": {tr(BETTER): "good", tr(WORSE): "bad"},
         "count_words": count_words,
     }
 
@@ -150,6 +151,7 @@ def final_screen(report: Report) -> str:
             for row in _score_rows(run, report)
         ]
         title = f"{run.name}: {report.asked}, {count_words(scores)}"
-        table = format_table(["", "base", "tuned", "difference", "95% interval", "tuned is"], rows)
+        header = ["", tr("base"), tr("tuned"), tr("difference"), tr("95% interval"), tr("tuned is")]
+        table = format_table(header, rows)
         blocks.append(f"{title}\n\n{table}\n\n{run.verdict.text}")
     return visible("\n\n".join(blocks))

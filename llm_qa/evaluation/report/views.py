@@ -10,6 +10,7 @@ from llm_qa.evaluation.metrics.catalogue import BITS_PER_CHARACTER, CHARACTER_F1
 from llm_qa.evaluation.report.original import ORIGINAL_DEVICE, ORIGINAL_RUNS
 from llm_qa.evaluation.statistics.comparison import FEW
 from llm_qa.evaluation.statistics.verdict import few_words
+from llm_qa.language import later, tr
 
 if TYPE_CHECKING:
     from llm_qa.evaluation.report.loading import Report, RunReport
@@ -21,8 +22,8 @@ def span(values: dict[str, Any] | None, format_one: Callable[[float], str], grou
         return ""
     ends = [format_one(values[end]) for end in ("low", "high") if is_number(values.get(end))]
     counted = values.get("groups", groups)
-    fewer = [f"{counted:,} of {groups:,} groups"] if 0 < counted < groups else []
-    return ", ".join([" to ".join(ends), *fewer] if len(ends) == 2 else fewer)
+    fewer = [tr("{counted:,} of {groups:,} groups", counted=counted, groups=groups)] if 0 < counted < groups else []
+    return ", ".join([tr("{low} to {high}", low=ends[0], high=ends[1]), *fewer] if len(ends) == 2 else fewer)
 
 
 def reading_text(values: dict[str, Any], comparison: dict[str, Any] | None) -> str:
@@ -30,7 +31,7 @@ def reading_text(values: dict[str, Any], comparison: dict[str, Any] | None) -> s
     if comparison is None:
         return ""
     outcome = values.get("outcome") or ""
-    return few_words(comparison["groups_needed"]) if outcome == FEW else outcome
+    return few_words(comparison["groups_needed"]) if outcome == FEW else tr(outcome)
 
 
 def format_p(p: float | None) -> str:
@@ -69,22 +70,22 @@ def group_rows(run: RunReport, grouping: str) -> list[dict[str, Any]]:
         before = (run.base.scores["groups"].get(grouping, {}) if run.base else {}).get(name)
         change = (run.comparison["groups"].get(grouping, {}) if run.comparison else {}).get(name)
         f1, bits = score_rows(before, part, change, (CHARACTER_F1, BITS_PER_CHARACTER))
-        rows.append({"name": name or "(none)", "groups": part["record_groups"], "questions": part["questions"]})
+        rows.append({"name": name or tr("(none)"), "groups": part["record_groups"], "questions": part["questions"]})
         rows[-1] |= {"f1": f1, "bits": bits}
     return rows
 
 
 COST_HEADER = (
-    "Run",
-    "Model",
-    "Trained",
-    "Device",
-    "Epoch time",
-    "Total time",
-    "GPU hours",
-    "Tokens/s",
-    "Peak memory",
-    "Answers/s",
+    later("Run"),
+    later("Model"),
+    later("Trained"),
+    later("Device"),
+    later("Epoch time"),
+    later("Total time"),
+    later("GPU hours"),
+    later("Tokens/s"),
+    later("Peak memory"),
+    later("Answers/s"),
 )
 
 

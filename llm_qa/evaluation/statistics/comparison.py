@@ -28,11 +28,13 @@ from llm_qa.evaluation.statistics.scoring import (
     ratios,
     resampled_ratios,
 )
+from llm_qa.language import later
 
 TRIALS = 10_000  # random swaps at least, where not every swap is tried: the smallest p is then 1 / 10,001
 ALPHA = 1 - CONFIDENCE
 
-BETTER, WORSE, UNCLEAR, MIXED, FEW = "better", "worse", "not distinguishable", "mixed", "too few records"
+BETTER, WORSE, UNCLEAR = later("better"), later("worse"), later("not distinguishable")
+MIXED, FEW = later("mixed"), later("too few records")
 
 
 def compare_predictions(

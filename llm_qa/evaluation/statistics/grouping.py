@@ -11,8 +11,10 @@ from collections.abc import Callable
 from typing import Any
 
 from llm_qa.data.groups import connected, text_keys
+from llm_qa.language import later
 
-CATEGORY, QUESTION_TYPE, ANSWER_LENGTH, CLOSENESS = "category", "question type", "answer length", "closeness"
+CATEGORY, QUESTION_TYPE = later("category"), later("question type")
+ANSWER_LENGTH, CLOSENESS = later("answer length"), "closeness"
 CLOSE, NEW = "close to a training text", "not close"
 CLOSE_SIMILARITY = 0.8  # of CharacterIndex in contamination.py; from this similarity on, a text counts as trained on
 

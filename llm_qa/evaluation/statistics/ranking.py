@@ -18,9 +18,10 @@ from llm_qa.evaluation.evaluations import Evaluation
 from llm_qa.evaluation.metrics.catalogue import BITS_PER_CHARACTER, CHARACTER_F1, MEASURES
 from llm_qa.evaluation.statistics.comparison import BETTER, TRIALS, WORSE, apply_holm, compare_predictions
 from llm_qa.evaluation.statistics.scoring import text_scores
+from llm_qa.language import later, tr
 
 PAIR_MEASURES = (CHARACTER_F1, BITS_PER_CHARACTER)  # measures of the tests between models
-NEAREST_NAME = "nearest training answer"
+NEAREST_NAME = later("nearest training answer")
 OF_TUNED, OF_BASE = (files.TUNED, files.TUNED_WITH), (files.BASE, files.BASE_WITH)
 
 
@@ -91,15 +92,15 @@ def rank_entries(
 
 
 def _shown_name(entry: Entry, names: Sequence[str], several_nearest: bool) -> str:
-    asked = " with references" if entry.label in (files.TUNED_WITH, files.BASE_WITH) else ""
+    asked = tr(" with references") if entry.label in (files.TUNED_WITH, files.BASE_WITH) else ""
     if entry.label in OF_TUNED:
         return entry.name + asked
     whose = ", ".join(names[run] for run in entry.runs[:2])
     if len(entry.runs) > 2:
-        whose += f" and {len(entry.runs) - 2} more"
+        whose += tr(" and {count} more", count=len(entry.runs) - 2)
     if entry.label in OF_BASE:
-        return f"base of {whose}{asked}"
-    return f"{NEAREST_NAME} of {whose}" if several_nearest else NEAREST_NAME
+        return tr("base of {whose}", whose=whose) + asked
+    return tr("nearest training answer of {whose}", whose=whose) if several_nearest else tr(NEAREST_NAME)
 
 
 def _alike(entry: Entry, evaluation: Evaluation) -> bool:

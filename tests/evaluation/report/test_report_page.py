@@ -19,6 +19,7 @@ from llm_qa.evaluation.report.escaping import markdown_text, visible
 from llm_qa.evaluation.report.loading import load_report
 from llm_qa.evaluation.report.original import ORIGINAL_RUNS
 from llm_qa.evaluation.report.rendering import final_screen, write_report
+from llm_qa.language import KOREAN, VARIABLE
 
 HOSTILE = [
     "<script>alert('x')</script>",
@@ -539,3 +540,18 @@ def test_what_is_gained_without_close_records_is_shown(run, tmp_path):
     gain, without = re.findall(r"\| \+(0\.\d{3}) \(\+0\.\d{3} to \+0\.\d{3}\)", line)
     assert gain != without
     assert line.endswith("| 11 |")
+
+
+def test_the_page_is_korean_where_korean_is_chosen(run, tmp_path, monkeypatch):
+    monkeypatch.setenv(VARIABLE, KOREAN)
+    page, twin = written([run], tmp_path / "out")
+    assert '<html lang="ko">' in page
+    assert "기반 모델보다 낫습니다. 이 지표로는 답에서 문제가 보이지 않습니다." in page
+    assert "**기반 모델보다 낫습니다." in twin
+    headings = re.findall(r"<h[23][^>]*>([^<]*)</h[23]>", page)
+    assert len(headings) > 7
+    assert not [heading for heading in headings if not re.search("[가-힣]", heading)]
+    columns = re.findall(r'<th scope="col"[^>]*>([^<]*)</th>', page)
+    known = {"#", "chrF++\u00a0↑", "ROUGE-L\u00a0↑"}
+    assert not [column for column in columns if not re.search("[가-힣]", column) and column not in known]
+    assert "학습한 모델이 낫습니다" in final_screen(load_report([run]))
