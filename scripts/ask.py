@@ -94,6 +94,7 @@ def stream(
     from llm_qa.inference.fitting import fit_questions
     from llm_qa.inference.generate import generate_answers
     from llm_qa.inference.streaming import stream_tokens, text_pieces
+    from llm_qa.models.loading import end_tokens
 
     fitting = fit_questions(tokenizer, model.config, [(question, context)], settings)
     if settings.candidates > 1:  # which one is kept is known when all are drawn
@@ -113,7 +114,7 @@ def stream(
     for piece in text_pieces(tokenizer, watched()):
         print(piece, end="", flush=True)
     print()
-    if tokenizer.eos_token_id not in last:
+    if set(end_tokens(model, tokenizer)).isdisjoint(last):
         say(f"(cut after {settings.max_new_tokens:,} tokens: --max-new-tokens)")
     say_references(named(*fitting[0]))
 

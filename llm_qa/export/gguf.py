@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,8 +77,10 @@ def write_gguf(folder: Path, llama_cpp: Path, tokenizer, numbers: str = "f16") -
     out = folder / f"{folder.resolve().name}.gguf"
     rule = pre_tokenizer_name(json.loads(tokenizer.backend_tokenizer.to_str())) or ""
     run_python(CONVERT, llama_cpp.resolve(), folder, out, numbers, rule)
-    check_metadata(json.loads(run_python(READ, llama_cpp.resolve(), out)), files.read_json(folder / "config.json"), out)
-    files.write_text(folder / "Modelfile", modelfile(tokenizer, out.name))
+    config = files.read_json(folder / "config.json")
+    check_metadata(json.loads(run_python(READ, llama_cpp.resolve(), out)), config, out)
+    ends = config["eos_token_id"] if isinstance(config["eos_token_id"], list) else [config["eos_token_id"]]
+    files.write_text(folder / "Modelfile", modelfile(tokenizer, out.name, tokenizer.convert_ids_to_tokens(ends)))
     return out
 
 
@@ -121,8 +124,8 @@ def check_metadata(found: dict[str, Any], config: dict[str, Any], path: Path) ->
             raise RuntimeError(f"{path} says {key} = {found.get(key)!r}, and the model's config {value!r}.")
 
 
-def modelfile(tokenizer, gguf_name: str, max_new_tokens: int = 256) -> str:
-    """Ollama's Modelfile: the prompt that was trained, greedy answers, and the token that ends them."""
+def modelfile(tokenizer, gguf_name: str, ends: Sequence[str], max_new_tokens: int = 256) -> str:
+    """Ollama's Modelfile: the prompt that was trained, greedy answers, and the tokens that end them."""
     question = "\ue000"
     alone = show_prompt(tokenizer, question).replace(question, "{{ .Prompt }}")
     system = "\ue001"
@@ -130,9 +133,9 @@ def modelfile(tokenizer, gguf_name: str, max_new_tokens: int = 256) -> str:
     with_system = with_system.replace(question, "{{ .Prompt }}").replace(system, "{{ .System }}")
     if uses_chat(tokenizer) and tokenizer.bos_token:  # llama.cpp adds it by itself
         alone, with_system = (text.removeprefix(tokenizer.bos_token) for text in (alone, with_system))
+    stops = "".join(f'PARAMETER stop "{end}"\n' for end in ends)
     return f'''FROM ./{gguf_name}
 TEMPLATE """{{{{ if .System }}}}{with_system}{{{{ else }}}}{alone}{{{{ end }}}}"""
-PARAMETER stop "{tokenizer.eos_token}"
-PARAMETER temperature 0
+{stops}PARAMETER temperature 0
 PARAMETER num_predict {max_new_tokens}
 '''

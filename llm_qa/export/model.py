@@ -10,10 +10,17 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Pre
 
 from llm_qa import files
 from llm_qa.console import UserError
-from llm_qa.data.chat import uses_chat
 from llm_qa.export.checkpoint import WEIGHTS, read_tensors, staged_folder, tensor_names, weight_shards, write_shards
 from llm_qa.export.merge import lora_updates, merged
-from llm_qa.models.loading import base_of_run, finished_folder, load_run_tokenizer, run_recipe, save_tokenizer
+from llm_qa.models.loading import (
+    base_of_run,
+    ends_of,
+    finished_folder,
+    load_run_tokenizer,
+    run_recipe,
+    save_tokenizer,
+    with_own_ends,
+)
 from llm_qa.models.portable import add_rotary_keys
 from llm_qa.models.references import references_file
 from llm_qa.models.safety import refuse_unsafe_weights
@@ -57,7 +64,9 @@ def export_model(
     references = references_file(run_dir, recipe) if recipe.retrieval else None
     with staged_folder(out) as staged:
         size = write_shards(merged(read_tensors(shards), names, updates, DTYPES[dtype]), staged, shard_bytes)
-        write_settings(staged, config, load_run_tokenizer(final, recipe), type(model).__name__, ends_of(source))
+        write_settings(
+            staged, config, load_run_tokenizer(final, recipe), type(model).__name__, ends_of_checkpoint(source)
+        )
         files.write_text(staged / "README.md", card)
         if references:
             files.write_bytes(staged / files.REFERENCES, references.read_bytes())
@@ -82,13 +91,15 @@ def check_complete(model: PreTrainedModel, found: set[str], source: str) -> None
         raise UserError(f"{source} has no {lost[0]}: its weights are incomplete.")
 
 
-def ends_of(source: str) -> list[int]:
-    """The eos tokens of the base's generation config, of which chat models have several."""
+def ends_of_checkpoint(source: str) -> list[int]:
+    """The eos tokens of a checkpoint, of which chat models have several: those that answers of the loaded model have.
+
+    As transformers loads them: of its generation config or, where it has none, of its config.
+    """
     try:
-        ends = GenerationConfig.from_pretrained(source).eos_token_id
+        return ends_of(GenerationConfig.from_pretrained(source))
     except OSError:  # it has none
-        return []
-    return ends if isinstance(ends, list) else [ends] if ends is not None else []
+        return ends_of(GenerationConfig.from_model_config(config_of(source)))
 
 
 def write_settings(folder: Path, config: PretrainedConfig, tokenizer, architecture: str, ends: list[int]) -> None:
@@ -99,7 +110,7 @@ def write_settings(folder: Path, config: PretrainedConfig, tokenizer, architectu
     config.use_cache = True
     config.dtype = dtype_of(folder)
     config.architectures = [architecture]
-    every = list(dict.fromkeys([tokenizer.eos_token_id, *(ends if uses_chat(tokenizer) else [])]))
+    every = with_own_ends(tokenizer, ends)
     eos = every if len(every) > 1 else every[0]
     config.eos_token_id, config.pad_token_id = eos, tokenizer.pad_token_id
     config.save_pretrained(folder)

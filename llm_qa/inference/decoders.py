@@ -10,6 +10,7 @@ from llm_qa.inference.generate import fitting_prompts
 from llm_qa.inference.merged_weights import USABLE, free_bytes
 from llm_qa.inference.settings import GenerationSettings
 from llm_qa.inference.static_decoder import StaticDecoder, cache_bytes, reason_against
+from llm_qa.models.loading import end_tokens
 from llm_qa.models.precision import gpu_capability
 
 # Relative distance allowed between the static decoder's and the model's own logits. fp8 products round activations too,
@@ -46,7 +47,7 @@ def build_decoder(model, tokenizer, rows: int, context: int) -> StaticDecoder:
         model,
         max(1, min(rows, fitting)),
         context,
-        eos_token_id=tokenizer.eos_token_id,
+        eos_token_id=end_tokens(model, tokenizer),
         pad_token_id=tokenizer.pad_token_id,
     )
     say(decoder.report)

@@ -17,6 +17,7 @@ from llm_qa.inference.continuous_batching import generate
 from llm_qa.inference.settings import GenerationSettings
 from llm_qa.inference.static_decoder import StaticDecoder
 from llm_qa.models.isolation import attention_of
+from llm_qa.models.loading import end_tokens
 
 
 @dataclass(frozen=True)
@@ -74,19 +75,19 @@ def generate_answers(
     """
     prompts = fitting_prompts(model, tokenizer, questions, settings)
     prompts = [prompt for prompt in prompts for _ in range(settings.candidates)]
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]), reverse=True)
+    order, ends = sorted(range(len(prompts)), key=lambda i: len(prompts[i]), reverse=True), end_tokens(model, tokenizer)
     answers: dict[int, Answer] = {}
     torch.manual_seed(settings.seed)
     unit = "questions" if settings.candidates == 1 else "candidates"
     with progress(total=len(prompts), what="answering", unit=unit, quiet=quiet) as bar:
         if decoder:
             rows = generate(decoder, prompts, settings, answered=bar.update)
-            return _kept([_to_answer(tokenizer, row) for row in rows], settings.candidates)
+            return _kept([_to_answer(tokenizer, row, ends) for row in rows], settings.candidates)
         for begin in range(0, len(order), batch_size):
             part = order[begin : begin + batch_size]
             rows = _generate_batch(model, tokenizer, [prompts[i] for i in part], settings)
             for i, row in zip(part, rows, strict=True):
-                answers[i] = _to_answer(tokenizer, row)
+                answers[i] = _to_answer(tokenizer, row, ends)
             bar.update(len(part))
     return _kept([answers[i] for i in range(len(prompts))], settings.candidates)
 
@@ -111,17 +112,16 @@ def _generate_batch(model, tokenizer, prompts: list[list[int]], settings: Genera
         input_ids=input_ids,
         attention_mask=attention_mask,
         pad_token_id=pad,
-        eos_token_id=tokenizer.eos_token_id,
+        eos_token_id=end_tokens(model, tokenizer),
         use_cache=True,
         **settings.arguments(),
     )
     return output[:, width:].tolist()
 
 
-def _to_answer(tokenizer, tokens: list[int]) -> Answer:
-    eos = tokenizer.eos_token_id
-    stopped = eos in tokens
-    kept = tokens[: tokens.index(eos)] if stopped else tokens
+def _to_answer(tokenizer, tokens: list[int], ends: list[int]) -> Answer:
+    end = next((place for place, token in enumerate(tokens) if token in ends), None)
+    stopped, kept = end is not None, tokens[:end]
     text = tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     return Answer(normalize_lines(text), stopped, len(kept) + stopped)
 

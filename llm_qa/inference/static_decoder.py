@@ -76,7 +76,7 @@ class StaticDecoder:
         rows: int,
         context: int,
         *,
-        eos_token_id: int,
+        eos_token_id: int | list[int],
         pad_token_id: int,
         folded: bool | None = None,
     ):
@@ -110,7 +110,7 @@ class StaticDecoder:
             return torch.zeros(shape, dtype=torch.int64, device=self.device)
 
         self.row_numbers = torch.arange(rows, device=self.device)
-        self.eos = numbers(1) + eos_token_id
+        self.eos = torch.tensor(eos_token_id, device=self.device).view(-1)  # any of them ends an answer
         self.tokens = numbers(rows)  # the last token of each row, not yet in the cache
         self.positions = numbers(rows)  # its position
         self.counts, self.limits = numbers(rows), numbers(rows)  # tokens generated, and their maximum
@@ -155,6 +155,9 @@ class StaticDecoder:
             activated = F.gelu(linear(for_mlp, layer.dense_h_to_4h, d_mlp))
             x = linear(activated, layer.dense_4h_to_h) + linear(attended, layer.dense) + x
         return x
+
+    def _ends(self, chosen: Tensor) -> Tensor:
+        return (chosen[:, None] == self.eos).any(-1)
 
     def _logits(self, x: Tensor) -> Tensor:
         return F.linear(self._norm(x, self.final_norm), self.head)
@@ -205,7 +208,7 @@ class StaticDecoder:
             chosen = self.sampler.choose(logits, rows, torch.zeros_like(lengths))
         self.logits[rows], self.tokens[rows], self.generated[rows, 0] = logits, chosen, chosen
         self.positions[rows], self.counts[rows], self.limits[rows] = lengths, 1, limits
-        self.finished[rows] = (chosen == self.eos) | (limits <= 1)
+        self.finished[rows] = self._ends(chosen) | (limits <= 1)
         self.sampler.mark(self.tokens)
 
     @torch.inference_mode()
@@ -261,7 +264,7 @@ class StaticDecoder:
         going = ~self.finished
         self.counts += going
         self.positions += going
-        self.finished |= (chosen == self.eos) & going | (self.counts >= self.limits)
+        self.finished |= self._ends(chosen) & going | (self.counts >= self.limits)
 
     def reach(self, furthest: int) -> int:
         """The number of cache positions that a step reads when the furthest row is at position `furthest`."""

@@ -11,6 +11,7 @@ import torch
 from llm_qa.inference.continuous_batching import stream
 from llm_qa.inference.settings import GenerationSettings
 from llm_qa.inference.static_decoder import Request, StaticDecoder
+from llm_qa.models.loading import end_tokens
 
 HALF_CHARACTER = "\ufffd"  # what a tokenizer decodes the first bytes of a character to
 
@@ -64,9 +65,6 @@ def _plain_tokens(
 ) -> Generator[list[int], None, None]:
     from transformers import StoppingCriteriaList
 
-    def stopped(input_ids, scores):
-        return torch.full((len(input_ids),), left.is_set(), device=input_ids.device)
-
     tokens, left = _Tokens(), threading.Event()
     input_ids = torch.tensor([prompt], device=model.get_input_embeddings().weight.device)
 
@@ -78,7 +76,7 @@ def _plain_tokens(
                     input_ids=input_ids,
                     attention_mask=torch.ones_like(input_ids),
                     pad_token_id=tokenizer.pad_token_id,
-                    eos_token_id=tokenizer.eos_token_id,
+                    eos_token_id=end_tokens(model, tokenizer),
                     use_cache=True,
                     streamer=tokens,
                     stopping_criteria=StoppingCriteriaList(

@@ -7,13 +7,20 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 from transformers.utils import cached_file, is_protobuf_available, is_sentencepiece_available
 
 from llm_qa import files
 from llm_qa.config.recipe import EMBEDDED_MODEL, Recipe, load_stored_recipe
 from llm_qa.console import UserError, say
-from llm_qa.data.chat import choose_prompt
+from llm_qa.data.chat import choose_prompt, uses_chat
 from llm_qa.models.fast.ops.fp8 import quantize_fp8
 from llm_qa.models.isolation import attention_of
 from llm_qa.models.linear_modules import linear_layers
@@ -92,12 +99,31 @@ def check_tokenizer_fits(tokenizer, model: PreTrainedModel) -> None:
 def align_special_tokens(model: PreTrainedModel, tokenizer) -> None:
     """Set the model's special tokens to the tokenizer's, with which answers end and are padded.
 
-    Trainer would do it too, with a warning for each process.
+    Trainer would do it too, with a warning for each process. The generation config keeps all `end_tokens`.
     """
+    ends = end_tokens(model, tokenizer)
     for config in (model.config, model.generation_config):
         config.eos_token_id, config.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
         if tokenizer.bos_token_id is not None:
             config.bos_token_id = tokenizer.bos_token_id
+    if len(ends) > 1:
+        model.generation_config.eos_token_id = ends
+
+
+def end_tokens(model: PreTrainedModel | PeftModel, tokenizer) -> list[int]:
+    """Token ids that end an answer, the tokenizer's eos first; a model that chats may have more in its configs."""
+    return with_own_ends(tokenizer, ends_of(model.generation_config))
+
+
+def ends_of(config: GenerationConfig) -> list[int]:
+    """The eos tokens of a generation config."""
+    ends = config.eos_token_id
+    return list(ends) if isinstance(ends, list) else [ends] if ends is not None else []
+
+
+def with_own_ends(tokenizer, ends: list[int]) -> list[int]:
+    """The tokenizer's eos and, where it has a chat template, the other `ends` of its model."""
+    return list(dict.fromkeys([tokenizer.eos_token_id, *(ends if uses_chat(tokenizer) else [])]))
 
 
 def load_base(model: str | Path, precision: Precision, *, on_gpu: bool = True) -> PreTrainedModel:
@@ -134,6 +160,8 @@ def load_base(model: str | Path, precision: Precision, *, on_gpu: bool = True) -
         # eval mode, for a bf16 kernel without a backward pass: after one validation, training would have no gradients.
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
+    # generate() would take whatever is missing in its arguments from here: a penalty of repetitions, say.
+    base.generation_config = GenerationConfig(eos_token_id=ends_of(base.generation_config) or None)
     base.config.use_cache = False  # a cache would let packed documents attend to each other
     return base
 

@@ -10,8 +10,8 @@ from llm_qa.inference.streaming import HALF_CHARACTER
 class AnswerText:
     """Gives pieces that together are the answer; what may still change (half a syllable, a beginning stop) is held."""
 
-    def __init__(self, tokenizer, stops: Sequence[str] = ()):
-        self.tokenizer, self.stops = tokenizer, list(stops)
+    def __init__(self, tokenizer, ends: Sequence[int], stops: Sequence[str] = ()):
+        self.tokenizer, self.ends, self.stops = tokenizer, set(ends), list(stops)
         self.tokens: list[int] = []
         self.text = ""  # what was given
         self.stopped = False  # by the end token or a stop text
@@ -21,7 +21,7 @@ class AnswerText:
         if self.stopped:
             return ""
         self.tokens += tokens
-        ended = self.tokenizer.eos_token_id in tokens
+        ended = not self.ends.isdisjoint(tokens)
         text = self.tokenizer.decode(self.tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         places = [place for stop in self.stops if (place := text.find(stop)) >= 0]
         self.stopped = ended or bool(places)

@@ -15,6 +15,7 @@ from llm_qa.inference.fitting import fit_questions
 from llm_qa.inference.settings import GenerationSettings
 from llm_qa.inference.static_decoder import StaticDecoder
 from llm_qa.inference.streaming import stream_tokens, text_pieces
+from llm_qa.models.loading import end_tokens
 
 
 class Answer(NamedTuple):
@@ -94,7 +95,7 @@ class Answerer:
 
                     for piece in text_pieces(self.tokenizer, watched()):
                         pieces.put(piece)
-            pieces.put(self.tokenizer.eos_token_id in last)
+                pieces.put(not set(end_tokens(model, self.tokenizer)).isdisjoint(last))
         except Exception as error:  # raised where the pieces are read
             pieces.put(error)
 

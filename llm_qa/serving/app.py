@@ -145,7 +145,7 @@ def build_app(
         job = Job(prompt, settings, told, seeded=body.seed is not None)
         if not engine.submit(job):
             raise ApiError(429, f"{engine.most_waiting:,} requests wait already: ask again later.", code="queue_full")
-        text = AnswerText(tokenizer, body.stops)
+        text = AnswerText(tokenizer, engine.ends, body.stops)
         common = {"id": f"{shape.prefix}-{uuid.uuid4().hex}", "created": int(time.time()), "model": name}
 
         async def pieces() -> AsyncIterator[str]:

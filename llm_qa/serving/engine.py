@@ -18,6 +18,7 @@ import torch
 from llm_qa.inference.continuous_batching import AnswerQueue
 from llm_qa.inference.settings import GenerationSettings
 from llm_qa.inference.static_decoder import Request, StaticDecoder
+from llm_qa.models.loading import end_tokens
 
 # told(tokens, finished): called in the engine's thread; tokens is None where the answer failed
 Told = Callable[[list[int] | None, bool], None]
@@ -46,6 +47,7 @@ class Engine:
 
     def __init__(self, model, tokenizer, decoder: StaticDecoder | None, *, rows: int, most_waiting: int):
         self.model, self.tokenizer, self.decoder = model, tokenizer, decoder
+        self.ends = end_tokens(model, tokenizer)
         self.rows, self.most_waiting = decoder.rows if decoder else rows, most_waiting
         self.waiting: deque[Job] = deque()
         self.answering: list[Job] = []
@@ -132,7 +134,7 @@ class Engine:
         if first is None:
             return
         jobs = [first, *self._take(self.rows - 1, first.alike)]
-        pad, eos, width = self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, max(len(job.prompt) for job in jobs)
+        pad, ends, width = self.tokenizer.pad_token_id, self.ends, max(len(job.prompt) for job in jobs)
         counts, going = [0] * len(jobs), set(range(len(jobs)))
         device = self.model.get_input_embeddings().weight.device
 
@@ -149,7 +151,7 @@ class Engine:
                     if row in going:
                         job = jobs[row]
                         counts[row] += 1
-                        finished = token == eos or counts[row] >= job.settings.max_new_tokens
+                        finished = token in ends or counts[row] >= job.settings.max_new_tokens
                         if finished or job.cancelled:
                             going.discard(row)
                         job.told([token], finished)
@@ -169,7 +171,7 @@ class Engine:
             input_ids=torch.tensor(tokens, device=device),
             attention_mask=torch.tensor(mask, device=device),
             pad_token_id=pad,
-            eos_token_id=eos,
+            eos_token_id=ends,
             use_cache=True,
             streamer=Rows(),
             stopping_criteria=[ended],

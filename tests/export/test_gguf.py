@@ -50,17 +50,17 @@ def test_a_file_that_says_otherwise_than_the_config_is_an_error():
 
 
 def test_the_modelfile_asks_as_the_model_was_trained(tokenizer):
-    plain = modelfile(tokenizer, "m.gguf")
+    plain = modelfile(tokenizer, "m.gguf", [tokenizer.eos_token])
     assert plain.startswith("FROM ./m.gguf\n")
     assert '{{ else }}### 질문: {{ .Prompt }}\n\n### 답변:{{ end }}"""' in plain
     assert "### 맥락: {{ .System }}\n\n### 질문" in plain
     assert f'PARAMETER stop "{tokenizer.eos_token}"' in plain
     llama = make_tokenizer(*FAMILIES["Llama"])
     choose_prompt(llama, "chat")
-    chat = modelfile(llama, "m.gguf")
+    chat = modelfile(llama, "m.gguf", ["<|eot_id|>", "<|end_of_text|>"])
     assert "<|begin_of_text|>" not in chat, "llama.cpp puts it before every prompt"
     assert "<|start_header_id|>user<|end_header_id|>\n\n{{ .Prompt }}<|eot_id|>" in chat
-    assert 'PARAMETER stop "<|eot_id|>"' in chat
+    assert 'PARAMETER stop "<|eot_id|>"\nPARAMETER stop "<|end_of_text|>"\n' in chat
 
 
 def test_a_folder_that_is_not_llama_cpp_is_refused(tmp_path):

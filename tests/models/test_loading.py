@@ -8,7 +8,20 @@ import pytest
 
 from llm_qa.config.recipe import make_recipe
 from llm_qa.console import UserError
-from llm_qa.models.loading import check_tokenizer_fits, load_base, load_run, load_tokenizer, save_tokenizer
+from llm_qa.data.prompts import encode_prompts
+from llm_qa.inference.generate import generate_answers
+from llm_qa.inference.settings import GenerationSettings
+from llm_qa.inference.static_decoder import StaticDecoder
+from llm_qa.inference.streaming import stream_tokens
+from llm_qa.models.loading import (
+    align_special_tokens,
+    check_tokenizer_fits,
+    end_tokens,
+    load_base,
+    load_run,
+    load_tokenizer,
+    save_tokenizer,
+)
 from llm_qa.models.precision import resolve_precision
 
 FP32 = resolve_precision(make_recipe({"base_precision": "fp32"}), None)
@@ -95,3 +108,43 @@ def test_a_broken_file_of_a_checkpoint_is_one_sentence(tmp_path, neox_folder, na
     with pytest.raises(UserError, match=str(folder)) as error:
         load(folder)
     assert "\n" not in str(error.value)
+
+
+def with_generation_config(folder, tmp_path, tokenizer, **values):
+    """A copy of a model's folder whose own generation config says more than its tokenizer does."""
+    folder = shutil.copytree(folder, tmp_path / "model")
+    (folder / "generation_config.json").write_text(json.dumps(values))
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_a_models_own_generation_config_changes_no_answer(tmp_path, neox_folder, tokenizer):
+    """Qwen2.5 comes with a penalty of repetitions, which "greedy" would have had in silence."""
+    penalised = with_generation_config(neox_folder, tmp_path, tokenizer, repetition_penalty=5.0, min_new_tokens=9)
+    question, settings = [("벽지는 왜 들뜨나요?", "")], GenerationSettings(max_new_tokens=12)
+    answers = [
+        generate_answers(load_base(folder, FP32), tokenizer, question, settings) for folder in (neox_folder, penalised)
+    ]
+    assert answers[0] == answers[1]
+
+
+def test_a_chat_model_ends_by_any_token_of_its_generation_config(tmp_path, neox_folder, tokenizer):
+    model, question = load_base(neox_folder, FP32), [("벽지는 왜 들뜨나요?", "")]
+    tokens = list(stream_tokens(model, tokenizer, encode_prompts(tokenizer, question)[0], GenerationSettings(6)))
+    third = tokens[2][0]
+    ends = [third, tokenizer.eos_token_id]
+    model = load_base(with_generation_config(neox_folder, tmp_path, tokenizer, eos_token_id=ends), FP32)
+    assert end_tokens(model, tokenizer) == [tokenizer.eos_token_id], "the plain prompt ends with the tokenizer's alone"
+    chatting = load_tokenizer(tmp_path / "model")
+    chatting.chat_template = "{% for m in messages %}### 질문: {{ m.content }}\n\n### 답변:{% endfor %}"
+    align_special_tokens(model, chatting)
+    assert end_tokens(model, chatting) == [tokenizer.eos_token_id, third]
+    decoder = StaticDecoder(model, 1, 64, eos_token_id=end_tokens(model, chatting), pad_token_id=0)
+    for by in (None, decoder):
+        assert generate_answers(model, chatting, question, GenerationSettings(6), decoder=by)[0].stopped
+        streamed = [
+            id
+            for new in stream_tokens(model, chatting, encode_prompts(chatting, question)[0], GenerationSettings(6), by)
+            for id in new
+        ]
+        assert streamed == [token for (token,) in tokens[:3]]

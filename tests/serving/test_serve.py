@@ -131,6 +131,8 @@ def test_references_of_a_run_go_before_the_question(tokenizer):
     prompts = []
 
     class EndsAtOnce:
+        ends = (tokenizer.eos_token_id,)
+
         def submit(self, job):
             prompts.append(job.prompt)
             job.told([tokenizer.eos_token_id], True)
