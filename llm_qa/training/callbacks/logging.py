@@ -101,11 +101,17 @@ class StepLog(TrainerCallback, ExportableState):
         self.bar = progress(total=state.max_steps, what="training", unit="steps", resume_at=state.global_step)
 
     def on_step_end(self, args, state, control, **kwargs):
-        """Advance the bar, request a validation at the last step, and after the first step print the start-up time."""
+        """Advance the bar, and after the first step print the start-up time.
+
+        The last step is logged whatever `logging_steps` is, also that of a run that stops early, and validated.
+        """
         if self.start_up_seconds is None:
             self.start_up_seconds = round(time.time() - command_started(), 1)
             say(f"first update finished after {format_seconds(self.start_up_seconds)}")
         self.bar.update(1)
+        ends = control.should_training_stop or state.global_step >= state.max_steps
+        if ends and args.logging_strategy != IntervalStrategy.NO:
+            control.should_log = True
         if state.global_step >= state.max_steps and args.eval_strategy != IntervalStrategy.NO:
             control.should_evaluate = True
 

@@ -5,9 +5,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from toy_training import make_trainer
 from transformers import TrainerControl, TrainerState
 
+from llm_qa import files
 from llm_qa.training.callbacks.logging import RealTokens, StepLog
+from llm_qa.training.callbacks.stopping import StopInTime
 
 ARGUMENTS = SimpleNamespace(fp16=False, device=torch.device("cpu"), world_size=1)
 
@@ -71,3 +74,25 @@ def test_the_log_has_one_object_a_line_and_goes_on_where_the_checkpoint_was(tmp_
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [line["step"] for line in lines] == [10]
     assert again.elapsed() >= 50.0
+
+
+def logged(run) -> list[int]:
+    return [line["step"] for line in files.read_jsonl(run / files.LOG) if "loss" in line]
+
+
+def test_the_last_step_is_logged_wherever_it_falls(tmp_path):
+    make_trainer(tmp_path / "whole", logging_steps=4).train()
+    assert logged(tmp_path / "whole") == [4, 6]
+    make_trainer(tmp_path / "short", logging_steps=100).train()
+    assert logged(tmp_path / "short") == [6]
+    make_trainer(tmp_path / "quiet", logging_strategy="no").train()
+    assert logged(tmp_path / "quiet") == []
+
+
+def test_the_steps_before_a_signal_are_logged(tmp_path):
+    stop = StopInTime(None)
+    trainer = make_trainer(tmp_path, logging_steps=100)
+    trainer.callback_handler.callbacks.insert(0, stop)
+    stop.signal = "SIGTERM"
+    trainer.train()
+    assert logged(tmp_path) == [1]
