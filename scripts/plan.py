@@ -36,6 +36,7 @@ from llm_qa.planning.calibration import FILE, calibrate, calibrated
 from llm_qa.planning.figures import few_updates
 from llm_qa.planning.known_gpus import gpus_of_this_machine, parse_gpus
 from llm_qa.planning.measured import MEASURED
+from llm_qa.planning.plain_path import PLAIN_RUNS, plain_gib
 from llm_qa.planning.speed import trust, uncertainty
 from llm_qa.planning.ways import CONTEXT, Job, Plan, all_plans, best_of, predicted
 
@@ -162,6 +163,12 @@ def check_table() -> str:
         times = [f"{speed:,.0f}", f"{row.tokens_per_second:,}", f"{fast:+.1%}"]
         engine = row.engine.partition(",")[0]
         rows.append((max(abs(fast), abs(large)), [kind, f"{engine}, {row.gpus} {row.gpu}", *memory, *times]))
+    for run in PLAIN_RUNS:
+        gib, method = plain_gib(run), run.recipe.partition("_")[0]
+        large, share = gib / run.gib - 1, f"{run.recomputed}/{run.model.layers}"
+        cells = [f"{run.model.name} {method}, plain path, {run.tokens:,} tokens, {share}", "one, 1 H200"]
+        cells += [f"{gib:.1f}", f"{run.gib:.1f}", f"{large:+.1%}", "–", f"{run.tokens_per_second:,}", "–"]
+        rows.append((abs(large), cells))
     header = ["recipe, products, tokens a pass, recomputed", "on", "GiB", "seen", "off", "tok/s", "seen", "off"]
     return format_table(header, [cells for _, cells in sorted(rows, key=lambda each: -each[0])])
 

@@ -1,11 +1,16 @@
 """Memory and speed on paper beside what was measured (`measured.py` has the rows, their GPUs and sources)."""
 
 import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from llm_qa.config.recipe import load_recipe
+from llm_qa.models.lora import add_lora
 from llm_qa.models.shapes import SHAPES
+from llm_qa.planning.dry_run import sizes_of as sizes_of_model
 from llm_qa.planning.footprint import SAVED_TRAINING, Work, activations, peak_by_part, room_for_activations
 from llm_qa.planning.measured import MEASURED
+from llm_qa.planning.plain_path import LLAMA, PLAIN_RUNS, plain_gib
 from llm_qa.planning.speed import MEASURED_WITHIN
 from llm_qa.planning.ways import predicted, sizes_of
 
@@ -45,3 +50,26 @@ def test_gradients_of_earlier_passes_lie_beside_the_activations():
 def test_room_for_activations(free, gradients, replaced, room):
     """The optimizer keeps 30, and 5 stay free: twice where the gradients' room is lent, never where states lack it."""
     assert room_for_activations(free, 30, gradients, 5, replaced) == room
+
+
+@pytest.mark.parametrize(
+    "run", PLAIN_RUNS, ids=lambda run: f"{run.model.family}-{run.recipe}-{run.tokens}-{run.recomputed}"
+)
+def test_paper_and_measurement_agree_on_the_plain_path(run):
+    assert plain_gib(run) == pytest.approx(run.gib, rel=0.05)
+
+
+def test_weights_of_a_llama_are_those_of_the_model():
+    config = LlamaConfig(
+        hidden_size=4096,
+        intermediate_size=14_336,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        vocab_size=128_256,
+        tie_word_embeddings=False,
+    )
+    recipe = load_recipe("scripts/recipes/qlora_12.8b.yaml")
+    with torch.device("meta"):
+        model = add_lora(LlamaForCausalLM(config), recipe)
+    assert LLAMA.sizes("lora", recipe.lora_r) == sizes_of_model(model, recipe)
