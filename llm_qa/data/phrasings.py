@@ -13,14 +13,15 @@ from dataclasses import replace
 from llm_qa.console import UserError
 from llm_qa.data.records import QARecord
 from llm_qa.data.text import leakage_key
+from llm_qa.language import later, tr
 
 RECORDS, PHRASINGS = "records", "phrasings"  # what a test split holds out
-NEW_WORDINGS = "trained facts, new wordings"
+NEW_WORDINGS = later("trained facts, new wordings")
 
 
 def split_words(split: str, held_out: str) -> str:
     """'test split', marked where it asks for trained facts in new wordings."""
-    return f"{split} split" + (f" ({NEW_WORDINGS})" if held_out == PHRASINGS else "")
+    return tr("{split} split", split=split) + (f" ({tr(NEW_WORDINGS)})" if held_out == PHRASINGS else "")
 
 
 def hold_out_phrasings(train: list[QARecord], seed: int) -> tuple[list[QARecord], list[QARecord]]:

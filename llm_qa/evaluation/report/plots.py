@@ -24,6 +24,7 @@ from llm_qa.evaluation.report.plotting import (
     styled,
 )
 from llm_qa.evaluation.statistics.ranking import Entry
+from llm_qa.language import tr
 
 DASHES: tuple[Dash, ...] = ("-", "--", ":")
 DASH_OF_LABEL: dict[str, Dash] = {files.TUNED: "-", files.BASE: "--", files.NEAREST: ":"}
@@ -43,7 +44,7 @@ def scores_plot(names: list[str], runs: list[tuple[dict | None, dict]]) -> Plot:
             from_zero(panel, largest_value([part for pair in runs for part in pair if part], key))
     axes[0].set_yticks(range(len(labels)), labels)
     base_tuned_legend(figure, any(base for base, _ in runs))
-    return finished(figure, "scores", "Scores of base and tuned model with 95% intervals")
+    return finished(figure, "scores", tr("Scores of base and tuned model with 95% intervals"))
 
 
 @styled
@@ -52,7 +53,7 @@ def groups_plot(stem: str, title: str, base: dict[str, Any] | None, parts: dict[
     labels = [f"{shorten(part)} ({parts[part]['record_groups']:,})" for part in parts]
     height = 1.0 + 0.36 * len(parts)
     figure, (panel,) = new_figure(1, height=height, label_width=max(map(display_width, labels)))
-    panel.set_title(f"{MEASURES[CHARACTER_F1].title} ↑ (groups of records in brackets)")
+    panel.set_title(tr("{measure} ↑ (groups of records in brackets)", measure=MEASURES[CHARACTER_F1].title))
     before = base or {}
     draw_dots(
         panel,
@@ -99,11 +100,11 @@ def cost_plot(entries: list[Entry]) -> Plot | None:
         panel.plot(x, values["value"], "o", color=colour, markerfacecolor=face)
         panel.annotate(label, (x, values["value"]), (8, rise), textcoords="offset points", va="center", fontsize=8)
     ticks = [tick for tick in _TICKS if edge * 1.5 < tick < right * (edge / right) ** 0.05]  # so that its label fits
-    panel.set_xticks([edge, *ticks], ["not trained", *map(_hours, ticks)])
+    panel.set_xticks([edge, *ticks], [tr("not trained"), *map(_hours, ticks)])
     panel.minorticks_off()
-    panel.set_xlabel("training time × processes")
-    panel.set_title("Character F1 ↑ against training time, with 95% intervals")
-    return finished(figure, "cost", "Character F1 against training time")
+    panel.set_xlabel(tr("training time × processes"))
+    panel.set_title(tr("Character F1 ↑ against training time, with 95% intervals"))
+    return finished(figure, "cost", tr("Character F1 against training time"))
 
 
 _TICKS = [t / 3600 for t in (1, 3, 10, 30, 60, 180, 600, 1800)] + [1, 3, 10, 30, 100, 300, 1000, 3000]
@@ -159,10 +160,10 @@ def distribution_plot(entries: list[Entry]) -> Plot:
     panel.set_xlim(0, min(1.0, 1.05 * highest) or 1.0)
     panel.set_ylim(0, 1.02)
     panel.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0%", "25%", "50%", "75%", "100%"])
-    panel.set_xlabel("character F1 of an answer, at least")
-    panel.set_title("Share of answers")
+    panel.set_xlabel(tr("character F1 of an answer, at least"))
+    panel.set_title(tr("Share of answers"))
     legend_above(figure, handles, [entry.name for entry in entries])
-    return finished(figure, "distribution", "Share of answers that reach each character F1")
+    return finished(figure, "distribution", tr("Share of answers that reach each character F1"))
 
 
 @styled
@@ -181,18 +182,18 @@ def loss_plot(names: list[str], logs: list[list[dict[str, Any]]]) -> Plot | None
         panel.plot(*_columns(training), color=colour, linewidth=0.9, alpha=0.55, linestyle=dash)
         panel.plot(*_columns(validation), color=colour, linewidth=1.8, linestyle=dash, marker="o", markersize=3.5)
         handles.append(line(colour, dash))
-    panel.set_xlabel("epoch")
-    panel.set_title("Loss (nats per token): thin = training, thick with dots = validation")
+    panel.set_xlabel(tr("epoch"))
+    panel.set_title(tr("Loss (nats per token): thin = training, thick with dots = validation"))
     legend_above(figure, handles, names)
-    return finished(figure, "loss", "Training and validation loss over epochs")
+    return finished(figure, "loss", tr("Training and validation loss over epochs"))
 
 
 def training_curve(log: list[dict[str, Any]], key: str) -> list[tuple[float, float]]:
     """(epoch, value) of the log's lines that have both as finite numbers; of a step logged twice, the later one."""
     points = {
-        line.get("step", line["epoch"]): (line["epoch"], line[key])
+        line.get("step", line[tr("epoch")]): (line[tr("epoch")], line[key])
         for line in log
-        if isinstance(line, dict) and is_number(line.get("epoch")) and is_number(line.get(key))
+        if isinstance(line, dict) and is_number(line.get(tr("epoch"))) and is_number(line.get(key))
     }
     return sorted(points.values())
 

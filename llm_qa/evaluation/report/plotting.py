@@ -17,6 +17,7 @@ from typing import Any, Literal
 from llm_qa.console import display_width
 from llm_qa.evaluation.metrics.catalogue import is_number
 from llm_qa.evaluation.report.escaping import visible
+from llm_qa.language import tr
 
 # name -> (light, dark). inline_svg finds a colour by the light value, so these must be distinct.
 PALETTE = {
@@ -178,9 +179,9 @@ def base_tuned_legend(figure, with_base: bool) -> None:
     def dot(colour: str, face: str):
         return line(LIGHT[colour], "-", marker="o", markersize=5, markerfacecolor=LIGHT[face])
 
-    handles, labels = [dot("tuned", "tuned")], ["tuned"]
+    handles, labels = [dot("tuned", "tuned")], [tr("tuned")]
     if with_base:
-        handles, labels = [dot("base", "page"), *handles], ["base", *labels]
+        handles, labels = [dot("base", "page"), *handles], [tr("base"), *labels]
     figure.legend(handles, labels, loc="upper left", ncols=2, bbox_to_anchor=(0, 1), borderaxespad=0.1)
 
 
