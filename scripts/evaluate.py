@@ -34,6 +34,7 @@ from llm_qa.evaluation.metrics.embedding import COMPETITION_EMBEDDER, load_embed
 from llm_qa.evaluation.predict.contamination import contamination, nearest_rows, with_closest
 from llm_qa.evaluation.predict.run_data import data_name, data_of_run, groups_of_split, held_out_of, training_records
 from llm_qa.inference.settings import CANDIDATES_HELP, DECODER_HELP, DECODERS, MAX_NEW_TOKENS_HELP, named_settings
+from llm_qa.language import tr
 from llm_qa.migrations import renamed_flags
 
 
@@ -193,7 +194,8 @@ def evaluate(options: argparse.Namespace) -> None:
                 how = (settings, options.batch_size, folder, key, source.decoder)
                 answered = predict(model, tokenizer, asked_rows, prompts, *how)
             answers, seconds = answered.rows, answered.answering_seconds
-            say(f"{label}: {len(asked_rows):,} questions answered in {format_seconds(seconds)}")
+            told = {"model": tr(label), "count": len(asked_rows), "seconds": format_seconds(seconds)}
+            say(tr("{model}: {count:,} questions answered in {seconds}", **told))
             timing = (round(seconds, 3), round(answered.references_seconds, 3), round(len(asked_rows) / seconds, 3))
             whose = dict(zip(WHOSE, (label, recipe.model, generation, key, *timing, world_size()), strict=True))
         single = answers if label == files.TUNED else single

@@ -13,7 +13,7 @@ from dataclasses import replace
 from llm_qa.console import UserError
 from llm_qa.data.records import QARecord
 from llm_qa.data.text import leakage_key
-from llm_qa.language import later, tr
+from llm_qa.language import later
 
 RECORDS, PHRASINGS = "records", "phrasings"  # what a test split holds out
 NEW_WORDINGS = later("trained facts, new wordings")
@@ -21,7 +21,7 @@ NEW_WORDINGS = later("trained facts, new wordings")
 
 def split_words(split: str, held_out: str) -> str:
     """'test split', marked where it asks for trained facts in new wordings."""
-    return tr("{split} split", split=split) + (f" ({tr(NEW_WORDINGS)})" if held_out == PHRASINGS else "")
+    return f"{split} split" + (f" ({NEW_WORDINGS})" if held_out == PHRASINGS else "")
 
 
 def hold_out_phrasings(train: list[QARecord], seed: int) -> tuple[list[QARecord], list[QARecord]]:

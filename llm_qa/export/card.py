@@ -99,7 +99,7 @@ def measures(run_dir: Path, split: str = "test") -> tuple[str, list[str], list[l
     for measure in MEASURES.values():
         values = [of_one["metrics"][measure.key]["value"] for of_one in scores]
         if any(map(is_number, values)):
-            rows.append([f"{measure.title} {measure.arrow}".rstrip(), *map(measure.format, values)])
+            rows.append([f"{measure.english} {measure.arrow}".rstrip(), *map(measure.format, values)])
     asked_of = split_words(split, next(iter(found.values())).held_out)
     asked = f"On the {scores[0]['questions']:,} questions of the {asked_of}, {scores[0]['records']:,} records:"
     return asked, ["", *found], rows

@@ -15,7 +15,7 @@ import yaml
 
 from llm_qa import files
 from llm_qa.console import UserError
-from llm_qa.data.phrasings import split_words
+from llm_qa.data.phrasings import NEW_WORDINGS, PHRASINGS
 from llm_qa.evaluation.evaluations import (
     Evaluation,
     check_same_data,
@@ -32,6 +32,7 @@ from llm_qa.evaluation.report.samples import Sample, choose_samples
 from llm_qa.evaluation.statistics.comparison import compare_predictions, trials_needed
 from llm_qa.evaluation.statistics.ranking import Entry, PairwiseComparison, compare_entries, most_tests, rank_entries
 from llm_qa.evaluation.statistics.verdict import Verdict, verdict
+from llm_qa.language import tr
 from llm_qa.migrations import FORMAT_KEY, read_json, renamed_recipe_keys
 
 
@@ -116,7 +117,9 @@ class Report:
     @property
     def asked(self) -> str:
         """The split in words, marked where it asks for trained facts in new wordings."""
-        return split_words(self.split, self.runs[0].tuned.held_out)
+        if self.runs[0].tuned.held_out == PHRASINGS:
+            return tr("{split} split ({what})", split=self.split, what=tr(NEW_WORDINGS))
+        return tr("{split} split", split=self.split)
 
 
 def load_report(
