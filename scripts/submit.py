@@ -62,6 +62,8 @@ def parse_arguments() -> argparse.Namespace:
             check_csv_name(path, f"--{flag}")
         if path and path.resolve() == options.file.resolve():
             raise UserError(f"--{flag} {path} would overwrite the questions: name another file.")
+    if options.answers and options.answers.resolve() == options.out.resolve():
+        raise UserError(f"--answers and --out are both {options.out}: name two files.")
     if options.run:
         files.check_run(options.run)
     return options

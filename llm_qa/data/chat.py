@@ -23,6 +23,7 @@ from llm_qa.data.tokenization import encode_texts, special_names
 PLACE = (
     "\ue000{}\ue001"  # of a message's text in a rendered template; characters for private use, which no template has
 )
+PLACES = re.compile(PLACE.format(r"(\d+)"))
 PLAIN_INSTEAD = "set --prompt plain to train with this project's own format"
 
 
@@ -119,8 +120,8 @@ def _fill(tokenizer, question: str, context: Context, answer: str | None = None)
     texts = [text for _, text in messages]
     if answer is not None:
         texts.append(normalize_lines(answer))
-    for number, text in enumerate(texts):
-        prompt, ending = (part.replace(PLACE.format(number), text) for part in (prompt, ending))
+    # In one go, so that a text that spells a place stays text.
+    prompt, ending = (PLACES.sub(lambda place: texts[int(place[1])], part) for part in (prompt, ending))
     return prompt, ending
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 from llm_qa.console import UserError, say
 from llm_qa.data.plain_prompt import Context, Questions
 from llm_qa.data.prompts import encode_prompts
@@ -39,10 +41,24 @@ def fit_questions(tokenizer, config, questions: Questions, settings: GenerationS
 
 
 def _with_shorter_context(tokenizer, question: str, context: Context, room: int) -> tuple[str, Context]:
-    """The question with the longest end of its context that fits, found by bisection over characters or messages."""
-    least, most = 0, len(context)  # of the end that is kept: `least` fit, `most` do not
+    """The question with the longest end of its context that fits, found by bisection over characters or turns.
+
+    A conversation keeps its system messages and starts with a question, as chat templates demand; where its system
+    messages alone are too long, nothing is kept.
+    """
+    ends: list[Context] = []  # of a conversation, the longest last
+    if not isinstance(context, str):
+        system = tuple(itertools.takewhile(lambda message: message[0] == "system", context))
+        rest = context[len(system) :]
+        begins = [i for i, (role, _) in enumerate(rest) if role in ("user", "passage")]
+        ends = ["", system, *((*system, *rest[i:]) for i in reversed(begins))]
+
+    def end(choice: int) -> Context:
+        return ends[choice] if ends else context[len(context) - choice :]
+
+    least, most = 0, len(ends or context)  # end(least) fits, and the choices from `most` on do not
     while most - least > 1:
         middle = (least + most) // 2
-        fits = len(encode_prompts(tokenizer, [(question, context[-middle:])])[0]) <= room
+        fits = len(encode_prompts(tokenizer, [(question, end(middle))])[0]) <= room
         least, most = (middle, most) if fits else (least, middle)
-    return question, context[-least:] if least else ""
+    return question, end(least)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -93,6 +94,9 @@ def read_questions(
         questions.append(FileQuestion(name or str(len(questions) + 1), question, context))
     if not questions:
         raise UserError(f"{path} has a header but no questions.")
+    names = Counter(row.id for row in questions)
+    if repeated := [name for name, times in names.items() if times > 1]:
+        say(f"{path}: {len(repeated):,} ids stand for more than one question, the first is {repeated[0]!r}")
     return questions
 
 

@@ -133,6 +133,14 @@ def test_a_special_token_spelled_in_a_text_is_text(family):
         assert prompt.count(number) == plain.count(number)
 
 
+def test_a_text_that_spells_the_place_of_another_stays_text(family):
+    _, tokenizer = family
+    [document] = encode_documents(tokenizer, [(QUESTION + " \ue0001\ue001", "비밀", "")])
+    prompt = tokenizer.decode(document.input_ids[: document.prompt_length])
+    assert "비밀" not in prompt
+    assert "비밀" in tokenizer.decode(document.input_ids[document.prompt_length :])
+
+
 def test_the_system_prompt_is_sent_unless_a_conversation_has_one(family):
     tokenizer = family[1]
     said = '‘친절하게’ "답하세요".\n{{ 7 * 7 }}'

@@ -32,6 +32,19 @@ def test_the_beginning_of_a_passage_is_left_out_and_said(tokenizer, capsys):
     assert "1 of 2 questions do not fit into the model's context of 96 tokens" in capsys.readouterr().out
 
 
+def test_a_long_conversation_keeps_its_system_message_and_starts_with_a_question(tokenizer):
+    system, answer = ("system", "짧게."), ("assistant", "네.")
+    short, long = ("user", "왜?"), ("user", LONG)
+
+    def kept(*messages):
+        return fit_questions(tokenizer, CONFIG, [("언제?", messages)], SETTINGS)[0][1]
+
+    assert kept(system, long, answer, short, answer) == (system, short, answer)
+    assert kept(system, short, ("assistant", LONG)) == (system,)
+    assert kept(short, answer, long, answer) == ()
+    assert kept(("system", LONG), short, answer) == ""
+
+
 @pytest.mark.parametrize("context", ["", LONG])
 def test_a_question_that_is_too_long_itself_is_refused(tokenizer, context):
     with pytest.raises(UserError, match=r"takes \d+ tokens .* leaves 80 beside --max-new-tokens 16 \(1 of 2 are too"):

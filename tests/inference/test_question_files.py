@@ -22,6 +22,13 @@ def test_the_original_test_csv(tmp_path):
     assert read_questions(path) == [("TEST_000", "왜, 그런가요?", ""), ("TEST_001", "네?", "")]
 
 
+def test_ids_that_repeat_are_said(tmp_path, capsys):
+    path = tmp_path / "test.csv"
+    path.write_text("id,질문\n가,왜?\n나,언제?\n가,어디?\n", encoding="utf-8")
+    assert [row.id for row in read_questions(path)] == ["가", "나", "가"]
+    assert "1 ids stand for more than one question, the first is '가'" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [

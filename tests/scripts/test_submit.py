@@ -54,6 +54,7 @@ def test_every_question_becomes_a_vector(run, questions, tmp_path):
         (["--file", "nowhere.csv"], "nowhere.csv"),
         (["--batch-size", "0"], "--batch-size: 0 is not a whole number of at least 1"),
         (["--out", "{file}"], "would overwrite the questions"),
+        (["--out", "a.csv", "--answers", "./a.csv"], "--answers and --out are both a.csv"),
     ],
 )
 def test_bad_input_is_one_sentence(run, questions, arguments, message):

@@ -272,8 +272,10 @@ def test_a_full_queue_answers_429_and_sigterm_answers_what_was_taken(neox_folder
                     )
                     for _ in range(12)
                 ]
-                while state(url)["waiting"] < 2:
+                begin = time.monotonic()
+                while state(url)["waiting"] < 2 and time.monotonic() < begin + 60:
                     await asyncio.sleep(0.02)
+                assert state(url)["waiting"] >= 2
                 await asyncio.wait(asked, timeout=0.3)
                 process.send_signal(signal.SIGTERM)
                 return await asyncio.gather(*asked, return_exceptions=True)
