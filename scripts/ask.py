@@ -37,6 +37,7 @@ from llm_qa.inference.settings import (
     GenerationSettings,
     named_settings,
 )
+from llm_qa.language import later, tr
 
 Named = Callable[[str, Context], list[str]]  # of a question and its context, the references in it
 
@@ -101,7 +102,7 @@ def stream(
         (answer,) = generate_answers(model, tokenizer, fitting, settings, decoder=decoder, quiet=True)
         say(answer.text)
         if not answer.stopped:
-            say(f"(cut after {settings.max_new_tokens:,} tokens: --max-new-tokens)")
+            say(tr("(cut after {tokens:,} tokens: --max-new-tokens)", tokens=settings.max_new_tokens))
         say_references(named(*fitting[0]))
         return
     (prompt,) = encode_prompts(tokenizer, fitting)
@@ -115,21 +116,21 @@ def stream(
         print(piece, end="", flush=True)
     print()
     if set(end_tokens(model, tokenizer)).isdisjoint(last):
-        say(f"(cut after {settings.max_new_tokens:,} tokens: --max-new-tokens)")
+        say(tr("(cut after {tokens:,} tokens: --max-new-tokens)", tokens=settings.max_new_tokens))
     say_references(named(*fitting[0]))
 
 
 def say_references(names: list[str]) -> None:
     """What stood before the question, of a run with retrieval."""
     if names:
-        say(f"(references: {', '.join(names)})")
+        say(tr("(references: {names})", names=", ".join(names)))
 
 
-HELP = """\
+HELP = later("""\
 /base QUESTION   the answer of the model before training; /base alone: to the last question
 /help            these lines
 /quit            ends, as Ctrl-D does; Ctrl-C ends an answer
-the arrow keys edit the line and bring earlier questions back"""
+the arrow keys edit the line and bring earlier questions back""")
 
 
 def converse(
@@ -143,8 +144,8 @@ def converse(
     if typed:
         with suppress(ImportError):  # with it, input() edits the line and keeps a history; Windows has none
             import readline  # noqa: F401
-    ending = "/quit ends, /help lists what else" if typed else "an empty line ends"
-    say(f"type a question in Korean; {ending}, Ctrl-C ends an answer")
+    ending = tr("/quit ends, /help lists what else" if typed else "an empty line ends")
+    say(tr("type a question in Korean; {ending}, Ctrl-C ends an answer", ending=ending))
     last = ""
     while True:
         try:
@@ -153,7 +154,7 @@ def converse(
             print()
             return
         except (UnicodeDecodeError, UserError) as error:
-            say(f"{error} Type it again.")
+            say(tr("{error} Type it again.", error=error))
             continue
         command = question.partition(" ")[0] if typed and question.startswith("/") else ""
         if command == "/quit" or not (question or typed):
@@ -161,7 +162,8 @@ def converse(
         if command == "/base":
             question = question.removeprefix("/base").strip() or last
         elif command:
-            say(HELP if command == "/help" else f"{command} is not known here: /help lists what is.")
+            unknown = tr("{command} is not known here: /help lists what is.", command=command)
+            say(tr(HELP) if command == "/help" else unknown)
             continue
         if not question:
             continue
@@ -173,7 +175,7 @@ def converse(
             else:
                 stream(model, tokenizer, question, context_of(question), settings, decoder, named)
         except UserError as error:
-            say(f"{error} Type another.")
+            say(tr("{error} Type another.", error=error))
         except KeyboardInterrupt:
             print()
 
@@ -209,7 +211,7 @@ def main() -> int:
         answers = answer_file(source, asked, settings, **how)
         write_answers(options.out, questions, answers)
         delete_partial_results(part)
-        say(f"{len(answers):,} answers written to {options.out}")
+        say(tr("{count:,} answers written to {path}", count=len(answers), path=options.out))
         return 0
     if question:  # a question that is too long is refused before the weights are read
         ((question, given),) = source.fit([(question, context)], settings)

@@ -181,14 +181,19 @@ def evaluate(options: argparse.Namespace) -> None:
             say_what_is_replaced(folder, {"model": recipe.model, "generation": generation})
         wait_for_all()  # the first process replaces files that all have to read before
         if kept:
-            say(f"{label}: the answers of an earlier evaluation are scored again (--overwrite generates new ones)")
+            again = tr(
+                "{label}: the answers of an earlier evaluation are scored again (--overwrite generates new ones)",
+                label=label,
+            )
+            say(again)
             answers, whose = kept
         else:
             if model is None or (whole and of_base != is_base):
                 model = None  # frees the first model before the second is loaded
                 model, tokenizer = merged.load() if options.merged else load_run(options.run, base=of_base)
                 is_base = of_base
-            say(f"{label} model, {len(asked_records):,} records of {data_dir}/{options.split}")
+            of = {"label": label, "count": len(asked_records), "data": data_dir, "split": options.split}
+            say(tr("{label} model, {count:,} records of {data}/{split}", **of))
             uncovered = of_base and not whole
             with model.disable_adapter() if uncovered else contextlib.nullcontext():
                 how = (settings, options.batch_size, folder, key, source.decoder)

@@ -16,6 +16,7 @@ from llm_qa.console import ArgumentParser, run_script, say, whole_number
 from llm_qa.evaluation.report.loading import load_report
 from llm_qa.evaluation.report.rendering import final_screen, write_report
 from llm_qa.files import SPLITS
+from llm_qa.language import tr
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -49,7 +50,7 @@ def main(arguments: list[str] | None = None) -> None:
     path = write_report(report, options.out)
     say(final_screen(report))
     say()
-    say(f"report: {path}")
+    say(tr("report: {path}", path=path))
 
 
 if __name__ == "__main__":

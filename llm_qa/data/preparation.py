@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from llm_qa import files
-from llm_qa.console import UserError, counted, format_table, progress, say
+from llm_qa.console import UserError, progress, say
 from llm_qa.data.documents import document_files, read_documents
 from llm_qa.data.groups import group_records
 from llm_qa.data.phrasings import PHRASINGS, RECORDS, hold_out_phrasings
 from llm_qa.data.preparation_options import PreparationOptions
+from llm_qa.data.preparation_summary import summary
 from llm_qa.data.readers import read_files
 from llm_qa.data.records import QARecord
 from llm_qa.data.splits import crossing_texts, split_records
@@ -239,65 +240,3 @@ def describe(records: list[QARecord]) -> dict[str, Any]:
         "pairs": sum(len(record.questions) * len(record.answers) for record in records),
         "categories": dict(sorted(Counter(record.category for record in records if record.category).items())),
     }
-
-
-def merged_lines(manifest: dict[str, Any]) -> list[str]:
-    """The summary's lines about merged rows and about groups of records, where there are any."""
-    records, lines = manifest["kept"] - manifest["merged"], []
-    if manifest["merged"]:
-        more = manifest["merged"] > 1
-        lines.append(
-            f"merged: {manifest['merged']:,} row{'s' * more} repeat{'s' * (not more)} the questions of another, so "
-            f"{manifest['kept']:,} rows are "
-            f"{records:,} records, each with all of its answers"
-        )
-    if manifest["groups"] < records:
-        shared = "a question or an answer" if manifest["options"]["group_by"] == "both" else "a question"
-        lines.append(
-            f"groups: records that share {shared} stay together, so {records:,} records are {manifest['groups']:,} "
-            f"groups, the largest of {manifest['largest_group']:,}"
-        )
-    return lines
-
-
-def documents_lines(manifest: dict[str, Any]) -> list[str]:
-    """The summary's line about a user's documents, where there are any."""
-    if not (accounts := manifest.get("documents")):
-        return []
-    count, most = sum(account["passages"] for account in accounts), manifest["options"]["passage_characters"]
-    found = f"{counted(len(accounts), 'file')}, {counted(count, 'passage')} of up to {most:,} characters"
-    return [f"documents: {found}, which a run with retrieval looks up beside its training records"]
-
-
-def summary(manifest: dict[str, Any], out: str | Path) -> str:
-    """The printed summary: files and how they were read, counts of rejections, splits, texts in several splits."""
-    inputs = [
-        [
-            item["file"],
-            item["format"],
-            item["encoding"],
-            *(f"{item[key]:,}" for key in ("rows_read", "kept", "rejected")),
-        ]
-        for item in manifest["inputs"]
-    ]
-    splits = [
-        [split, f"{item['records']:,}", f"{item['pairs']:,}", str(len(item["categories"]) or "-")]
-        for split, item in manifest["splits"].items()
-    ]
-    crossing = manifest["texts_in_several_splits"]
-    reasons = ", ".join(f"{count:,} {reason}" for reason, count in manifest["rejected_by_reason"].items())
-    return "\n".join(
-        [
-            format_table(["file", "format", "encoding", "rows", "kept", "rejected"], inputs),
-            *(f"{item['file']}: {note}" for item in manifest["inputs"] for note in item["notes"]),
-            f"rejected: {reasons} (each row with its reason: {Path(out) / files.REJECTED})"
-            if reasons
-            else "rejected: none",
-            *merged_lines(manifest),
-            *documents_lines(manifest),
-            "",
-            format_table(["split", "records", "pairs", "categories"], splits),
-            f"texts in more than one split: {crossing['questions']:,} questions, {crossing['answers']:,} answers",
-            f"prepared data: {out}",
-        ]
-    )

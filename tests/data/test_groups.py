@@ -5,8 +5,9 @@ import pytest
 from llm_qa import files
 from llm_qa.console import UserError
 from llm_qa.data.groups import connected, group_names, group_records, merge_same_questions
-from llm_qa.data.preparation import prepare, summary
+from llm_qa.data.preparation import prepare
 from llm_qa.data.preparation_options import PreparationOptions
+from llm_qa.data.preparation_summary import summary
 from llm_qa.data.records import QARecord
 from llm_qa.data.splits import load_split
 

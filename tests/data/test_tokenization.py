@@ -91,7 +91,7 @@ def test_the_one_special_token_of_a_document_is_the_eos_that_ends_it(tokenizer):
 
 def test_an_answer_that_was_learned_is_given_back_whole(tokenizer):
     document = encode_documents(tokenizer, [("왜?", ANSWER, "")])[0]
-    answer = _to_answer(tokenizer, document.input_ids[document.prompt_length :])
+    answer = _to_answer(tokenizer, document.input_ids[document.prompt_length :], [tokenizer.eos_token_id])
     assert (answer.text, answer.stopped) == (ANSWER, True)
 
 
