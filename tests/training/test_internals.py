@@ -4,10 +4,13 @@ None of them is promised to stay. Each is listed once, with where it is used and
 the last two tests find uses that are not listed.
 """
 
+import argparse
 import ast
 import dataclasses
 import importlib.metadata
 import inspect
+import platform
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -163,6 +166,13 @@ def loads_task_files() -> bool:
 
 def transformers(name: str, holds: Callable[[], bool], used_by: str, look_at: str) -> Internal:
     return Internal("transformers", name, holds, used_by, look_at)
+
+
+def has_flags_and_groups() -> bool:
+    parser = argparse.ArgumentParser()
+    group = parser.add_argument_group("group")
+    group.add_argument("--flag", help="what it does")
+    return parser._actions[-1].help == "what it does" and parser._action_groups[-1].title == "group"
 
 
 EVALUATION_LOOP = ("dataloader", "description", "prediction_loss_only", "ignore_keys", "metric_key_prefix")
@@ -330,6 +340,8 @@ USED = [
     Internal("torch", "_pytree", maps_trees, "llm_qa/models/fast/sharded.py", "how nested tuples are mapped"),
     Internal("openpyxl", "_get_source", opens_a_sheet, "llm_qa/data/readers/xlsx.py", "how a sheet's XML is opened"),
     Internal("lm_eval", "_yaml_loader", loads_task_files, "llm_qa/evaluation/kobest.py", "how a task file is read"),
+    Internal("argparse", "_actions", has_flags_and_groups, "llm_qa/console.py", "where a parser keeps its flags"),
+    Internal("argparse", "_action_groups", has_flags_and_groups, "llm_qa/console.py", "where it keeps groups"),
 ]
 DOCUMENTED = {"_exit"}  # os._exit
 
@@ -341,7 +353,8 @@ def test_the_installed_library_has_what_is_relied_on(internal):
     except (AttributeError, ImportError, TypeError, ValueError) as error:
         holds = f"{type(error).__name__}: {error}"
     if holds is not True:
-        version = importlib.metadata.version(internal.library)
+        of_python = internal.library in sys.stdlib_module_names
+        version = platform.python_version() if of_python else importlib.metadata.version(internal.library)
         pytest.fail(
             f"{internal.name} of {internal.library} {version} is not what {internal.used_by} relies on"
             f"{f' ({holds})' if holds else ''}: look there, and in {internal.library}, at {internal.look_at}.",

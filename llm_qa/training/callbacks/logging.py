@@ -103,17 +103,16 @@ class StepLog(TrainerCallback, ExportableState):
     def on_step_end(self, args, state, control, **kwargs):
         """Advance the bar, and after the first step print the start-up time.
 
-        The last step is logged whatever `logging_steps` is, also that of a run that stops early, and validated.
+        The last step of the training is logged whatever `logging_steps` is, and validated. A run that stops early keeps
+        what was not logged yet in its checkpoint, and its log goes on as if it had not stopped.
         """
         if self.start_up_seconds is None:
             self.start_up_seconds = round(time.time() - command_started(), 1)
             say(f"first update finished after {format_seconds(self.start_up_seconds)}")
         self.bar.update(1)
-        ends = control.should_training_stop or state.global_step >= state.max_steps
-        if ends and args.logging_strategy != IntervalStrategy.NO:
-            control.should_log = True
-        if state.global_step >= state.max_steps and args.eval_strategy != IntervalStrategy.NO:
-            control.should_evaluate = True
+        if state.global_step >= state.max_steps:
+            control.should_log |= args.logging_strategy != IntervalStrategy.NO
+            control.should_evaluate |= args.eval_strategy != IntervalStrategy.NO
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         """Log Trainer's metrics with throughput and memory."""

@@ -10,7 +10,6 @@ from transformers import TrainerControl, TrainerState
 
 from llm_qa import files
 from llm_qa.training.callbacks.logging import RealTokens, StepLog
-from llm_qa.training.callbacks.stopping import StopInTime
 
 ARGUMENTS = SimpleNamespace(fp16=False, device=torch.device("cpu"), world_size=1)
 
@@ -87,12 +86,3 @@ def test_the_last_step_is_logged_wherever_it_falls(tmp_path):
     assert logged(tmp_path / "short") == [6]
     make_trainer(tmp_path / "quiet", logging_strategy="no").train()
     assert logged(tmp_path / "quiet") == []
-
-
-def test_the_steps_before_a_signal_are_logged(tmp_path):
-    stop = StopInTime(None)
-    trainer = make_trainer(tmp_path, logging_steps=100)
-    trainer.callback_handler.callbacks.insert(0, stop)
-    stop.signal = "SIGTERM"
-    trainer.train()
-    assert logged(tmp_path) == [1]
