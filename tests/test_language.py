@@ -50,12 +50,17 @@ def said(tree: ast.AST) -> tuple[set[str], set[str], list[str]]:
                 for text in texts
                 if name == "tr" and None not in named and {p.split(".")[0] for p, _ in placeholders(text)} != set(named)
             ]
+        elif name == "get" and call.args and isinstance(call.args[0], ast.Call) and name_of(call.args[0]) == "tr":
+            faults.append(f"{ast.unparse(call)}: a key of data is the same in every language")
         elif name == "counted" and len(call.args) == 2:
             must |= set(literals(call.args[1]))
         elif name == "progress":
             must |= {text for key in ("what", "unit") if key in named for text in literals(named[key])}
         elif name == "add_argument" and "help" in named:
             may |= set(literals(named["help"]))
+    keys = [node.slice for node in ast.walk(tree) if isinstance(node, ast.Subscript)]
+    translated = [key for key in keys if isinstance(key, ast.Call) and name_of(key) == "tr"]
+    faults += [f"{ast.unparse(key)}: a key of data is the same in every language" for key in translated]
     return must, may, faults
 
 
@@ -126,10 +131,12 @@ def as_table(entries: dict[str, str]) -> str:
 
 def test_the_scan_finds_what_is_said_and_what_cannot_be_translated():
     must, _, faults = said(
-        ast.parse('tr("{a} b" if x else "{a} c", a=1); later("d"); tr(f"{e}"); tr("{f}", g=1); counted(2, "h")')
+        ast.parse(
+            'tr("{a} b" if x else "{a} c", a=1); later("d"); tr(f"{e}"); tr("{f}", g=1); counted(2, "h"); x[tr("i")]'
+        )
     )
-    assert must == {"{a} b", "{a} c", "d", "{f}", "h"}
-    assert [fault.split(":")[0] for fault in faults] == ["tr(f'{e}')", "'{f}' is given g"]
+    assert must == {"{a} b", "{a} c", "d", "{f}", "h", "i"}
+    assert [fault.split(":")[0] for fault in faults] == ["tr(f'{e}')", "'{f}' is given g", "tr('i')"]
 
 
 @pytest.mark.parametrize(

@@ -191,9 +191,9 @@ def loss_plot(names: list[str], logs: list[list[dict[str, Any]]]) -> Plot | None
 def training_curve(log: list[dict[str, Any]], key: str) -> list[tuple[float, float]]:
     """(epoch, value) of the log's lines that have both as finite numbers; of a step logged twice, the later one."""
     points = {
-        line.get("step", line[tr("epoch")]): (line[tr("epoch")], line[key])
+        line.get("step", line["epoch"]): (line["epoch"], line[key])
         for line in log
-        if isinstance(line, dict) and is_number(line.get(tr("epoch"))) and is_number(line.get(key))
+        if isinstance(line, dict) and is_number(line.get("epoch")) and is_number(line.get(key))
     }
     return sorted(points.values())
 

@@ -19,7 +19,7 @@ from llm_qa.evaluation.report.escaping import markdown_text, visible
 from llm_qa.evaluation.report.loading import load_report
 from llm_qa.evaluation.report.original import ORIGINAL_RUNS
 from llm_qa.evaluation.report.rendering import final_screen, write_report
-from llm_qa.language import KOREAN, VARIABLE
+from llm_qa.language import ENGLISH, KOREAN, VARIABLE
 
 HOSTILE = [
     "<script>alert('x')</script>",
@@ -540,6 +540,21 @@ def test_what_is_gained_without_close_records_is_shown(run, tmp_path):
     gain, without = re.findall(r"\| \+(0\.\d{3}) \(\+0\.\d{3} to \+0\.\d{3}\)", line)
     assert gain != without
     assert line.endswith("| 11 |")
+
+
+def test_the_language_changes_words_alone(run, tmp_path, monkeypatch):
+    """The same plots, tables, next steps and figures in both."""
+    pages = {}
+    for language in (ENGLISH, KOREAN):
+        monkeypatch.setenv(VARIABLE, language)
+        pages[language] = written([run], tmp_path / language)[0]
+    for tag in ("<svg", "<tr", "<td", "<li", "<details", "<text"):
+        assert pages[KOREAN].count(tag) == pages[ENGLISH].count(tag), tag
+    figures = [re.findall(r">\s*([+−-]?\d[\d.,]*%?)\s*<", page) for page in pages.values()]
+    assert figures[0] == figures[1]
+    assert len(figures[0]) > 50
+    names = [sorted(path.name for path in (tmp_path / language).iterdir()) for language in pages]
+    assert names[0] == names[1]
 
 
 def test_the_page_is_korean_where_korean_is_chosen(run, tmp_path, monkeypatch):
