@@ -56,7 +56,8 @@ class _ChooseLanguage(argparse.Action):
 class ArgumentParser(argparse.ArgumentParser):
     """argparse's parser, with the script's docstring shown as it is written and mistakes in flags as a UserError.
 
-    Every script takes --lang by it; help and mistakes in flags are in that language, wherever --lang stands.
+    Every script takes --lang by it. `run_script` has chosen that language before, so that help and mistakes in flags
+    are in it wherever --lang stands.
     """
 
     def __init__(self, **settings):
@@ -69,11 +70,6 @@ class ArgumentParser(argparse.ArgumentParser):
             default=argparse.SUPPRESS,
             help="language of what is shown and written (default: the locale's)",
         )
-
-    def parse_known_args(self, args=None, namespace=None):
-        """As argparse's, with the language known before the first mistake."""
-        choose_language(sys.argv[1:] if args is None else args)
-        return super().parse_known_args(args, namespace)
 
     def format_help(self) -> str:
         """As argparse's, with each flag's help in the chosen language."""
@@ -104,6 +100,17 @@ def whole_number(text: str, at_least: int = 0) -> int:
 def positive_int(text: str) -> int:
     """A flag's value as an int of at least 1."""
     return whole_number(text, at_least=1)
+
+
+def positive_number(text: str) -> float:
+    """A flag's value as a finite number above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(tr("{text} is not a number above 0", text=text))
+    return value
 
 
 def is_main_process() -> bool:

@@ -25,6 +25,7 @@ from llm_qa.console import (
     format_seconds,
     format_table,
     positive_int,
+    positive_number,
     run_script,
     say,
 )
@@ -55,17 +56,13 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--machines", type=positive_int, default=1, help="machines with as many GPUs each (1)")
     parser.add_argument("--memory", type=gibibytes, help="GiB of each GPU, in place of what the table says")
     parser.add_argument("--model", default="polyglot-ko-12.8b", help=f"one of {', '.join(KNOWN)}")
-    parser.add_argument("--epochs", type=float, default=3.0, help="passes over the data (3)")
-    parser.add_argument("--hours", type=float, help="that a session may last")
+    parser.add_argument("--epochs", type=positive_number, default=3.0, help="passes over the data (3)")
+    parser.add_argument("--hours", type=positive_number, help="that a session may last")
     parser.add_argument("--json", action="store_true", help="everything as JSON")
     parser.add_argument("--check", action="store_true", help="the formulas beside the runs that were measured")
     parser.add_argument("--calibrate", action="store_true", help="measure 3 updates on this GPU, and plan by them")
     parser.add_argument("--calibration", type=Path, default=FILE, help=f"the file that --calibrate writes ({FILE})")
     options = parser.parse_args()
-    for name in ("epochs", "hours"):
-        value = getattr(options, name)
-        if value is not None and not 0 < value < math.inf:
-            raise UserError(f"--{name} {value} is not above 0: give a positive number.")
     options.model = KNOWN.get(options.model.rpartition("/")[2])
     if options.model is None:
         raise UserError(

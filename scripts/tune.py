@@ -21,7 +21,7 @@ from pathlib import Path
 
 from llm_qa import files
 from llm_qa.config.recipe import Recipe, load_recipe, recipe_flags
-from llm_qa.console import ArgumentParser, UserError, positive_int, run_script, say
+from llm_qa.console import ArgumentParser, UserError, positive_int, positive_number, run_script, say
 from llm_qa.data.preparation_flags import add_preparation_flags, preparation_options
 from llm_qa.migrations import renamed_flags
 from llm_qa.tuning.settings import (
@@ -44,17 +44,6 @@ DECIDED = {
 SINGLE_GPU = SCRIPTS.parent / "accelerate_configs" / "single_gpu.yaml"
 
 
-def positive(text: str) -> float:
-    """A flag's value as a number above 0."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
-    return value
-
-
 def parse_arguments() -> tuple[argparse.Namespace, Recipe]:
     """The script's own flags, and the recipe with those for train.py laid over it; every setting is checked."""
     parser = ArgumentParser(description=__doc__, allow_abbrev=False)
@@ -62,13 +51,17 @@ def parse_arguments() -> tuple[argparse.Namespace, Recipe]:
     parser.add_argument("--data", nargs="+", help="a prepared folder, or raw files (default: the bundled data)")
     parser.add_argument("--out", type=Path, help="where trials and table go (default: runs/<recipe>-tuning)")
     parser.add_argument(
-        "--learning-rates", nargs="+", type=positive, default=[], help="instead of the recipe's, 3 times and a third"
+        "--learning-rates",
+        nargs="+",
+        type=positive_number,
+        default=[],
+        help="instead of the recipe's, 3 times and a third",
     )
     parser.add_argument(
         "--batches", nargs="+", type=positive_int, default=[], help="sequences an update; combined with every rate"
     )
     parser.add_argument(
-        "--epochs", nargs="+", type=positive, default=list(EPOCHS), help="of each round (default: 1 2 4)"
+        "--epochs", nargs="+", type=positive_number, default=list(EPOCHS), help="of each round (default: 1 2 4)"
     )
     parser.add_argument("--config-file", type=Path, default=SINGLE_GPU, help="the accelerate config of every trial")
     parser.add_argument("--num-processes", type=positive_int, help="GPUs of a trial, where the config leaves it open")

@@ -182,6 +182,7 @@ def test_mistakes_in_flags_are_said_in_the_language_that_the_same_flags_choose(m
         (["--how", "c"], "--how: 고를 수 없는 값입니다: 'c'"),
         (["--run", "x", "--no"], "알 수 없는 인수입니다: --no (플래그 목록: --help)."),
     ):
+        choose_language([*words, "--lang", "ko"])
         with pytest.raises(UserError) as error:
             parser.parse_args([*words, "--lang", "ko"])
         assert str(error.value).startswith(korean)

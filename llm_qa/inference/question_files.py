@@ -96,7 +96,7 @@ def read_questions(
         raise UserError(f"{path} has a header but no questions.")
     names = Counter(row.id for row in questions)
     if repeated := [name for name, times in names.items() if times > 1]:
-        say(f"{path}: {len(repeated):,} ids stand for more than one question, the first is {repeated[0]!r}")
+        say(f"{path}: ids that stand for more than one question: {listed(repeated)}")
     return questions
 
 

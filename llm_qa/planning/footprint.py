@@ -62,7 +62,7 @@ def peak_by_part(recipe: Recipe, sizes: Sizes, work: Work, stage: int = 0, gpus:
     if recipe.method == "full" and stage == 0:
         parts |= _training_all(recipe, sizes, work, states, gpus)
     if work.copied or (recipe.base_precision == "nf4" and not work.recomputed and stage != 3):
-        parts["unpacked weights"] = CACHED * sizes.linear
+        parts["cached dequantised weights"] = CACHED * sizes.linear
     if stage == 3:
         parts["engine"] = LIVE_WEIGHTS
     elif stage == 2:

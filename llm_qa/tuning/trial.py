@@ -142,12 +142,8 @@ def result_of(setting: Setting, run: Path, code: int, seconds: float, signals: S
     raise Failed(f"The trial {run} ended with code {code}: {errors[-1]} (all that it said: {output_file(run)})")
 
 
-def remove_weights(run: Path, *, checkpoints_only: bool = False) -> int:
-    """Delete the weights of a finished trial, or only what training goes on from; the bytes that this freed."""
-    freed = 0
+def remove_weights(run: Path, *, checkpoints_only: bool = False) -> None:
+    """Delete the weights of a finished trial, or only what training goes on from."""
     for name in WEIGHTS[:1] if checkpoints_only else WEIGHTS:
-        folder = run / name
-        if folder.is_dir():
-            freed += sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-            shutil.rmtree(folder)
-    return freed
+        if (run / name).is_dir():
+            shutil.rmtree(run / name)

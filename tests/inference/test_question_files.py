@@ -26,7 +26,7 @@ def test_ids_that_repeat_are_said(tmp_path, capsys):
     path = tmp_path / "test.csv"
     path.write_text("id,질문\n가,왜?\n나,언제?\n가,어디?\n", encoding="utf-8")
     assert [row.id for row in read_questions(path)] == ["가", "나", "가"]
-    assert "1 ids stand for more than one question, the first is '가'" in capsys.readouterr().out
+    assert "ids that stand for more than one question: 가" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

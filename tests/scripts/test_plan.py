@@ -91,7 +91,7 @@ def test_raw_and_prepared_data_are_counted(tmp_path):
         (["--gpu", "T4:none"], "is not a number of GPUs"),
         (["--gpu", "T4", "--model", "gpt-5"], "--model must be one of polyglot-ko-1.3b"),
         (["--gpu", "T4", "--memory", "much"], "is not a number of GiB"),
-        (["--gpu", "T4", "--hours", "0"], "--hours 0.0 is not above 0"),
+        (["--gpu", "T4", "--hours", "0"], "--hours: 0 is not a number above 0"),
         (["--gpu", "T4", "--data", "nofile.csv"], "nofile.csv does not exist"),
         (["--gpu", "T4", "--data", "a.csv", "--pairs", "3"], "give one of them"),
     ],

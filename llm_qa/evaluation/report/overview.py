@@ -95,8 +95,11 @@ def _with_references(report: Report) -> list[str]:
     if not counts:
         return []
     return [
-        f'"With references" is the same model asked with up to {" or ".join(counts)} of the nearest training '
-        "records before each question, which it was not trained with."
+        tr(
+            '"With references" is the same model asked with up to {counts} of the nearest training records before each '
+            "question, which it was not trained with.",
+            counts=", ".join(counts),
+        )
     ]
 
 
@@ -168,7 +171,7 @@ def closeness_rows(report: Report) -> list[dict[str, Any]]:
     for run in report.runs:
         asked.append((run.name, run.tuned, run.comparison))
         if beside := run.folder.with_references.get(files.TUNED_WITH):
-            asked.append((f"{run.name} with references", beside, None))
+            asked.append((run.name + tr(" with references"), beside, None))
     rows = []
     for name, evaluation, comparison in asked:
         found, scores = evaluation.contamination, evaluation.scores

@@ -336,7 +336,7 @@ def test_the_comparison_looks_at_every_factor_of_lora():
 
 
 @pytest.mark.parametrize("fp8", [False, True])
-def test_weights_unpacked_once_are_those_unpacked_in_every_pass(batch, fp8):
+def test_weights_dequantised_once_are_those_dequantised_in_every_pass(batch, fp8):
     model, fast = build(base_precision="nf4", lora_dropout=DROPOUT)
     results = []
     for dequantized in (False, True):

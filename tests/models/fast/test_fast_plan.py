@@ -125,7 +125,9 @@ def test_the_sizes_of_a_pass_reach_it(monkeypatch):
     ("values", "free_mib", "dequantized"),
     [({}, 100, True), ({}, 5, False), ({"recompute": "all"}, 100, False), ({"base_precision": "bf16"}, 100, False)],
 )
-def test_nf4_is_unpacked_once_where_the_copy_fits_beside_what_layers_keep(monkeypatch, values, free_mib, dequantized):
+def test_nf4_is_dequantised_once_where_the_copy_fits_beside_what_layers_keep(
+    monkeypatch, values, free_mib, dequantized
+):
     recipe = make_recipe({"base_precision": "nf4", "compute_dtype": "bf16", **values})
     precision = resolve_precision(recipe, H200)
     model = add_lora(random_base(embedded.model_config(500, 0), precision, "cpu"), recipe)
