@@ -9,6 +9,7 @@ from pathlib import Path
 from llm_qa import files
 from llm_qa.console import UserError
 from llm_qa.distributed import all_gather, run_on_main
+from llm_qa.language import tr
 from llm_qa.training.run_signature import differences
 
 PATIENCE_SECONDS = 60.0  # NFS may cache for half a minute that a folder does not exist
@@ -25,11 +26,14 @@ def check_ranks_agree(run_dir: str | Path, signature: dict, patience_seconds: fl
     deadline = time.monotonic() + patience_seconds
     while not problem and not (path.is_file() and path.stat().st_mtime_ns == written_ns):
         if time.monotonic() >= deadline:
-            problem = f"it does not see {run_dir} as the first machine does"
+            problem = tr("it does not see {run_dir} as the first machine does", run_dir=run_dir)
         time.sleep(0.2)
     told = all_gather(f"{socket.gethostname()} ({problem})" if problem else "")
     if others := list(dict.fromkeys(one for one in told if one)):
         raise UserError(
-            f"The machines do not agree: {', '.join(others)}. Give all of them the same recipe and --data, and put "
-            "--run on a disk that they share."
+            tr(
+                "The machines do not agree: {others}. Give all of them the same recipe and --data, "
+                "and put --run on a disk that they share.",
+                others=", ".join(others),
+            )
         )

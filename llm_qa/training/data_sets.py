@@ -23,6 +23,7 @@ from llm_qa.data.prompts import show_document
 from llm_qa.data.reference_packs import ReferencesDataset
 from llm_qa.data.references import References
 from llm_qa.data.splits import Split, open_split
+from llm_qa.language import tr
 from llm_qa.models.isolation import attention_of
 from llm_qa.models.references import retrieval_of
 from llm_qa.models.registry import model_config
@@ -76,7 +77,13 @@ def with_references(records: RunRecords, recipe: Recipe, run_dir: Path) -> RunRe
     if not recipe.retrieval:
         if passages:
             count = counted(len(passages), "passage")
-            say(f"note: {count} of documents in {records.folder} are not read, as retrieval is 0")
+            say(
+                tr(
+                    "note: {count} of documents in {folder} are not read, as retrieval is 0",
+                    count=count,
+                    folder=records.folder,
+                )
+            )
         return records
     references = References(list(records.train), retrieval_of(recipe), passages)
     if is_main_process():
@@ -97,7 +104,14 @@ def report_too_long(run_dir: Path, too_long: list[TooLong], max_length: int) -> 
     if is_main_process() and too_long:
         files.write_jsonl(path, [{**vars(pair), "reason": f"longer than max_length {max_length}"} for pair in too_long])
     if too_long:
-        say(f"{len(too_long):,} pairs are longer than max_length {max_length} tokens and set aside, listed in {path}")
+        say(
+            tr(
+                "{count:,} pairs are longer than max_length {max_length} tokens and set aside, listed in {path}",
+                count=len(too_long),
+                max_length=max_length,
+                path=path,
+            )
+        )
 
 
 def keep_documents_apart(
@@ -137,8 +151,14 @@ def build_data_sets(
     elif records.references and recipe.retrieval_hit < 1:
         triples = [(record, *pair) for record in records.train for pair in record.pairs()]
         train = ReferencesDataset(pairs, *how, triples, records.references, tokenizer, recipe.max_length)
-        share = f"{train.num_drawn:,} of {len(train.packs.documents):,} documents of the first epoch"
-        say(f"retrieval_hit: {share} have references at random, drawn anew each epoch")
+        say(
+            tr(
+                "retrieval_hit: {drawn:,} of {all:,} documents of the first epoch have references at random, drawn "
+                "anew each epoch",
+                drawn=train.num_drawn,
+                all=len(train.packs.documents),
+            )
+        )
     if records.validation:
         validation_pairs, _ = tokenize_records(
             tokenizer, records.validation, recipe.max_length, encode=records.encode, what="validation"
@@ -149,12 +169,22 @@ def build_data_sets(
 
 def report_joined(train: JoinedDataset, recipe: Recipe) -> None:
     """Say how many documents of the first epoch ask two questions, and why where they are fewer than asked for."""
-    of_epoch = f"{train.num_drawn:,} of {len(train.packs.documents):,} documents of the first epoch"
-    say(f"join_questions: {of_epoch} ask two questions, drawn anew each")
+    say(
+        tr(
+            "join_questions: {drawn:,} of {all:,} documents of the first epoch ask two questions, drawn anew each",
+            drawn=train.num_drawn,
+            all=len(train.packs.documents),
+        )
+    )
     if train.joined_share < 0.9 * recipe.join_questions:
         say(
-            f"note: they are {train.joined_share:.0%} and not {recipe.join_questions:.0%}: others would be longer than "
-            f"max_length {recipe.max_length} tokens, share a text, or have a passage"
+            tr(
+                "note: they are {joined_share:.0%} and not {join_questions:.0%}: others would be longer "
+                "than max_length {max_length} tokens, share a text, or have a passage",
+                joined_share=train.joined_share,
+                join_questions=recipe.join_questions,
+                max_length=recipe.max_length,
+            )
         )
 
 
@@ -171,15 +201,24 @@ def warn_of_few_updates(arguments: TrainingArguments, train: PackedDataset, reci
     updates, epochs = count_updates(arguments, train, recipe)
     warms_up = bool(arguments.warmup_steps)
     if few := few_updates(updates, epochs, recipe.global_batch_size, warms_up=warms_up):
-        say(f"warning: {few}")
+        say(tr("warning: {few}", few=few))
 
 
 def report_data(tokenizer, records: RunRecords, data: DataSets, recipe: Recipe) -> str:
     """Two lines: how much there is to train on, and one example with its label tokens marked."""
     record = next(iter(records.train))
     (example,) = records.encode(tokenizer, [(record, record.questions[0], record.answers[0])], recipe.max_length)
-    return (
-        f"data: {records.folder}, {data.num_records:,} records, {len(data.pairs):,} pairs, "
-        f"{len(data.pairs.tokens):,} tokens in {len(data.train.packs):,} packs, {data.train.efficiency:.1%} full\n"
-        f"one example, what is trained between ⟦ and ⟧:\n{show_document(tokenizer, example, recipe.loss_on)}"
-    )
+    lines = [
+        tr("prepared data: {out}", out=records.folder),
+        tr(
+            "data: {records:,} records, {pairs:,} pairs, {tokens:,} tokens in {packs:,} packs, {full:.1%} full",
+            records=data.num_records,
+            pairs=len(data.pairs),
+            tokens=len(data.pairs.tokens),
+            packs=len(data.train.packs),
+            full=data.train.efficiency,
+        ),
+        tr("one example, what is trained between ⟦ and ⟧:"),
+        show_document(tokenizer, example, recipe.loss_on),
+    ]
+    return "\n".join(lines)

@@ -11,6 +11,7 @@ from llm_qa import files
 from llm_qa.config.recipe import EMBEDDED_MODEL, Recipe
 from llm_qa.console import StoppedEarly, format_seconds, is_main_process, say
 from llm_qa.distributed import gather_over_ranks, run_on_main
+from llm_qa.language import tr
 from llm_qa.migrations import stamped
 from llm_qa.models.fast.plan import FastPath
 from llm_qa.models.loading import EMBEDDED_BASE
@@ -85,7 +86,7 @@ def summarise(run: TrainedRun, kept: Kept | None) -> dict[str, Any]:
         "energy_joules": run.callbacks.energy.joules(),
         "device": this_gpu.device_name(),
         "strategy": run.strategy.name,
-        "path": run.path.report,
+        "path": "fast path" if run.path.active else "plain path",
         "processes": run.strategy.processes,
         "engine": engine_report(run.trainer),
         "total_parameters": run.trainable.total_parameters,
@@ -97,8 +98,14 @@ def stopped_early(run: TrainedRun) -> StoppedEarly:
     """What a run ends with that was stopped before its last step: everything is saved, nothing is lost."""
     state = run.trainer.state
     return StoppedEarly(
-        f"stopped early at step {state.global_step} of {state.max_steps} ({run.callbacks.stop.reason}); everything is "
-        f"saved in {run.folder}, and the same command goes on"
+        tr(
+            "stopped early at step {step} of {steps} ({reason}); everything is saved in {folder}, "
+            "and the same command goes on",
+            step=state.global_step,
+            steps=state.max_steps,
+            reason=run.callbacks.stop.reason,
+            folder=run.folder,
+        )
     )
 
 
@@ -118,7 +125,13 @@ def save_weights(run: TrainedRun, kept: Kept | None, source: str, tokenizer, sum
 
     final = run_on_main(save)
     say(
-        f"done: {summary['steps']} steps in {format_seconds(summary['wall_seconds'])}, "
-        f"{summary['tokens_per_second']:,.0f} tok/s; {final} is saved and read back equal"
-        + (f"; it holds the best checkpoint ({kept}; --keep last keeps the last)" if kept else "")
+        tr(
+            "done: {steps} steps in {time}, {rate:,.0f} tok/s",
+            steps=summary["steps"],
+            time=format_seconds(summary["wall_seconds"]),
+            rate=summary["tokens_per_second"],
+        )
     )
+    say(tr("{final} is saved and read back equal", final=final))
+    if kept:
+        say(tr("it holds the best checkpoint ({kept}; --keep last keeps the last)", kept=kept))

@@ -5,14 +5,17 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import re
 import socket
 import time
 from pathlib import Path
 from typing import IO
 
 from llm_qa.console import UserError, say
+from llm_qa.language import tr
 
 PATIENCE_SECONDS = 10.0  # the workers of a launch that was just killed take a moment to end
+HOLDER = re.compile(r"process (?P<process>\d+) on (?P<host>.*)\n")  # what the lock file holds
 _held: dict[Path, IO[str]] = {}
 
 
@@ -34,7 +37,9 @@ def hold_lock(run_dir: str | Path, patience_seconds: float = PATIENCE_SECONDS) -
         path.parent.mkdir(parents=True, exist_ok=True)
         file = open(path, "a+", encoding="utf-8")  # noqa: SIM115  stays open while the process lives
     except OSError as error:
-        raise UserError(f"--run {run_dir}: {path} cannot be written: {error.strerror}.") from error
+        raise UserError(
+            tr("--run {run_dir}: {path} cannot be written: {error}.", run_dir=run_dir, path=path, error=error.strerror)
+        ) from error
     waiting = False
     while True:
         try:
@@ -42,17 +47,34 @@ def hold_lock(run_dir: str | Path, patience_seconds: float = PATIENCE_SECONDS) -
             break
         except OSError as error:
             if error.errno not in (errno.EAGAIN, errno.EACCES):
-                say(f"{path.parent} has no file locks ({error.strerror}): start no second training on {run_dir}")
+                say(
+                    tr(
+                        "{folder} has no file locks ({error}): start no second training on {run_dir}",
+                        folder=path.parent,
+                        error=error.strerror,
+                        run_dir=run_dir,
+                    )
+                )
                 break
             if time.monotonic() >= deadline:
                 file.seek(0)
-                holder = file.read(200).strip() or "another process"
+                held = HOLDER.fullmatch(file.read(200))
                 file.close()
                 raise UserError(
-                    f"--run {run_dir} is being trained by {holder}: wait for it, end it, or name another --run."
+                    tr(
+                        "--run {run_dir} is being trained by {holder}: wait for it, end it, or name another --run.",
+                        run_dir=run_dir,
+                        holder=tr("process {process} on {host}", **held.groupdict()) if held else tr("another process"),
+                    )
                 ) from None
             if not waiting:
-                say(f"{run_dir} is in use; waiting {patience_seconds:.0f} s for that to end")
+                say(
+                    tr(
+                        "{run_dir} is in use; waiting {seconds:.0f} s for that to end",
+                        run_dir=run_dir,
+                        seconds=patience_seconds,
+                    )
+                )
                 waiting = True
             time.sleep(0.2)
     file.seek(0)

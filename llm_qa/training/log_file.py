@@ -9,6 +9,7 @@ from typing import Any
 
 from llm_qa import files
 from llm_qa.console import UserError, say
+from llm_qa.language import tr
 
 
 class LogFile:
@@ -64,7 +65,13 @@ class LogFile:
 
     def _fails(self, why: str | None) -> None:
         if not self.failing:
-            say(f"{self.path} cannot be written ({why}): its lines are kept in memory until it can")
+            say(
+                tr(
+                    "{path} cannot be written ({why}): its lines are kept in memory until it can",
+                    path=self.path,
+                    why=why,
+                )
+            )
         self.failing = True
 
 

@@ -14,6 +14,7 @@ import torch
 
 from llm_qa.config.recipe import Recipe
 from llm_qa.console import UserError
+from llm_qa.language import tr
 from llm_qa.planning.footprint import LIVE_WEIGHTS, plain_pass_bytes
 from llm_qa.planning.memory import OFFLOADED_OPTIMIZER, Sizes, memory_per_gpu, weight_bytes
 from llm_qa.training.strategy import Strategy, micro_batch_size
@@ -73,19 +74,30 @@ def check_memory(recipe: Recipe, sizes: Sizes, strategy: Strategy, gpu: int | No
     if needed > host:
         less = replace(strategy, offload_weights=False)
         if strategy.offload_weights and host_bytes(recipe, sizes, less) <= host:
-            helps = "accelerate_configs/zero3_optimizer_offload.yaml, which leaves the weights on the GPUs"
+            helps = tr("accelerate_configs/zero3_optimizer_offload.yaml, which leaves the weights on the GPUs")
         else:
-            helps = "machines with more memory, more of them, or --method lora"
+            helps = tr("machines with more memory, more of them, or --method lora")
         raise UserError(
-            f"{strategy.name} would keep {in_gib(needed)} in this machine's memory, of which {in_gib(host)} are free: "
-            f"use {helps}."
+            tr(
+                "{name} would keep {needed} in this machine's memory, of which {free} are free: use {helps}.",
+                name=strategy.shown,
+                needed=in_gib(needed),
+                free=in_gib(host),
+                helps=helps,
+            )
         )
     needed = gpu_bytes(recipe, sizes, strategy)
     if gpu is not None and needed > gpu:
-        with_what = strategy if strategy.processes > 1 else strategy.name
+        how = strategy if strategy.processes > 1 else strategy.shown
         raise UserError(
-            f"Weights, gradients and optimizer would take {in_gib(needed)} on each GPU with {with_what}, and this one "
-            f"has {in_gib(gpu)}: use {' or '.join(what_fits(recipe, sizes, gpu))}."
+            tr(
+                "Weights, gradients and optimizer would take {needed} on each GPU with "
+                "{how}, and this one has {total}: use {helps}.",
+                needed=in_gib(needed),
+                how=how,
+                total=in_gib(gpu),
+                helps=tr(" or ").join(what_fits(recipe, sizes, gpu)),
+            )
         )
 
 
@@ -102,7 +114,7 @@ def what_fits(recipe: Recipe, sizes: Sizes, gpu: int) -> list[str]:
         fit = (n for n in (2, 4, 8, 16, 32, 64) if memory_per_gpu(other, sizes, 3, n) < (1 - KEPT_FREE) * gpu)
         fewest = next(fit, before)
         if fewest != before:
-            helps.append(f"accelerate_configs/zero3.yaml on {fewest} such GPUs{flag}")
+            helps.append(tr("accelerate_configs/zero3.yaml on {fewest} such GPUs{flag}", fewest=fewest, flag=flag))
         before = fewest
     return [*helps, "--method lora" if recipe.method == "full" else "--base-precision nf4"]
 

@@ -13,6 +13,7 @@ from llm_qa.config.recipe import EMBEDDED_MODEL, Recipe
 from llm_qa.console import say
 from llm_qa.data.chat import choose_prompt
 from llm_qa.data.packing import PackedDataset
+from llm_qa.language import tr
 from llm_qa.models.embedded import embedded_model
 from llm_qa.models.fast.plan import FastPath, choose_fast_path
 from llm_qa.models.left_out import left_out_report
@@ -51,7 +52,7 @@ def load_trainable(source: str, tokenizer, recipe: Recipe, precision: Precision,
 
     UserError for a tokenizer of another model; Failed, with what helps, where the model does not fit in memory.
     """
-    say(f"model: {recipe.model}, {precision.why}")
+    say(tr("model: {model}, {why}", model=recipe.model, why=precision.why))
     with memory_for_loading(recipe):
         base = load_base(source, precision, on_gpu=strategy.zero_stage < 3)
         check_tokenizer_fits(tokenizer, base)

@@ -16,6 +16,7 @@ from transformers import TrainingArguments
 
 from llm_qa.config.recipe import Recipe
 from llm_qa.console import UserError
+from llm_qa.language import tr
 from llm_qa.training.strategy import Strategy
 
 ADAMW = ("adamw_torch", "adamw_torch_fused")  # the names that mean plain AdamW
@@ -41,9 +42,12 @@ def check_optimizer(recipe: Recipe, strategy: Strategy) -> None:
     optim = recipe.training.get("optim", ADAMW[0])
     if keeps_bf16(recipe) and not strategy.deepspeed and optim not in ADAMW:
         raise UserError(
-            f"optim {optim} would round most of its updates of bf16 weights away; only AdamW has Kahan summation "
-            "against that here: leave out --optim, set --base-precision to fp32, or use accelerate_configs/zero2.yaml "
-            "or zero3.yaml, which keep fp32 masters."
+            tr(
+                "optim {optim} would round most of its updates of bf16 weights away; only AdamW "
+                "has Kahan summation against that here: leave out --optim, set --base-precision to "
+                "fp32, or use accelerate_configs/zero2.yaml or zero3.yaml, which keep fp32 masters.",
+                optim=optim,
+            )
         )
 
 
@@ -82,18 +86,22 @@ def optimizer_report(model: torch.nn.Module, arguments: TrainingArguments) -> st
     name = getattr(arguments.optim, "value", arguments.optim)
     if not compensated(model, arguments):
         if getattr(arguments, "deepspeed_plugin", None) is None:
-            return f"optimizer: {name}"
-        masters = trained_dtypes(model) & {torch.bfloat16, torch.float16}
-        return f"optimizer: {name}, partitioned by DeepSpeed" + (
-            ", with fp32 masters of 16-bit weights" * bool(masters)
-        )
-    line = (
+            return tr("optimizer: {name}", name=name)
+        if trained_dtypes(model) & {torch.bfloat16, torch.float16}:
+            return tr("optimizer: {name}, partitioned by DeepSpeed, with fp32 masters of 16-bit weights", name=name)
+        return tr("optimizer: {name}, partitioned by DeepSpeed", name=name)
+    line = tr(
         "optimizer: AdamW with Kahan summation (torch-optimi), as plain AdamW's updates of bf16 weights would be "
-        f"rounded away; adam_beta2 {arguments.adam_beta2:g}"
+        "rounded away; adam_beta2 {beta2:g}",
+        beta2=arguments.adam_beta2,
     )
     if arguments.adam_beta2 > SLOWEST_BETA2:
-        line += f", with which a second moment in bf16 cannot decrease (set --adam-beta2 {BETA2})"
+        line += tr(", with which a second moment in bf16 cannot decrease (set --adam-beta2 {beta2})", beta2=BETA2)
     decay = arguments.learning_rate * arguments.weight_decay
     if 0 < decay < HALF_SPACING:
-        line += f"; weight_decay {arguments.weight_decay:g} has no effect: bf16 rounds a change of {decay:.0e} away"
+        line += tr(
+            "; weight_decay {weight_decay:g} has no effect: bf16 rounds a change of {change:.0e} away",
+            weight_decay=arguments.weight_decay,
+            change=decay,
+        )
     return line

@@ -20,6 +20,7 @@ import torch
 from llm_qa import files
 from llm_qa.config.recipe import Recipe
 from llm_qa.console import Failed, StoppedEarly, say
+from llm_qa.language import tr
 from llm_qa.migrations import stored_file
 from llm_qa.planning.this_gpu import peak_memory_bytes
 from llm_qa.training.strategy import Strategy, micro_batch_size
@@ -42,8 +43,12 @@ def with_stored_micro_batch(recipe: Recipe, run_dir: str | Path) -> Recipe:
     if not isinstance(found, int) or not 0 < found <= recipe.global_batch_size or found == recipe.micro_batch_size:
         return recipe
     say(
-        f"micro_batch_size {found} instead of {recipe.micro_batch_size}: what fits this GPU, "
-        f"from {micro_batch_file(run_dir)}"
+        tr(
+            "micro_batch_size {found} instead of {micro_batch_size}: what fits this GPU, from {path}",
+            found=found,
+            micro_batch_size=recipe.micro_batch_size,
+            path=micro_batch_file(run_dir),
+        )
     )
     return replace(recipe, micro_batch_size=found)
 
@@ -81,15 +86,20 @@ def out_of_memory(error: BaseException, recipe: Recipe, run_dir: Path, strategy:
     half = smaller(recipe, strategy.processes)
     if not fit or half is None:
         raise Failed(sentence(error, recipe, half)) from error
-    kept = {"micro_batch_size": half, "pack_length": recipe.pack_length, "because": measured(error)}
+    kept = {"micro_batch_size": half, "pack_length": recipe.pack_length, "because": " ".join(str(error).split())}
     files.write_json(Path(run_dir) / files.MICRO_BATCH, kept)
-    again = (
-        f"{measured(error)} micro_batch_size {half} from now on, global_batch_size {recipe.global_batch_size} as before"
+    again = tr(
+        "{measured} micro_batch_size {half} from now on, global_batch_size {global_batch_size} as before",
+        measured=measured(error),
+        half=half,
+        global_batch_size=recipe.global_batch_size,
     )
     if strategy.processes > 1:
-        print(f"{again}: the same command goes on from the last checkpoint", file=sys.stderr, flush=True)
-        raise StoppedEarly(f"{again}: the same command goes on from the last checkpoint")
-    say(f"{again}: starting again")
+        print(
+            tr("{again}: the same command goes on from the last checkpoint", again=again), file=sys.stderr, flush=True
+        )
+        raise StoppedEarly(tr("{again}: the same command goes on from the last checkpoint", again=again))
+    say(tr("{again}: starting again", again=again))
     sys.stdout.flush()
     os.execv(sys.executable, going_on(sys.orig_argv))
 
@@ -104,15 +114,17 @@ def going_on(command: list[str]) -> list[str]:
 def measured(error: BaseException) -> str:
     """A sentence with the peak memory and the size of the allocation that failed."""
     total = torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else 0
-    of = f" of {total / 2**30:.1f}" if total else ""
+    used = f"{peak_memory_bytes() / 2**30:.1f}"
+    if total:
+        used = tr("{used} of {total:.1f}", used=used, total=total / 2**30)
     asked = str(error).split(". ")[1:2]  # 'CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has ...'
     told = f"; {asked[0].strip().rstrip('.').lower()}" if asked else ""
-    return f"Out of memory: {peak_memory_bytes() / 2**30:.1f}{of} GiB were in use at most{told}."
+    return tr("Out of memory: {used} GiB were in use at most{told}.", used=used, told=told)
 
 
 def sentence(error: BaseException, recipe: Recipe, half: int | None) -> str:
     """The error with the flags that help, beginning with those that do not change the training."""
-    flags = [f"--micro-batch-size {half} (or --auto-micro-batch, which finds it)"] if half else []
+    flags = [tr("--micro-batch-size {half} (or --auto-micro-batch, which finds it)", half=half)] if half else []
     if recipe.recompute != "all":
         flags.append("--recompute all")
     if recipe.pack_length > recipe.max_length:
@@ -122,9 +134,9 @@ def sentence(error: BaseException, recipe: Recipe, half: int | None) -> str:
     if recipe.method == "full":
         flags.append("--method lora")
     shorter = recipe.max_length // 2
-    flags.append(f"--max-length {shorter} --pack-length {shorter} (sets longer pairs aside)")
-    flags.append("accelerate_configs/zero3.yaml on more GPUs")
-    return f"{measured(error)} What helps, in this order: {', '.join(flags[:3])}."
+    flags.append(tr("--max-length {shorter} --pack-length {shorter} (sets longer pairs aside)", shorter=shorter))
+    flags.append(tr("accelerate_configs/zero3.yaml on more GPUs"))
+    return tr("{measured} What helps, in this order: {flags}.", measured=measured(error), flags=", ".join(flags[:3]))
 
 
 def loading_sentence(error: BaseException, recipe: Recipe) -> str:
@@ -135,7 +147,11 @@ def loading_sentence(error: BaseException, recipe: Recipe) -> str:
     elif recipe.base_precision != "nf4":
         flags.append("--base-precision nf4")
     if recipe.base_precision != "nf4":  # with nf4 every process loads the whole base before ZeRO-3 partitions it
-        flags.append("accelerate_configs/zero3.yaml on more GPUs")
-    flags += ["a smaller --model", "a GPU that nothing else uses (nvidia-smi; CUDA_VISIBLE_DEVICES)"]
-    flags.append("one with more memory")
-    return f"The model does not fit. {measured(error)} What helps, in this order: {', '.join(flags[:3])}."
+        flags.append(tr("accelerate_configs/zero3.yaml on more GPUs"))
+    flags += [tr("a smaller --model"), tr("a GPU that nothing else uses (nvidia-smi; CUDA_VISIBLE_DEVICES)")]
+    flags.append(tr("one with more memory"))
+    return tr(
+        "The model does not fit. {measured} What helps, in this order: {flags}.",
+        measured=measured(error),
+        flags=", ".join(flags[:3]),
+    )

@@ -7,6 +7,7 @@ from dataclasses import replace
 from llm_qa.config.recipe import Recipe
 from llm_qa.console import say
 from llm_qa.data.packing import PackedDataset
+from llm_qa.language import tr
 
 
 def one_document_a_row(recipe: Recipe, packs: PackedDataset, packs_a_pass: int) -> Recipe:
@@ -22,8 +23,14 @@ def one_document_a_row(recipe: Recipe, packs: PackedDataset, packs_a_pass: int) 
     passes = max(1, round(documents / rows))  # in place of each pass with packs
     update = recipe.global_batch_size // packs_a_pass * passes * rows
     say(
-        f"one document per row: {update:,} documents per update, {rows:,} per forward pass, in place of "
-        f"{recipe.global_batch_size:,} packs of {recipe.pack_length:,} tokens with {documents / packs_a_pass:.1f} "
-        "documents each"
+        tr(
+            "one document per row: {update:,} documents per update, {rows:,} per forward pass, in place "
+            "of {global_batch_size:,} packs of {pack_length:,} tokens with {documents:.1f} documents each",
+            update=update,
+            rows=rows,
+            global_batch_size=recipe.global_batch_size,
+            pack_length=recipe.pack_length,
+            documents=documents / packs_a_pass,
+        )
     )
     return replace(recipe, pack_length=0, global_batch_size=update, micro_batch_size=rows)

@@ -20,6 +20,7 @@ from llm_qa.config.recipe import Recipe, load_stored_recipe, stored_recipe
 from llm_qa.console import UserError, say
 from llm_qa.data.chat_template import PLAIN_CHAT_TEMPLATE
 from llm_qa.data.prompts import show_prompt
+from llm_qa.language import tr
 from llm_qa.migrations import read_json, stamped
 from llm_qa.models.loading import final_folder, save_tokenizer
 from llm_qa.models.portable import add_rotary_keys
@@ -87,7 +88,7 @@ def open_run(
     """
     run_dir = Path(run_dir)
     if run_dir.exists() and not run_dir.is_dir():
-        raise UserError(f"--run {run_dir} is a file: name a folder.")
+        raise UserError(tr("--run {run_dir} is a file: name a folder.", run_dir=run_dir))
     if checkpoint is not None:
         before = read_manifest(checkpoint)["about"]["run_signature"]
         before = {**before, "recipe": stored_recipe(before["recipe"], str(checkpoint)).to_dict()}
@@ -102,7 +103,7 @@ def open_run(
             before = {**signature, "recipe": load_stored_recipe(run_dir / files.RECIPE).to_dict(), "data_sha256": known}
             check_same(before, signature, allowed or [], run_dir)
     elif run_dir.is_dir() and not is_beginning(run_dir):
-        raise UserError(f"--run {run_dir} is not empty and is not a run: name another folder.")
+        raise UserError(tr("--run {run_dir} is not empty and is not a run: name another folder.", run_dir=run_dir))
     run_dir.mkdir(parents=True, exist_ok=True)
     for half_written in run_dir.glob(LEFTOVERS):
         shutil.rmtree(half_written) if half_written.is_dir() else half_written.unlink()
@@ -147,7 +148,7 @@ def set_aside(run_dir: Path) -> None:
     while (old := run_dir.with_name(f"{run_dir.name}.old-{number}")).exists():
         number += 1
     run_dir.rename(old)
-    say(f"the run that was in {run_dir} is now {old}")
+    say(tr("the run that was in {run_dir} is now {old}", run_dir=run_dir, old=old))
 
 
 def save_final(
@@ -180,8 +181,14 @@ def save_final(
         else:
             needed = sum(tensor.nbytes for tensor in weights.values())
         raise UserError(
-            f"{final} cannot be written ({problem}). It needs {needed:,} bytes: make "
-            "room, or correct the folder, and run the same command again, which goes on from the newest checkpoint."
+            tr(
+                "{final} cannot be written ({problem}). It needs {needed:,} bytes: make room, or "
+                "correct the folder, and run the same command again, which goes on from the newest "
+                "checkpoint.",
+                final=final,
+                problem=problem,
+                needed=needed,
+            )
         ) from error
     return final
 
@@ -228,7 +235,14 @@ def check_copied(checkpoint: Path, folder: Path) -> None:
     copied = [path.name for path in checkpoint.glob("*.safetensors")]
     lost = [name for name in copied if sha256_from_disk(folder / name) != expected[name]["sha256"]]
     if not copied or lost:
-        raise RuntimeError(f"{folder} does not hold what {checkpoint} does: {', '.join(lost) or 'it has no weights'}.")
+        raise RuntimeError(
+            tr(
+                "{folder} does not hold what {checkpoint} does: {lost}.",
+                folder=folder,
+                checkpoint=checkpoint,
+                lost=", ".join(lost) or tr("it has no weights"),
+            )
+        )
 
 
 def check_saved(model: PreTrainedModel | PeftModel, weights: dict[str, torch.Tensor], folder: Path) -> None:
@@ -242,7 +256,7 @@ def check_saved(model: PreTrainedModel | PeftModel, weights: dict[str, torch.Ten
     wrong = [name for name, shape in shapes.items() if name in weights and weights[name].shape != shape]
     absent = [name for name in shapes if name not in weights]
     if wrong or absent:
-        raise RuntimeError(f"These weights are incomplete: {', '.join([*wrong, *absent][:5])}.")
+        raise RuntimeError(tr("These weights are incomplete: {names}.", names=", ".join([*wrong, *absent][:5])))
     if isinstance(model, PeftModel):
         expected = get_peft_model_state_dict(model, state_dict=weights)
     else:
@@ -259,7 +273,13 @@ def check_saved(model: PreTrainedModel | PeftModel, weights: dict[str, torch.Ten
 
     lost = [name for name, tensor in expected.items() if tensor.numel() == 0 or not is_saved(name, tensor)]
     if not expected or lost:
-        raise RuntimeError(f"{folder} does not hold what was trained: {', '.join(lost[:5]) or 'nothing was saved'}.")
+        raise RuntimeError(
+            tr(
+                "{folder} does not hold what was trained: {lost}.",
+                folder=folder,
+                lost=", ".join(lost[:5]) or tr("nothing was saved"),
+            )
+        )
 
 
 def model_card(recipe: Recipe, summary: dict, prompt: str) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 from llm_qa.config.recipe import Recipe
 from llm_qa.console import UserError, say
+from llm_qa.language import tr
 
 KINDS = ("recipe", "data", "processes")  # the values of --allow-change
 FREE = ("max_hours", "save_total_limit", "keep")  # these change nothing that is computed
@@ -27,12 +28,13 @@ def run_signature(recipe: Recipe, data_sha256: str, processes: int) -> dict[str,
 def differences(before: dict[str, Any], now: dict[str, Any]) -> dict[str, list[str]]:
     """Kind of difference -> descriptions of the differences; only kinds that differ."""
     old, new = before["recipe"], now["recipe"]
-    data, processes = ([str(one[key]) for one in (before, now)] for key in ("data_sha256", "processes"))
+    old_data, new_data = (str(one["data_sha256"])[:12] for one in (before, now))
+    old_count, new_count = (str(one["processes"]) for one in (before, now))
     keys = sorted(key for key in {*old, *new} if key not in FREE)
     found = {
         "recipe": [f"{k} {old.get(k)!r} -> {new.get(k)!r}" for k in keys if old.get(k) != new.get(k)],
-        "data": [] if data[0] == data[1] else [f"the data {data[0][:12]} -> {data[1][:12]}"],
-        "processes": [] if processes[0] == processes[1] else [f"{processes[0]} -> {processes[1]} processes"],
+        "data": [tr("the data {before} -> {now}", before=old_data, now=new_data)] * (old_data != new_data),
+        "processes": [tr("{before} -> {now} processes", before=old_count, now=new_count)] * (old_count != new_count),
     }
     return {kind: words for kind, words in found.items() if words}
 
@@ -44,14 +46,25 @@ def check_same(before: dict[str, Any], now: dict[str, Any], allowed: list[str], 
     if refused:
         told = "; ".join(word for words in refused.values() for word in words)
         raise UserError(
-            f"{where} holds a run with another setting ({told}): go on all the same with --allow-change "
-            f"{' '.join(refused)}, name another folder with --run, or set the old run aside with --resume never."
+            tr(
+                "{where} holds a run with another setting ({told}): go on all the same with "
+                "--allow-change {kinds}, name another folder with --run, or set the old run aside "
+                "with --resume never.",
+                where=where,
+                told=told,
+                kinds=" ".join(refused),
+            )
         )
     fixed = [word for word in found.get("recipe", ()) if word.split()[0] not in READ_ANEW]
     if fixed:
         raise UserError(
-            f"{where} goes on with what it began with, which --allow-change cannot change: {'; '.join(fixed)}. Name "
-            "another folder with --run, or set the old run aside with --resume never."
+            tr(
+                "{where} goes on with what it began with, which --allow-change cannot change: "
+                "{fixed}. Name another folder with --run, or set the old run aside with --resume "
+                "never.",
+                where=where,
+                fixed="; ".join(fixed),
+            )
         )
     for words in found.values():
-        say(f"changed since {where}: {'; '.join(words)}")
+        say(tr("changed since {where}: {changes}", where=where, changes="; ".join(words)))

@@ -17,6 +17,7 @@ import torch
 
 from llm_qa.config.recipe import Recipe
 from llm_qa.console import UserError, is_main_process, say
+from llm_qa.language import later, tr
 from llm_qa.models.precision import Precision
 from llm_qa.training.internals import gathered_weights
 
@@ -41,18 +42,30 @@ class Strategy:
         return self.zero_stage > 0
 
     @property
-    def name(self) -> str:
-        """Its common name: 'one process', 'DDP', 'ZeRO-3 with CPU offload'."""
+    def _words(self) -> tuple[str, str]:
         if not self.deepspeed:
-            return "DDP" if self.processes > 1 else "one process"
-        offload = " with CPU offload" if self.offload_weights or self.offload_optimizer else ""
-        return f"ZeRO-{self.zero_stage}{offload}{'' if self.offload_weights or not offload else ' of the optimizer'}"
+            return "DDP" if self.processes > 1 else later("one process"), ""
+        engine = f"ZeRO-{self.zero_stage}"
+        if self.offload_weights:
+            return engine, later(" with CPU offload")
+        return engine, later(" with CPU offload of the optimizer") if self.offload_optimizer else ""
+
+    @property
+    def name(self) -> str:
+        """Its common name, as files hold it: 'one process', 'DDP', 'ZeRO-3 with CPU offload'."""
+        return "".join(self._words)
+
+    @property
+    def shown(self) -> str:
+        """The same in the chosen language."""
+        return "".join(map(tr, self._words))
 
     def __str__(self) -> str:
         if self.processes == 1 and not self.deepspeed:
-            return self.name
-        machines = f" on {self.machines} machines" if self.machines > 1 else ""
-        return f"{self.name}, {self.processes} process{'es' if self.processes > 1 else ''}{machines}"
+            return self.shown
+        processes = tr("{count} processes", count=self.processes) if self.processes > 1 else tr("1 process")
+        machines = tr(" on {count} machines", count=self.machines) if self.machines > 1 else ""
+        return f"{self.shown}, {processes}{machines}"
 
 
 def read_strategy(environment: Mapping[str, str] = os.environ) -> Strategy:
@@ -61,29 +74,43 @@ def read_strategy(environment: Mapping[str, str] = os.environ) -> Strategy:
     strategy = Strategy(processes, here, machines=max(1, processes // max(1, here)))
     if environment.get("ACCELERATE_USE_FSDP", "").lower() in TRUE:
         raise UserError(
-            "The accelerate config asks for FSDP, which this project does not run: use accelerate_configs/zero3.yaml, "
-            "which shares weights, gradients and optimizer states in the same way."
+            tr(
+                "The accelerate config asks for FSDP, which this project does not run: use "
+                "accelerate_configs/zero3.yaml, which shares weights, gradients and optimizer "
+                "states in the same way."
+            )
         )
     if environment.get("ACCELERATE_USE_DEEPSPEED", "").lower() not in TRUE:
         return strategy
     path = environment.get("ACCELERATE_DEEPSPEED_CONFIG_FILE")
     if not path:
         raise UserError(
-            "The accelerate config asks for DeepSpeed without a deepspeed_config_file: name one of ds_configs/ there, "
-            "or use accelerate_configs/zero2.yaml, zero3.yaml or one of zero3's with offload."
+            tr(
+                "The accelerate config asks for DeepSpeed without a deepspeed_config_file: name "
+                "one of ds_configs/ there, or use accelerate_configs/zero2.yaml, zero3.yaml or one "
+                "of zero3's with offload."
+            )
         )
     try:
         zero = json.loads(Path(path).read_text(encoding="utf-8")).get("zero_optimization", {})
         stage = int(zero.get("stage", 0))
     except (OSError, ValueError, AttributeError, TypeError) as error:
         raise UserError(
-            f"The DeepSpeed config {path} that the accelerate config names cannot be read ({error}): start from the "
-            "project's folder, or correct deepspeed_config_file."
+            tr(
+                "The DeepSpeed config {path} that the accelerate config names cannot be read "
+                "({error}): start from the project's folder, or correct deepspeed_config_file.",
+                path=path,
+                error=error,
+            )
         ) from None
     if stage not in (2, 3):
         raise UserError(
-            f"The DeepSpeed config {path} asks for ZeRO stage {stage}: this project runs stages 2 and 3 (and plain "
-            "data parallelism with accelerate_configs/ddp.yaml)."
+            tr(
+                "The DeepSpeed config {path} asks for ZeRO stage {stage}: this project runs stages "
+                "2 and 3 (and plain data parallelism with accelerate_configs/ddp.yaml).",
+                path=path,
+                stage=stage,
+            )
         )
 
     def offloads(what: str) -> bool:
@@ -105,29 +132,52 @@ def check_strategy(recipe: Recipe, strategy: Strategy, gpus: int | None) -> None
     accumulation_steps(recipe, strategy.processes)
     if gpus is not None and strategy.processes_here > gpus:
         raise UserError(
-            f"{strategy.processes_here} processes were started on a machine with {gpus} GPU{'s'[: gpus > 1]}: "
-            f"set --num_processes {gpus * strategy.machines} of accelerate launch (NUM_GPUS={gpus} for make)."
+            tr(
+                "{processes} processes were started on a machine with {here}: set --num_processes {all_gpus} of "
+                "accelerate launch (NUM_GPUS={gpus} for make).",
+                processes=strategy.processes_here,
+                here=tr("{count} GPUs", count=gpus) if gpus > 1 else tr("1 GPU"),
+                gpus=gpus,
+                all_gpus=gpus * strategy.machines,
+            )
         )
     if recipe.base_precision == "fp8" and strategy.deepspeed:
         raise UserError(
-            f"base_precision fp8 with {strategy.name}: DeepSpeed casts all of a model to 16 bits, the scales of "
-            "fp8 weights too: use accelerate_configs/ddp.yaml, or set --base-precision to nf4 or 16bit."
+            tr(
+                "base_precision fp8 with {name}: DeepSpeed casts all of a model to 16 bits, the "
+                "scales of fp8 weights too: use accelerate_configs/ddp.yaml, or set "
+                "--base-precision to nf4 or 16bit.",
+                name=strategy.shown,
+            )
         )
     if recipe.compute_dtype == "fp8" and strategy.zero_stage == 3:
         raise UserError(
-            f"compute_dtype fp8 with {strategy.name}: no process holds a whole partitioned weight that could be "
-            "rounded to fp8: set --compute-dtype to auto, or use accelerate_configs/ddp.yaml."
+            tr(
+                "compute_dtype fp8 with {name}: no process holds a whole partitioned weight that "
+                "could be rounded to fp8: set --compute-dtype to auto, or use "
+                "accelerate_configs/ddp.yaml.",
+                name=strategy.shown,
+            )
         )
     if recipe.base_precision == "nf4" and strategy.offload_weights:
         raise UserError(
-            f"base_precision nf4 with {strategy.name}: 4-bit weights cannot be offloaded to CPU memory, as their "
-            "scales stay on the GPU: use accelerate_configs/zero3.yaml, or set --base-precision to 16bit."
+            tr(
+                "base_precision nf4 with {name}: 4-bit weights cannot be offloaded to CPU memory, "
+                "as their scales stay on the GPU: use accelerate_configs/zero3.yaml, or set "
+                "--base-precision to 16bit.",
+                name=strategy.shown,
+            )
         )
     optimizer = recipe.training.get("optim", OFFLOAD_OPTIMIZERS[0])
     if strategy.offload_optimizer and optimizer not in OFFLOAD_OPTIMIZERS:
         raise UserError(
-            f"optim {optimizer} with {strategy.name} would silently become plain Adam without decoupled weight decay: "
-            f"set --optim to {OFFLOAD_OPTIMIZERS[0]}, which runs as DeepSpeed's CPU AdamW."
+            tr(
+                "optim {optimizer} with {name} would silently become plain Adam without decoupled "
+                "weight decay: set --optim to {allowed}, which runs as DeepSpeed's CPU AdamW.",
+                optimizer=optimizer,
+                name=strategy.shown,
+                allowed=OFFLOAD_OPTIMIZERS[0],
+            )
         )
 
 
@@ -144,8 +194,15 @@ def accumulation_steps(recipe: Recipe, processes: int) -> int:
     at_once = micro_batch_size(recipe, processes) * processes
     if recipe.global_batch_size % at_once:
         raise UserError(
-            f"global_batch_size {recipe.global_batch_size} is not a multiple of micro_batch_size "
-            f"{recipe.micro_batch_size} x {processes} processes: set --global-batch-size to a multiple of {at_once}."
+            tr(
+                "global_batch_size {global_batch_size} is not a multiple of micro_batch_size "
+                "{micro_batch_size} x {processes} processes: set --global-batch-size to a multiple "
+                "of {at_once}.",
+                global_batch_size=recipe.global_batch_size,
+                micro_batch_size=recipe.micro_batch_size,
+                processes=processes,
+                at_once=at_once,
+            )
         )
     return recipe.global_batch_size // at_once
 
@@ -161,7 +218,13 @@ def fit_precision(precision: Precision, strategy: Strategy) -> Precision:
         return precision
     cast = precision.compute != precision.weights and precision.compute != torch.float32
     if cast:
-        say(f"{strategy.name}: weights are kept in {precision.autocast}, with fp32 master weights of the trained ones")
+        say(
+            tr(
+                "{name}: weights are kept in {autocast}, with fp32 master weights of the trained ones",
+                name=strategy.shown,
+                autocast=precision.autocast,
+            )
+        )
     weights = precision.compute if cast else precision.weights
     return replace(precision, weights=weights, trains_in=weights, storage=weights if strategy.zero_stage == 3 else None)
 
@@ -182,8 +245,12 @@ def start_engine(strategy: Strategy) -> None:
 
         for lock in compile_locks():
             say(
-                f"note: another process is compiling DeepSpeed's {lock.parent.name}, which this run waits for; if none "
-                f"is (it was killed), delete {lock}"
+                tr(
+                    "note: another process is compiling DeepSpeed's {name}, which this run waits for; if "
+                    "none is (it was killed), delete {lock}",
+                    name=lock.parent.name,
+                    lock=lock,
+                )
             )
         deepspeed.init_distributed("nccl" if torch.cuda.is_available() else "gloo", verbose=False)
 

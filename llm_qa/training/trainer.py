@@ -19,6 +19,7 @@ from llm_qa.config.recipe import Recipe
 from llm_qa.console import UserError, progress, say
 from llm_qa.data.packing import IGNORED, PackedDataset, pack_collator
 from llm_qa.distributed import sum_over_ranks
+from llm_qa.language import tr
 from llm_qa.models.fast.plan import FastPath
 from llm_qa.models.precision import Precision
 from llm_qa.training.callbacks.best import check_early_stopping
@@ -37,7 +38,9 @@ def training_arguments(
     """TrainingArguments of a recipe: its training arguments over the project's defaults."""
     check_optimizer(recipe, strategy)
     if recipe.training.get("save_strategy") == "best":
-        raise UserError("save_strategy best: set it to steps, and --keep best (the default) keeps the best checkpoint.")
+        raise UserError(
+            tr("save_strategy best: set it to steps, and --keep best (the default) keeps the best checkpoint.")
+        )
     known = {f.name for f in dataclasses.fields(TrainingArguments)}
     checkpointing = "activation_checkpointing" if "activation_checkpointing" in known else "gradient_checkpointing"
     on_cpu = not torch.cuda.is_available()
@@ -86,9 +89,9 @@ def training_arguments(
         arguments = TrainingArguments(**values)
     except (ValueError, TypeError, ImportError) as error:
         told = " ".join(str(error).split())
-        raise UserError(f"The recipe's training arguments do not fit together: {told}") from error
+        raise UserError(tr("The recipe's training arguments do not fit together: {told}", told=told)) from error
     if arguments.n_gpu > 1:  # Trainer would use all of them by DataParallel, with larger batches
-        say(f"one process trains on one of the {arguments.n_gpu} GPUs here (make train-ddp uses all)")
+        say(tr("one process trains on one of the {gpus} GPUs here (make train-ddp uses all)", gpus=arguments.n_gpu))
         use_one_gpu(arguments)
     check_reporters(arguments)
     return arguments
@@ -133,7 +136,13 @@ def check_reporters(arguments: TrainingArguments) -> None:
         for name in reporters.keys() - get_available_reporting_integrations():
             reporters[name]()  # raises what Trainer would raise after loading
     except (ValueError, ImportError, RuntimeError) as error:
-        raise UserError(f"--report-to {','.join(arguments.report_to)}: {' '.join(str(error).split())}") from None
+        raise UserError(
+            tr(
+                "--report-to {report_to}: {error}",
+                report_to=",".join(arguments.report_to),
+                error=" ".join(str(error).split()),
+            )
+        ) from None
 
 
 class PackTrainer(CheckpointingTrainer):
@@ -155,7 +164,13 @@ class PackTrainer(CheckpointingTrainer):
             resume_from_checkpoint, dtype=model.dtype, local_files_only=True, output_loading_info=True
         )
         if wrong := [name for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") for name in found[kind]]:
-            raise RuntimeError(f"{resume_from_checkpoint} does not hold this model: {', '.join(map(str, wrong[:5]))}.")
+            raise RuntimeError(
+                tr(
+                    "{resume_from_checkpoint} does not hold this model: {names}.",
+                    resume_from_checkpoint=resume_from_checkpoint,
+                    names=", ".join(map(str, wrong[:5])),
+                )
+            )
         model.load_state_dict(saved.state_dict())
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
@@ -164,8 +179,11 @@ class PackTrainer(CheckpointingTrainer):
         kahan = self.optimizer_cls_and_kwargs is not None
         if checkpoint and kahan and not all("kahan_sum" in group for group in self.optimizer.param_groups):
             raise UserError(
-                f"{checkpoint} was trained with an AdamW that rounds most updates of bf16 weights away: start again "
-                "with --resume never."
+                tr(
+                    "{checkpoint} was trained with an AdamW that rounds most updates of bf16 "
+                    "weights away: start again with --resume never.",
+                    checkpoint=checkpoint,
+                )
             )
 
     def evaluation_loop(
@@ -205,7 +223,7 @@ def build_trainer(
     `callbacks` are called in their order; `saving` is left out where nothing will be saved.
     """
     if validation_set is None and arguments.eval_strategy != IntervalStrategy.NO:
-        say("the data has no validation records: no validation loss is computed, and the last weights are kept")
+        say(tr("the data has no validation records: no validation loss is computed, and the last weights are kept"))
         arguments.eval_strategy = IntervalStrategy.NO
     plugin = getattr(arguments, "deepspeed_plugin", None)
     if plugin is not None and plugin.zero_stage == 3:

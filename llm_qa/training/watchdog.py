@@ -14,6 +14,7 @@ import time
 
 from llm_qa.console import EXIT_FAILED
 from llm_qa.distributed import is_distributed, shared_store
+from llm_qa.language import tr
 
 SILENCE_SECONDS = 120.0
 BEATS_A_SILENCE = 12
@@ -64,19 +65,27 @@ class Watchdog:
                     heard[rank] = now
             except Exception as error:  # the store raises errors of its own; rank 0 hosts it
                 if not self.finished.is_set():
-                    self._end(f"rank 0's host does not answer any more ({type(error).__name__})", speak=True)
+                    told = tr("rank 0's host does not answer any more ({kind})", kind=type(error).__name__)
+                    self._end(told, speak=True)
                 return
             missed = [rank for rank in range(self.world) if silent[rank] >= BEATS_A_SILENCE]
             if missed and not self.finished.is_set():
-                who = ", ".join(f"rank {r} (process {heard[r].partition(' ')[2] or 'unknown'})" for r in missed)
+                who = ", ".join(
+                    tr("rank {rank} (process {process})", rank=r, process=heard[r].partition(" ")[2] or tr("unknown"))
+                    for r in missed
+                )
                 first = min(set(range(self.world)) - set(missed), default=self.rank)
-                told = f"{who} has given no sign of life for {self.silence_seconds:.0f} s"
+                told = tr("{who} has given no sign of life for {seconds:.0f} s", who=who, seconds=self.silence_seconds)
                 self._end(told, speak=self.rank == first)
 
     def _end(self, told: str, *, speak: bool) -> None:
         if speak:
             print(
-                f"error: {told}: all ranks end now. Checkpoints are whole; the same command goes on from the newest.",
+                tr(
+                    "error: {told}: all ranks end now. Checkpoints are whole; the same command goes on "
+                    "from the newest.",
+                    told=told,
+                ),
                 file=sys.stderr,
                 flush=True,
             )

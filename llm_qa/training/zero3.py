@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 
 from llm_qa.console import say
+from llm_qa.language import tr
 
 PREFETCH = "stage3_prefetch_bucket_size"
 
@@ -33,7 +34,12 @@ def gather_by_layer(model: torch.nn.Module, config: dict) -> None:
 
     layers = decoder_layers(model)
     if not layers:
-        say(f"ZeRO-3: transformers names no decoder layer of {type(model).__name__}, so each matrix is gathered alone")
+        say(
+            tr(
+                "ZeRO-3: transformers names no decoder layer of {kind}, so each matrix is gathered alone",
+                kind=type(model).__name__,
+            )
+        )
         return
     set_z3_leaf_modules(model, sorted({type(layer).__name__ for layer in layers}))
     # DeepSpeed reads a leaf module's gradients when that of its input is ready. Where the input needs none, that would

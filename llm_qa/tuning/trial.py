@@ -16,11 +16,12 @@ from typing import Any
 
 from llm_qa import files
 from llm_qa.console import Failed, StoppedEarly, progress
+from llm_qa.language import later, tr
 from llm_qa.migrations import read_json
 from llm_qa.models.loading import EMBEDDED_BASE
 from llm_qa.tuning.settings import Setting
 
-NOT_FINITE = "is not a finite number"  # what train.py ends with where a learning rate is far too high
+NOT_FINITE = later("is not a finite number")  # what train.py ends with where a learning rate is far too high
 WEIGHTS = (files.CHECKPOINTS, files.ADAPTER, files.MODEL, EMBEDDED_BASE)  # folders of a run, all that takes room in it
 
 
@@ -110,7 +111,7 @@ def train(command: Sequence[str], run: Path, signals: Signals, what: str) -> tup
             for line in process.stdout:
                 output.write(line)
                 output.flush()
-                if step := re.search(r"^step (\d+)/(\d+) ", line):
+                if step := re.search(r"^ *(\d+)/(\d+) ", line):
                     bar.total = int(step[2])
                     bar.update(int(step[1]) - bar.n)
             return process.wait(), time.monotonic() - began
@@ -134,11 +135,13 @@ def result_of(setting: Setting, run: Path, code: int, seconds: float, signals: S
     if signals.received:
         raise StoppedEarly(f"{signals.received}: stopped; the finished trials are kept, and the same command goes on")
     said = files.read_text(output_file(run)).strip().splitlines()
-    if code and said and any(NOT_FINITE in line for line in said[-40:]):
+    if code and said and any(tr(NOT_FINITE) in line for line in said[-40:]):
         return Result(setting, None, 0, 0, 0.0, 0.0, round(seconds, 1))
-    if training.get("finished") is False and any("stopped early" in line for line in said[-5:]):
+    if training.get("finished") is False and any(tr("stopped early") in line for line in said[-5:]):
         raise StoppedEarly(f"{said[-1]}\nthe finished trials are kept, and the same command goes on with this one")
-    errors = [line for line in said if line.startswith("error: ")] or said[-1:] or ["it said nothing"]
+    errors = (
+        [line for line in said if line.startswith(tr("error: {error}", error=""))] or said[-1:] or ["it said nothing"]
+    )
     raise Failed(f"The trial {run} ended with code {code}: {errors[-1]} (all that it said: {output_file(run)})")
 
 

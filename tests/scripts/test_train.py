@@ -217,7 +217,7 @@ def test_a_known_gpu_is_told_its_figures_before_and_the_measured_ones_after(reci
     done = run_script("tests/train_on_known_gpu.py", *flags, "--num-train-epochs", "1")
     assert done.returncode == 0, done.stderr
     before, after = (done.stdout.index(text) for text in ("\npredicted: peak ", "\npredicted peak "))
-    assert before < done.stdout.index("\nstep 1/") < after
+    assert before < done.stdout.index(" 1/") < after
     assert "; measured peak " in done.stdout[after:]
     log, summary = files.read_jsonl(run / "log.jsonl"), files.read_json(run / "training.json")
     assert log[0]["predicted"] == log[-1]["predicted"] == summary["predicted"]

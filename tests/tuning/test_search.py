@@ -32,7 +32,7 @@ if does == "wait":
         print("stopped early at step 1 of 2", flush=True)
         sys.exit(75)
     signal.signal(signal.SIGTERM, stop)
-    print("step 1/2 waiting", flush=True)
+    print("  1/2 waiting", flush=True)
     time.sleep(60)
 if does == "fail" or (does == "diverge" and rate > 0.002):
     print("error: Step 3: a gradient is not a finite number." if does == "diverge" else "error: no such thing")
@@ -40,7 +40,7 @@ if does == "fail" or (does == "diverge" and rate > 0.002):
 for folder in ("checkpoints/checkpoint-2", "adapter", "base"):
     (run / folder).mkdir(parents=True)
     (run / folder / "weights").write_bytes(b"1234")
-print("step 2/2  epoch 1", flush=True)
+print("  2/2  1.00", flush=True)
 kept = {"step": 2, "validation_loss": abs(rate / 0.003 - 1) + 1 / epochs}
 about = {"finished": True, "kept": kept, "steps": 2, "epochs": epochs, "wall_seconds": 0.1}
 (run / "training.json").write_text(json.dumps(about))

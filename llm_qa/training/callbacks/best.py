@@ -16,6 +16,7 @@ from transformers.trainer_utils import SaveStrategy
 from llm_qa import files
 from llm_qa.config.recipe import Recipe
 from llm_qa.console import UserError, say
+from llm_qa.language import tr
 from llm_qa.training.checkpoint.resume import all_checkpoints, checkpoint_step, invalid_reasons
 
 
@@ -33,8 +34,12 @@ def check_early_stopping(recipe: Recipe, validates: bool) -> None:
     """UserError for early stopping in a run that has no validation loss."""
     if recipe.early_stopping and not validates:
         raise UserError(
-            f"early_stopping {recipe.early_stopping} needs a validation loss, and the data has no validation records "
-            "or eval_strategy is no: prepare the data with --validation, or leave out --early-stopping."
+            tr(
+                "early_stopping {evaluations} needs a validation loss, and the data has no "
+                "validation records or eval_strategy is no: prepare the data with --validation, or "
+                "leave out --early-stopping.",
+                evaluations=recipe.early_stopping,
+            )
         )
 
 
@@ -64,8 +69,15 @@ class BestCheckpoint(TrainerCallback):
         if over and state.global_step < state.max_steps:
             best = best_first(losses, losses)[0]
             say(
-                f"early stopping at step {state.global_step} of {state.max_steps}: the validation loss has not been "
-                f"below that of step {best} ({losses[best]:.4f}) in {self.patience} evaluations"
+                tr(
+                    "early stopping at step {step} of {steps}: the validation loss has not been below "
+                    "that of step {best} ({loss:.4f}) in {evaluations} evaluations",
+                    step=state.global_step,
+                    steps=state.max_steps,
+                    best=best,
+                    loss=losses[best],
+                    evaluations=self.patience,
+                )
             )
             state.max_steps = state.global_step
             control.should_training_stop = True
@@ -83,7 +95,7 @@ class Kept:
     checkpoint: Path | None
 
     def __str__(self) -> str:
-        return f"step {self.step}, validation loss {self.validation_loss:.4f}"
+        return tr("step {step}, validation loss {loss:.4f}", step=self.step, loss=self.validation_loss)
 
 
 def choose_best(state: TrainerState, run_dir: str | Path) -> Kept | None:
@@ -95,20 +107,33 @@ def choose_best(state: TrainerState, run_dir: str | Path) -> Kept | None:
     there = {checkpoint_step(path): path for path in all_checkpoints(Path(run_dir) / files.CHECKPOINTS)}
     lowest = next(iter(best_first(losses, losses)), None)
     if lowest is not None and lowest not in (*there, state.global_step):
-        say(f"step {lowest} had the lowest validation loss ({losses[lowest]:.4f}) and has no checkpoint")
+        say(
+            tr(
+                "step {lowest} had the lowest validation loss ({loss:.4f}) and has no checkpoint",
+                lowest=lowest,
+                loss=losses[lowest],
+            )
+        )
     for step in best_first(losses, [*there, state.global_step]):
         if step == state.global_step:
             return Kept(step, losses[step], None)
         if not (problem := unusable(there[step])):
             return Kept(step, losses[step], there[step])
-        say(f"{there[step]} (validation loss {losses[step]:.4f}) {problem}: the next best is taken")
+        say(
+            tr(
+                "{checkpoint} (validation loss {loss:.4f}) {problem}: the next best is taken",
+                checkpoint=there[step],
+                loss=losses[step],
+                problem=problem,
+            )
+        )
     return None
 
 
 def unusable(checkpoint: Path) -> str:
     """Why the weights of a checkpoint cannot become the final ones; '' where they can."""
     if problems := invalid_reasons(checkpoint):
-        return f"is damaged ({'; '.join(problems[:3])})"
+        return tr("is damaged ({problems})", problems="; ".join(problems[:3]))
     if not list(checkpoint.glob("*.safetensors")):
-        return "holds no whole weights, as stage3_gather_16bit_weights_on_model_save is off in the DeepSpeed config"
+        return tr("holds no whole weights, as stage3_gather_16bit_weights_on_model_save is off in the DeepSpeed config")
     return ""

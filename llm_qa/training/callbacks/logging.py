@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -15,13 +16,33 @@ from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import IntervalStrategy
 
 from llm_qa import files
-from llm_qa.console import format_seconds, is_main_process, progress, say
+from llm_qa.console import display_width, format_seconds, is_main_process, progress, say
 from llm_qa.data.packing import count_real_tokens
 from llm_qa.distributed import sum_over_ranks
+from llm_qa.language import later, tr
 from llm_qa.planning.figures import Figures
 from llm_qa.planning.this_gpu import peak_memory_bytes
 from llm_qa.training.callbacks.stopping import command_started
 from llm_qa.training.log_file import LogFile
+
+# The heading of the lines on the screen, and how many columns each takes: 80 in all for a run of up to 99,999 updates.
+COLUMNS = (
+    *((later("step"), 11), (later("epoch"), 6), (later("loss"), 7), (later("rate"), 8), (later("grad"), 6)),
+    *((later("tok/s"), 8), ("MFU", 4), ("GiB", 5), ("ETA", 7)),
+)
+LINES_A_HEADING = 20
+
+
+def columns(cells: Iterable[str]) -> str:
+    """The cells of a line, each in the columns of its heading."""
+    return "  ".join(
+        " " * (width - display_width(cell)) + cell for cell, (_, width) in zip(cells, COLUMNS, strict=False)
+    )
+
+
+def heading() -> str:
+    """What the numbers of a line are; MFU is model FLOP utilisation, GiB the peak memory, ETA the time left."""
+    return columns(tr(title) for title, _ in COLUMNS)
 
 
 class RealTokens(TrainerCallback):
@@ -77,6 +98,7 @@ class StepLog(TrainerCallback, ExportableState):
         self.started = self.last_time = time.perf_counter()
         self.last_tokens = 0
         self.start_up_seconds: float | None = None
+        self.lines_shown = 0
         self.bar: tqdm  # from on_train_begin on
 
     def state(self) -> dict:
@@ -108,7 +130,7 @@ class StepLog(TrainerCallback, ExportableState):
         """
         if self.start_up_seconds is None:
             self.start_up_seconds = round(time.time() - command_started(), 1)
-            say(f"first update finished after {format_seconds(self.start_up_seconds)}")
+            say(tr("first update finished after {duration}", duration=format_seconds(self.start_up_seconds)))
         self.bar.update(1)
         if state.global_step >= state.max_steps:
             control.should_log |= args.logging_strategy != IntervalStrategy.NO
@@ -125,6 +147,9 @@ class StepLog(TrainerCallback, ExportableState):
         if is_main_process():
             self.file.append(line)
             self.bar.clear()
+            if self.lines_shown % LINES_A_HEADING == 0:
+                say(heading())
+            self.lines_shown += 1
             say(self.as_text(line, state.max_steps))
 
     def on_save(self, args, state, control, **kwargs):
@@ -158,18 +183,15 @@ class StepLog(TrainerCallback, ExportableState):
         return round(tokens_per_second * self.flops_per_token / self.peak_flops, 4) if self.peak_flops else None
 
     def as_text(self, line: dict, max_steps: int) -> str:
-        """The dense line: step, epoch, loss, lr, gradient norm, tokens/s, MFU, memory, ETA."""
-        head = f"step {line['step']}/{max_steps}  epoch {line['epoch']:.2f}"
+        """The dense line below `heading`, of 80 columns; a validation has its loss in words."""
+        cells = [f"{line['step']}/{max_steps}", f"{line['epoch']:.2f}"]
         if "validation_loss" in line:
-            return f"{head}  validation loss {line['validation_loss']:.4f}"
-        norm = f"  grad {line['grad_norm']:.2f}" if line["grad_norm"] is not None else ""
-        mfu = f"  MFU {line['mfu']:.0%}" if "mfu" in line else ""
+            return f"{columns(cells)}  {tr('validation loss {loss:.4f}', loss=line['validation_loss'])}"
+        norm, mfu = line["grad_norm"], line.get("mfu")
         left = line["elapsed_seconds"] / line["step"] * (max_steps - line["step"])
-        return (
-            f"{head}  loss {line['loss']:.4f}  lr {line['learning_rate']:.2e}{norm}  "
-            f"{line['tokens_per_second']:,.0f} tok/s{mfu}  peak {line['peak_memory_bytes'] / 2**30:.1f} GiB  "
-            f"ETA {format_seconds(left)}"
-        )
+        cells += [f"{line['loss']:.4f}", f"{line['learning_rate']:.2e}", "–" if norm is None else f"{norm:.2f}"]
+        cells += [f"{line['tokens_per_second']:,.0f}", "–" if mfu is None else f"{mfu:.0%}"]
+        return columns([*cells, f"{line['peak_memory_bytes'] / 2**30:.1f}", format_seconds(left)])
 
     def measured(self, peak_bytes: float) -> Figures | None:
         """What was measured so far, beside `predicted`; None without a logged step of this start.
@@ -190,7 +212,7 @@ class StepLog(TrainerCallback, ExportableState):
             return {}
         both = {"predicted": asdict(self.predicted), "measured": asdict(measured)}
         self.file.append({"step": step, **both})
-        say(f"predicted {self.predicted}; measured {measured}")
+        say(tr("predicted {predicted}; measured {measured}", predicted=self.predicted, measured=measured))
         return both
 
     def on_train_end(self, args, state, control, **kwargs):

@@ -11,6 +11,7 @@ from transformers import TrainerCallback
 from llm_qa.console import Failed
 from llm_qa.data.packing import PackedDataset, count_real_tokens
 from llm_qa.distributed import all_gather
+from llm_qa.language import tr
 from llm_qa.training.internals import had_bad_gradients, is_zero_optimizer, skip_bad_updates
 
 MOST_RECORDS = 20  # at most so many record ids in the message
@@ -91,7 +92,7 @@ class StopOnNonFinite(TrainerCallback):
 
     def _stop(self, step: int, rank: int) -> None:
         told = [where for where in all_gather(self.where(rank)) if where]
-        raise NonFiniteError(self.sentence("a gradient", step, "; ".join(told)))
+        raise NonFiniteError(self.sentence(tr("a gradient"), step, "; ".join(told)))
 
     def on_step_end(self, args, state, control, **kwargs):
         """Read this step's result before anything is logged, validated or saved."""
@@ -102,7 +103,7 @@ class StopOnNonFinite(TrainerCallback):
         """Stop where a logged loss is not finite."""
         for key in ("loss", "eval_loss"):
             if key in logs and not math.isfinite(logs[key]):
-                what = f"the {key.replace('eval_', 'validation ')}"
+                what = tr("the loss" if key == "loss" else "the validation loss")
                 raise NonFiniteError(self.sentence(what, state.global_step, self.where(args.process_index)))
 
     def on_train_end(self, args, state, control, **kwargs):
@@ -127,18 +128,28 @@ class StopOnNonFinite(TrainerCallback):
         for pack in packs.values():
             for document in self.train_set.packs[pack] if pack is not None else ():
                 ids[self.train_set.pairs.record_ids[document]] = None
-        named = list(ids)[:MOST_RECORDS] + ([f"and {len(ids) - MOST_RECORDS} more"] if len(ids) > MOST_RECORDS else [])
-        passes = (
-            f"forward pass {', '.join(str(i + 1) for i in bad)} of {len(self.passes)}" if bad else "every forward pass"
+        named = list(ids)[:MOST_RECORDS] + (
+            [tr("and {count} more", count=len(ids) - MOST_RECORDS)] if len(ids) > MOST_RECORDS else []
         )
-        return f"rank {rank}, {passes}, records {', '.join(named) or 'unknown'}"
+        numbers = ", ".join(str(i + 1) for i in bad)
+        passes = tr("every forward pass")
+        if bad:
+            passes = tr("forward pass {numbers} of {count}", numbers=numbers, count=len(self.passes))
+        return tr(
+            "rank {rank}, {passes}, records {records}",
+            rank=rank,
+            passes=passes,
+            records=", ".join(named) or tr("unknown"),
+        )
 
     @staticmethod
     def sentence(what: str, step: int, where: str = "") -> str:
         """The error message: what happened, where, and what helps."""
         place = f" ({where})" if where else ""
-        return (
-            f"Step {step}: {what} is not a finite number{place}, so training stopped before it "
-            "could spoil the checkpoints. Lower --learning-rate, set --compute-dtype to bf16 or fp32, or look at these "
-            "records."
+        return tr(
+            "Step {step}: {what} is not a finite number{place}, so training stopped before it could spoil the "
+            "checkpoints. Lower --learning-rate, set --compute-dtype to bf16 or fp32, or look at these records.",
+            step=step,
+            what=what,
+            place=place,
         )

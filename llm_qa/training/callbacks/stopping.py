@@ -16,6 +16,7 @@ from transformers import TrainerCallback
 
 from llm_qa.console import say
 from llm_qa.distributed import sum_over_ranks
+from llm_qa.language import tr
 
 # Slurm, a terminal and torchrun may each forward one signal: signals within this time count as one.
 SAME_EVENT_SECONDS = 1.0
@@ -77,9 +78,9 @@ class StopInTime(TrainerCallback):
             name = signal.Signals(number[0]).name
             if self.signal is None:
                 self.signal, first_at = name, time.monotonic()
-                say(f"{name}: saving after this step, then stopping (send it again to stop at once)")
+                say(tr("{name}: saving after this step, then stopping (send it again to stop at once)", name=name))
             elif name != "SIGHUP" and time.monotonic() - first_at > SAME_EVENT_SECONDS:
-                say(f"{name} again: stopped at once, without saving")
+                say(tr("{name} again: stopped at once, without saving", name=name))
                 os._exit(128 + number[0])
 
     def on_step_begin(self, args, state, control, **kwargs):
@@ -101,7 +102,7 @@ class StopInTime(TrainerCallback):
         votes = sum_over_ranks([float(self.signal is not None), float(out_of_time)], args.device)
         if state.global_step >= state.max_steps or not any(votes):
             return
-        self.reason = (self.signal or "a signal to another rank") if votes[0] else f"max_hours {self.max_hours}"
+        self.reason = (self.signal or tr("a signal to another rank")) if votes[0] else f"max_hours {self.max_hours}"
         control.should_save = control.should_training_stop = True
 
     def on_evaluate(self, args, state, control, **kwargs):

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_qa import files
+from llm_qa.language import tr
 from llm_qa.migrations import migrate, stamped
 
 # DeepSpeed's universal copy of a checkpoint is not listed: it is made from verified files whenever it is needed.
@@ -86,16 +87,16 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         content = json.loads(text)
         del content["sha256"]
     except FileNotFoundError:
-        raise ValueError(f"it has no {files.MANIFEST}, so it was never finished") from None
+        raise ValueError(tr("it has no {manifest}, so it was never finished", manifest=files.MANIFEST)) from None
     except (OSError, ValueError, KeyError, TypeError):
-        raise ValueError(f"its {files.MANIFEST} cannot be read") from None
+        raise ValueError(tr("its {manifest} cannot be read", manifest=files.MANIFEST)) from None
     if _render(content) != text:
-        raise ValueError(f"its {files.MANIFEST} is not as it was written")
+        raise ValueError(tr("its {manifest} is not as it was written", manifest=files.MANIFEST))
     entries = content.get("files")
     if not isinstance(entries, dict) or not all(
         isinstance(e, dict) and {*e} >= {"bytes", "sha256"} for e in entries.values()
     ):
-        raise ValueError(f"its {files.MANIFEST} lists no files")
+        raise ValueError(tr("its {manifest} lists no files", manifest=files.MANIFEST))
     return migrate(content, files.MANIFEST, folder / files.MANIFEST)
 
 
@@ -113,18 +114,21 @@ def damage(folder: Path) -> list[str]:
         path, entry = folder / name, expected[name]
         try:
             if not stat.S_ISREG(path.stat().st_mode) or ".." in Path(name).parts or Path(name).is_absolute():
-                return f"{name} is not a file of this folder"
+                return tr("{name} is not a file of this folder", name=name)
             if path.stat().st_size != entry["bytes"]:
-                return f"{name} has {path.stat().st_size:,} bytes instead of {entry['bytes']:,}"
-            return None if sha256_from_disk(path) == entry["sha256"] else f"{name} has other bytes than were written"
+                size = path.stat().st_size
+                return tr("{name} has {size:,} bytes instead of {bytes:,}", name=name, size=size, bytes=entry["bytes"])
+            same = sha256_from_disk(path) == entry["sha256"]
+            return None if same else tr("{name} has other bytes than were written", name=name)
         except FileNotFoundError:
-            return f"{name} is missing"
+            return tr("{name} is missing", name=name)
         except (OSError, ValueError) as error:  # ValueError: a name with a NUL
-            return f"{name} cannot be read ({getattr(error, 'strerror', None) or error})"
+            reason = getattr(error, "strerror", None) or error
+            return tr("{name} cannot be read ({reason})", name=name, reason=reason)
 
     if links := [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_symlink()]:
-        return [f"{name} is a link" for name in links]
+        return [tr("{name} is a link", name=name) for name in links]
     with ThreadPoolExecutor(max(FEWEST_THREADS, os.cpu_count() or 1)) as threads:
         problems = [found for found in threads.map(problem, expected) if found]
     strangers = [name.as_posix() for name in listed_files(folder) if name.as_posix() not in expected]
-    return problems + [f"{name} does not belong to it" for name in strangers]
+    return problems + [tr("{name} does not belong to it", name=name) for name in strangers]

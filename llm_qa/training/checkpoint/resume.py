@@ -14,6 +14,7 @@ import torch
 
 from llm_qa import files
 from llm_qa.console import UserError, say
+from llm_qa.language import tr
 from llm_qa.models.safety import PICKLES
 from llm_qa.training.checkpoint.manifest import UNIVERSAL, damage
 from llm_qa.training.checkpoint.storage import clear_leftovers
@@ -50,15 +51,27 @@ def check_layout(checkpoint: Path, strategy: Strategy) -> bool:
     """
     stage, processes = layout(checkpoint)
     if stage != strategy.zero_stage:
-        before = f"ZeRO-{stage}" if stage else "one process or DDP"
+        before = f"ZeRO-{stage}" if stage else tr("one process or DDP")
         raise UserError(
-            f"{checkpoint} was made by {before} and this is {strategy}: the optimizer's state is stored in "
-            "another form, so use the accelerate config that the run began with, or start again with --resume never."
+            tr(
+                "{checkpoint} was made by {before} and this is {strategy}: the optimizer's state "
+                "is stored in another form, so use the accelerate config that the run began with, "
+                "or start again with --resume never.",
+                checkpoint=checkpoint,
+                before=before,
+                strategy=strategy,
+            )
         )
     if processes == strategy.processes:
         return False
     say(
-        f"{checkpoint} was made on {processes} processes and goes on with {strategy}; dropout uses other random numbers"
+        tr(
+            "{checkpoint} was made on {processes} processes and goes on with {strategy}; dropout uses "
+            "other random numbers",
+            checkpoint=checkpoint,
+            processes=processes,
+            strategy=strategy,
+        )
     )
     return stage > 0
 
@@ -72,7 +85,7 @@ def make_universal(checkpoint: Path) -> None:
     whole = shares.with_name(f"{shares.name}{UNIVERSAL}")
     for old in (whole, *checkpoint.glob(f".{whole.name}.*")):  # of an earlier start; no manifest lists it
         shutil.rmtree(old, ignore_errors=True)
-    say(f"making {whole}, which any number of processes can load")
+    say(tr("making {whole}, which any number of processes can load", whole=whole))
     # A unique name, because the converter of a start that was killed may still be writing.
     staged = whole.with_name(f".{whole.name}.{uuid.uuid4().hex}")
     cores = os.cpu_count() or 1
@@ -81,7 +94,9 @@ def make_universal(checkpoint: Path) -> None:
     command += ["--input_folder", str(shares), "--output_folder", str(staged)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        raise RuntimeError(f"DeepSpeed could not convert {shares}:\n{done.stderr[-2000:]}")
+        raise RuntimeError(
+            tr("DeepSpeed could not convert {shares}:\n{output}", shares=shares, output=done.stderr[-2000:])
+        )
     os.replace(staged, whole)
     files.write_text(checkpoint / "latest_universal", whole.name)
 
@@ -105,14 +120,15 @@ def missing_states(checkpoint: Path) -> list[str]:
     random_states = [name for name in names if re.fullmatch(r"rng_state(_\d+)?\.pth", name)]
     found = []
     if stage == 0 and "optimizer.pt" not in names:
-        found.append("the optimizer's state")
+        found.append(tr("the optimizer's state"))
     if stage == 0 and "scheduler.pt" not in names:
-        found.append("the scheduler's state")
+        found.append(tr("the scheduler's state"))
     if "trainer_state.json" not in names:
         found.append("trainer_state.json")
     if len(random_states) < processes:
-        found.append("the random numbers' state" + (" of every process" if random_states else ""))
-    return [f"it was saved without {what}" for what in found]
+        whole = tr("the random numbers' state of every process" if random_states else "the random numbers' state")
+        found.append(whole)
+    return [tr("it was saved without {what}", what=what) for what in found]
 
 
 def invalid_reasons(checkpoint: Path) -> list[str]:
@@ -124,15 +140,21 @@ def invalid_reasons(checkpoint: Path) -> list[str]:
     if not found:
         latest = checkpoint / "latest"  # the folder that DeepSpeed reads
         if latest.is_file() and latest.read_text(errors="replace") not in {p.name for p in checkpoint.iterdir()}:
-            found.append("latest names a folder that is not in it")
+            found.append(tr("latest names a folder that is not in it"))
         pickles = [path for path in checkpoint.rglob("*") if path.suffix in PICKLES]
         for path in sorted(pickles):
             try:
                 strangers = set(torch.serialization.get_unsafe_globals_in_checkpoint(path)) - HARMLESS
             except Exception:  # a damaged pickle can raise anything
-                strangers = {"something unreadable"}
+                strangers = {tr("something unreadable")}
             if strangers:
-                found.append(f"{path.relative_to(checkpoint)} would run {min(strangers)} when it is loaded")
+                found.append(
+                    tr(
+                        "{file} would run {what} when it is loaded",
+                        file=path.relative_to(checkpoint),
+                        what=min(strangers),
+                    )
+                )
     return found
 
 
@@ -148,10 +170,18 @@ def newest_checkpoint(run_dir: str | Path) -> Path | None:
         if not (problems := invalid_reasons(checkpoint)):
             return checkpoint
         aside = set_aside(checkpoint, "damaged")
-        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
-        say(f"{checkpoint} is damaged ({'; '.join(problems[:3])}{more}) and set aside as {aside.name}")
+        more = tr(" and {count} more", count=len(problems) - 3) if len(problems) > 3 else ""
+        say(
+            tr(
+                "{checkpoint} is damaged ({problems}{more}) and set aside as {aside}",
+                checkpoint=checkpoint,
+                problems="; ".join(problems[:3]),
+                more=more,
+                aside=aside.name,
+            )
+        )
     if found:
-        say(f"no intact checkpoint is left in {folder}: training starts again")
+        say(tr("no intact checkpoint is left in {folder}: training starts again", folder=folder))
     return None
 
 
@@ -162,7 +192,14 @@ def set_later_aside(checkpoint: Path) -> None:
     """
     for later in all_checkpoints(checkpoint.parent):
         if checkpoint_step(later) > checkpoint_step(checkpoint):
-            say(f"{later} is later than {checkpoint.name} and set aside as {set_aside(later, 'later').name}")
+            say(
+                tr(
+                    "{later} is later than {name} and set aside as {aside}",
+                    later=later,
+                    name=checkpoint.name,
+                    aside=set_aside(later, "later").name,
+                )
+            )
 
 
 def set_aside(checkpoint: Path, why: str) -> Path:
@@ -182,9 +219,24 @@ def resume_point(run_dir: str | Path, resume: str) -> Path | None:
         return newest_checkpoint(run_dir)
     path = Path(resume)
     if not path.is_dir():
-        raise UserError(f"--resume {resume}: there is no such checkpoint folder (or say auto or never).")
+        raise UserError(
+            tr("--resume {resume}: there is no such checkpoint folder (or say auto or never).", resume=resume)
+        )
     if path.resolve().parent != (Path(run_dir) / files.CHECKPOINTS).resolve():
-        raise UserError(f"--resume {resume} is a checkpoint of another run: name one of {run_dir}/{files.CHECKPOINTS}.")
+        raise UserError(
+            tr(
+                "--resume {resume} is a checkpoint of another run: name one of {run_dir}/{checkpoints}.",
+                resume=resume,
+                run_dir=run_dir,
+                checkpoints=files.CHECKPOINTS,
+            )
+        )
     if problems := invalid_reasons(path):
-        raise UserError(f"--resume {resume}: the checkpoint is damaged ({'; '.join(problems[:3])}): say auto.")
+        raise UserError(
+            tr(
+                "--resume {resume}: the checkpoint is damaged ({problems}): say auto.",
+                resume=resume,
+                problems="; ".join(problems[:3]),
+            )
+        )
     return path

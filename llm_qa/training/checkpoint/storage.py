@@ -12,6 +12,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from llm_qa.language import tr
 from llm_qa.training.checkpoint.manifest import damage, flush, write_manifest
 
 STAGING = ".staging"
@@ -61,7 +62,8 @@ def commit(staged: Path, final: Path, about: dict[str, Any]) -> None:
     flush(final.parent)
     if problems := damage(final):
         shutil.rmtree(final, ignore_errors=True)
-        raise SaveError(f"it reads back differently from what was written: {'; '.join(problems[:3])}")
+        told = "; ".join(problems[:3])
+        raise SaveError(tr("it reads back differently from what was written: {told}", told=told))
 
 
 def remove(checkpoint: Path) -> None:

@@ -31,6 +31,7 @@ from transformers.trainer_utils import SaveStrategy
 from llm_qa import files
 from llm_qa.console import UserError, is_main_process, say
 from llm_qa.distributed import all_gather, run_on_main
+from llm_qa.language import later, tr
 from llm_qa.planning.memory import checkpoint_bytes
 from llm_qa.training.callbacks.best import best_first, validation_losses
 from llm_qa.training.callbacks.loss_so_far import LossSoFar
@@ -39,7 +40,7 @@ from llm_qa.training.checkpoint.storage import STAGING, SaveError, commit, disk_
 
 WRITING_BYTES_PER_SECOND = 100e6  # a slow disk, until the first save has been timed
 NICENESS = 10  # of the saving thread: it gets about a tenth of a core that training also uses
-TRIES_AGAIN, SAVED_AS_IT_IS = "the next save tries again", "what was trained is saved now"
+TRIES_AGAIN, SAVED_AS_IT_IS = later("the next save tries again"), later("what was trained is saved now")
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,13 @@ class CheckpointingTrainer(Trainer):
             if self.commit is not None:  # after an error, which the other ranks may not have
                 wait([self.commit])
                 if error := self.commit.exception():
-                    say(f"Step {self.unsettled}: no checkpoint could be saved ({disk_problem(error) or error})")
+                    say(
+                        tr(
+                            "Step {unsettled}: no checkpoint could be saved ({problem})",
+                            unsettled=self.unsettled,
+                            problem=disk_problem(error) or error,
+                        )
+                    )
 
     def _run_epoch(self, *arguments, **keywords) -> None:
         """Trainer's epoch, skipped on resuming from the last step, as Trainer would take one step too many."""
@@ -129,8 +136,12 @@ class CheckpointingTrainer(Trainer):
         self.loss_so_far.remember()
         if self.unsettled is not None and run_on_main(self._is_left_out):
             say(
-                f"Step {step}: no checkpoint, as that of step {self.unsettled} is still being flushed and read back; "
-                "the next save tries again (set --save-steps higher)"
+                tr(
+                    "Step {step}: no checkpoint, as that of step {unsettled} is still being flushed and "
+                    "read back; the next save tries again (set --save-steps higher)",
+                    step=step,
+                    unsettled=self.unsettled,
+                )
             )
             return
         self._settle()
@@ -186,8 +197,12 @@ class CheckpointingTrainer(Trainer):
             if self.last_bytes or self.is_deepspeed_enabled or error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
             say(
-                f"Step {self.state.global_step}: a checkpoint is estimated at {self.needed_bytes():,} bytes"
-                f"{free_bytes(self.checkpoints)}: trying nevertheless"
+                tr(
+                    "Step {step}: a checkpoint is estimated at {needed:,} bytes{free}: trying nevertheless",
+                    step=self.state.global_step,
+                    needed=self.needed_bytes(),
+                    free=free_bytes(self.checkpoints),
+                )
             )
             reserve(self.checkpoints, 0)
 
@@ -241,15 +256,21 @@ class CheckpointingTrainer(Trainer):
     def _not_saved(self, step: int, problem: str, and_now: str) -> None:
         if is_main_process():
             shutil.rmtree(self.checkpoints / STAGING, ignore_errors=True)
-        sentence = (
-            f"Step {step}: no checkpoint could be saved in {self.checkpoints} ({problem}). It needs "
-            f"{self.needed_bytes():,} bytes{run_on_main(lambda: free_bytes(self.checkpoints))}; the older "
-            "checkpoints stay as they are"
+        sentence = tr(
+            "Step {step}: no checkpoint could be saved in {folder} ({problem}). It needs {needed:,} bytes{free}; "
+            "the older checkpoints stay as they are",
+            step=step,
+            folder=self.checkpoints,
+            problem=problem,
+            needed=self.needed_bytes(),
+            free=run_on_main(lambda: free_bytes(self.checkpoints)),
         )
         stopping = self.control.should_training_stop and self.state.global_step < self.state.max_steps
         if self.saving.stop_on_error or (stopping and step == self.state.global_step):
-            raise UserError(f"{sentence}. Make room, or correct the folder, and run the same command again.")
-        say(f"{sentence}, and {and_now}.")
+            raise UserError(
+                tr("{sentence}. Make room, or correct the folder, and run the same command again.", sentence=sentence)
+            )
+        say(tr("{sentence}, and {and_now}.", sentence=sentence, and_now=tr(and_now)))
 
 
 def let_training_go_first() -> None:
@@ -267,6 +288,6 @@ def folder_bytes(folder: Path) -> int:
 def free_bytes(folder: Path) -> str:
     """The free space of a folder's disk as the end of a clause; '' where it cannot be determined."""
     try:
-        return f" and {shutil.disk_usage(folder).free:,} are free"
+        return tr(" and {bytes:,} are free", bytes=shutil.disk_usage(folder).free)
     except OSError:
         return ""

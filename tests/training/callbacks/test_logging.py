@@ -62,8 +62,9 @@ def test_the_log_has_one_object_a_line_and_goes_on_where_the_checkpoint_was(tmp_
     assert lines[1]["mfu"] == pytest.approx(lines[1]["tokens_per_second"] * 2e9 / 1e12, rel=1e-2)
     assert lines[2]["validation_loss"] == 3.0
     out = capsys.readouterr().out
-    assert "step 20/100  epoch 2.00  loss 2.5000  lr 1.00e-04  grad 0.50" in out
-    assert "validation loss 3.0000" in out
+    assert "       step   epoch     loss      rate    grad     tok/s   MFU    GiB      ETA\n" in out
+    assert "     20/100    2.00   2.5000  1.00e-04    0.50" in out
+    assert "     20/100    2.00  validation loss 3.0000\n" in out
 
     resumed = state(10)
     resumed.stateful_callbacks["StepLog"] = {**saved, "attributes": {"seconds_before": 50.0}}
