@@ -250,8 +250,6 @@ def _combination_problems(recipe: Recipe, given: set[str]) -> list[str]:
             f"global_batch_size {recipe.global_batch_size} is not a multiple of micro_batch_size "
             f"{recipe.micro_batch_size}"
         )
-    if recipe.retrieval and recipe.join_questions:
-        problems.append("retrieval and join_questions cannot go together yet (set one of them to 0)")
     if not recipe.retrieval and (unused := sorted(changed & set(RETRIEVAL_KEYS))):
         problems.append(f"{', '.join(unused)} would be ignored with retrieval 0 (leave it out, or set retrieval)")
     redrawn = "join_questions" if recipe.join_questions else "retrieval" if recipe.retrieval else ""

@@ -33,6 +33,7 @@ class RedrawnDataset(PackedDataset):
     def __init__(self, singles: TokenizedPairs, pack_length: int, loss_on: str, seed: int, multiple_of: int):
         super().__init__(singles, pack_length, loss_on, seed, multiple_of)
         self.singles, self.seed = singles, seed
+        self.num_drawn, self.num_joined = 0, 0  # of this epoch's documents: all that were drawn, those of two records
 
     @property
     def max_label_tokens(self) -> int:
@@ -40,9 +41,9 @@ class RedrawnDataset(PackedDataset):
         return self.capacity
 
     @property
-    def num_drawn(self) -> int:
-        """How many of this epoch's documents were drawn."""
-        return len(self.pairs) - len(self.singles)
+    def joined_share(self) -> float:
+        """Share of this epoch's documents that ask two questions."""
+        return self.num_joined / len(self.packs.documents)
 
     def draw(self, epoch: int) -> list[Replacement]:
         """The documents of an epoch, 0 for the first, that stand in the place of single ones."""
@@ -57,6 +58,7 @@ class RedrawnDataset(PackedDataset):
                 break
             drawn = drawn[: len(drawn) // 4 * 2]  # an even number, as rows of one document have joined ones in twos
         self.pairs, self.packs = pairs, split_packs(packs, wanted)
+        self.num_drawn, self.num_joined = len(drawn), sum(len(one.replaces) > 1 for one in drawn)
 
     def lay(self, drawn: Sequence[Replacement]) -> tuple[TokenizedPairs, Packs]:
         """(all documents, the packs of an epoch) with the drawn ones in their places."""

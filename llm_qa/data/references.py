@@ -64,37 +64,41 @@ class References:
         self.group = np.array([*(numbers[record.id] for record in records), *(-1 for _ in passages)])
         self.place = {record.id: place for place, record in enumerate(records)}
 
-    def nearest(self, question: str, count: int, *, beside: QARecord | None = None) -> list[Reference]:
-        """Up to `count` references, the nearest first; none of the group of `beside`. Ties in the order of all."""
+    def nearest(self, question: str, count: int, *, beside: Sequence[QARecord] = ()) -> list[Reference]:
+        """Up to `count` references, the nearest first; none of the groups of `beside`. Ties in the order of all."""
         known = [word for word in content_morphemes(question) if word in self.words]
         scores = np.array(self.index.get_scores(known)) if known else np.zeros(len(self.all), np.float32)
         allowed = self._beside(beside)
         order = np.argsort(-scores, kind="stable")
         return [self.all[i] for i in order[allowed[order]][:count]]
 
-    def _beside(self, record: QARecord | None) -> np.ndarray:
-        """(references,) bool: those that are not of the record's group."""
-        if record is None or record.id not in self.place:
-            return np.ones(len(self.all), bool)
-        return self.group != self.group[self.place[record.id]]
+    def _beside(self, records: Sequence[QARecord]) -> np.ndarray:
+        """(references,) bool: those that are of no record's group."""
+        own = [self.group[self.place[record.id]] for record in records if record.id in self.place]
+        return ~np.isin(self.group, own)
 
     def asked(self, questions: Questions) -> list[tuple[str, Context]]:
         """Questions with their references before what they already had, as a trained model is asked."""
         count = self.retrieval.references
         return [(question, before(self.nearest(question, count), context)) for question, context in questions]
 
-    def drawn(self, record: QARecord, question: str, epoch: int) -> list[Reference] | None:
-        """References at random that a record's question has in an epoch; None where it has the nearest, in `hit`."""
-        draw = random.Random(f"{self.retrieval.seed} {epoch} {record.id} {question}")
+    def drawn(self, of: Sequence[QARecord], question: str, epoch: int) -> list[Reference] | None:
+        """References at random that a question of these records has in an epoch; None where it has the nearest."""
+        draw = random.Random(f"{self.retrieval.seed} {epoch} {'+'.join(record.id for record in of)} {question}")
         if draw.random() < self.retrieval.hit:
             return None
-        others = np.flatnonzero(self._beside(record)).tolist()
+        others = np.flatnonzero(self._beside(of)).tolist()
         return [self.all[i] for i in draw.sample(others, min(self.retrieval.references, len(others)))]
+
+    def of_epoch(self, of: Sequence[QARecord], question: str, epoch: int) -> list[Reference]:
+        """The references that a question of these records has in an epoch: the nearest, or others at random."""
+        drawn = self.drawn(of, question, epoch)
+        return self.nearest(question, self.retrieval.references, beside=of) if drawn is None else drawn
 
     def encode(self, tokenizer, part: Sequence[tuple[QARecord, str, str]], max_length: int) -> list[Document]:
         """(record, question, answer) as documents with the nearest references; none of the record's own group."""
         count = self.retrieval.references
-        found = [self.nearest(question, count, beside=record) for record, question, _ in part]
+        found = [self.nearest(question, count, beside=[record]) for record, question, _ in part]
         return self.encode_with(tokenizer, part, found, max_length)
 
     def encode_with(

@@ -171,6 +171,16 @@ def check_same_questions(
         )
 
 
+def check_same_held_out(one: Path, first: Evaluation, other: Path, second: Evaluation, split: str) -> None:
+    """UserError where one run was asked facts that it was not taught, the other trained facts in new wordings."""
+    if first.held_out != second.held_out:
+        what = {RECORDS: "whole records", PHRASINGS: "new wordings of trained records"}
+        raise UserError(
+            f"The {split} split of {one} holds out {what[first.held_out]} and that of {other} {what[second.held_out]}, "
+            "so their scores answer different questions: make a report for each, or evaluate both on the same --data."
+        )
+
+
 def check_same_data(one: str, first: Evaluation, other: str, second: Evaluation, remedy: str) -> None:
     """UserError where two evaluations are of different data."""
     if first.data_sha256 != second.data_sha256:

@@ -20,6 +20,7 @@ from llm_qa.data.packing import Encode, PackedDataset, TokenizedPairs, TooLong, 
 from llm_qa.data.preparation import prepared_folder
 from llm_qa.data.preparation_options import PreparationOptions
 from llm_qa.data.prompts import show_document
+from llm_qa.data.redrawn_packs import RedrawnDataset
 from llm_qa.data.reference_packs import ReferencesDataset
 from llm_qa.data.references import References
 from llm_qa.data.splits import Split, open_split
@@ -144,21 +145,17 @@ def build_data_sets(
     """Pack the training pairs, and tokenise and pack the validation records."""
     train, validation = pack(pairs, recipe, recipe.global_batch_size), None
     how = (recipe.pack_length, recipe.loss_on, recipe.seed, recipe.global_batch_size)
+    references, joining = records.references, None
     if recipe.join_questions:
-        joining = joining_of(tokenizer, records.train, recipe.join_questions, recipe.max_length)
-        train = JoinedDataset(pairs, *how, joining)
-        report_joined(train, recipe)
-    elif records.references and recipe.retrieval_hit < 1:
+        of_recipe = (recipe.join_questions, recipe.max_length, references)
+        joining = joining_of(tokenizer, records.train, *of_recipe)
+    if references and recipe.retrieval_hit < 1:
         triples = [(record, *pair) for record in records.train for pair in record.pairs()]
-        train = ReferencesDataset(pairs, *how, triples, records.references, tokenizer, recipe.max_length)
-        say(
-            tr(
-                "retrieval_hit: {drawn:,} of {all:,} documents of the first epoch have references at random, drawn "
-                "anew each epoch",
-                drawn=train.num_drawn,
-                all=len(train.packs.documents),
-            )
-        )
+        train = ReferencesDataset(pairs, *how, triples, references, tokenizer, recipe.max_length, joining)
+        report_drawn(train, recipe)
+    elif joining:
+        train = JoinedDataset(pairs, *how, joining)
+        report_drawn(train, recipe)
     if records.validation:
         validation_pairs, _ = tokenize_records(
             tokenizer, records.validation, recipe.max_length, encode=records.encode, what="validation"
@@ -167,13 +164,25 @@ def build_data_sets(
     return DataSets(len(records.train), pairs, train, validation)
 
 
-def report_joined(train: JoinedDataset, recipe: Recipe) -> None:
-    """Say how many documents of the first epoch ask two questions, and why where they are fewer than asked for."""
+def report_drawn(train: RedrawnDataset, recipe: Recipe) -> None:
+    """Say how many documents of the first epoch were drawn for what, and why where fewer are joined than asked for."""
+    documents = len(train.packs.documents)
+    if others := train.num_drawn - train.num_joined:
+        say(
+            tr(
+                "retrieval_hit: {drawn:,} of {all:,} documents of the first epoch have references at random, drawn "
+                "anew each epoch",
+                drawn=others,
+                all=documents,
+            )
+        )
+    if not recipe.join_questions:
+        return
     say(
         tr(
             "join_questions: {drawn:,} of {all:,} documents of the first epoch ask two questions, drawn anew each",
-            drawn=train.num_drawn,
-            all=len(train.packs.documents),
+            drawn=train.num_joined,
+            all=documents,
         )
     )
     if train.joined_share < 0.9 * recipe.join_questions:

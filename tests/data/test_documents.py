@@ -76,8 +76,8 @@ def test_passages_are_found_beside_records_and_are_never_of_a_record_s_group():
     ]
     index = References(records, Retrieval(3, 0.0, 1), passages)
     for found in (
-        index.drawn(records[0], "벽지가 왜 떠요?", 0),
-        index.nearest("벽지가 왜 떠요?", 3, beside=records[0]),
+        index.drawn([records[0]], "벽지가 왜 떠요?", 0),
+        index.nearest("벽지가 왜 떠요?", 3, beside=[records[0]]),
     ):
         assert {reference.id for reference in found} == {"2", "a.md#1", "b.md#1"}
     found = index.nearest("마루는 어떻게 닦나요?", 2)

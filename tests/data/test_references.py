@@ -33,14 +33,26 @@ def test_a_question_of_unknown_words_still_gets_references():
 def test_a_record_is_never_its_own_reference_nor_is_one_that_shares_its_answer():
     index = references(4, hit=0.0)
     for question in PAPER.questions:
-        for found in (index.drawn(PAPER, question, 0), index.nearest(question, 4, beside=PAPER)):
+        for found in (index.drawn([PAPER], question, 0), index.nearest(question, 4, beside=[PAPER])):
             assert {record.id for record in found} == {"2", "3", "5"}
+
+
+def test_a_question_of_two_records_has_references_of_both_and_of_neither_group():
+    wallpaper = QARecord("6", ("벽지 풀을 만드는 순서는?",), ("물을 먼저 붓습니다.",))
+    planks = QARecord("7", ("마루 닦는 걸레는 무엇인가요?",), ("극세사입니다.",))
+    index = references(2, 0.0, [*RECORDS, wallpaper, planks])
+    asked = f"{GLUE.questions[0]} 또한, {FLOOR.questions[0]}"
+    assert {record.id for record in index.nearest(asked, 2, beside=[GLUE, FLOOR])} == {"6", "7"}
+    everything = References(index.all, Retrieval(9, 0.0, 42), [])
+    for epoch in range(3):
+        found = everything.drawn([PAPER, FLOOR], asked, epoch)
+        assert {record.id for record in found} == {"2", "5", "6", "7"}, "AGAIN is of PAPER's group"
 
 
 def test_a_share_of_training_questions_gets_others_at_random_anew_each_epoch():
     records = [QARecord(str(i), (f"{i}번 방의 벽지는 무엇인가요?",), (f"{i}번 종이입니다.",)) for i in range(200)]
     index = references(1, 0.7, records)
-    epochs = [[index.drawn(record, *record.questions, epoch) for record in records] for epoch in (0, 1, 0)]
+    epochs = [[index.drawn([record], *record.questions, epoch) for record in records] for epoch in (0, 1, 0)]
     assert epochs[0] == epochs[2] != epochs[1]
     for epoch in epochs:
         assert 0.6 < sum(found is None for found in epoch) / 200 < 0.8
@@ -50,7 +62,7 @@ def test_a_share_of_training_questions_gets_others_at_random_anew_each_epoch():
 def test_a_record_outside_of_the_index_has_the_nearest_as_it_is_asked():
     index, held_out = references(2), QARecord("6", ("마루 청소는 어떻게 하나요?",), ("닦습니다.",))
     (question,) = held_out.questions
-    assert index.nearest(question, 2, beside=held_out) == index.nearest(question, 2)
+    assert index.nearest(question, 2, beside=[held_out]) == index.nearest(question, 2)
     assert index.nearest(question, 2)[0] == FLOOR
 
 

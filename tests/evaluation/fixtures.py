@@ -46,7 +46,13 @@ def make_rows(*, tuned: bool, seed: int = 0) -> list[dict]:
 
 
 def make_evaluation(
-    run: Path, rows: list[dict], *, label: str = "tuned", data_sha256: str = "ab" * 32, split: str = "test"
+    run: Path,
+    rows: list[dict],
+    *,
+    label: str = "tuned",
+    data_sha256: str = "ab" * 32,
+    split: str = "test",
+    held_out: str = "records",
 ) -> None:
     """Write predictions.jsonl and scores.json as scripts/evaluate.py does."""
     folder = files.evaluation_dir(run, split, label)
@@ -58,6 +64,7 @@ def make_evaluation(
         "split": split,
         "data": "data/bundled",
         "data_sha256": data_sha256,
+        "held_out": held_out,
         "generation": {"max_new_tokens": 64, "do_sample": False, "seed": 0},
         "seconds": 4.0,
         "answers_per_second": 6.0,

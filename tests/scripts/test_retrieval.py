@@ -103,7 +103,6 @@ def test_a_dry_run_counts_the_references(train, tmp_path):
     ("flags", "sentence"),
     [
         (("--dataloader-num-workers", "1", "--dataloader-persistent-workers"), "retrieval draws anew every epoch"),
-        (("--join-questions", "0.3"), "retrieval and join_questions cannot go together yet"),
         (("--retrieval", "0", "--retrieval-hit", "0.5"), "retrieval_hit would be ignored with retrieval 0"),
         (("--retrieval-hit", "1.5"), "retrieval_hit is 1.5 and must be at most 1"),
         (("--retrieval", "-1"), "retrieval is -1 and must be at least 0"),
@@ -185,3 +184,22 @@ def test_a_run_that_goes_on_in_an_epoch_draws_the_same_references(train_with, go
     assert done.returncode == 0, done.stderr
     assert "documents of the first epoch have references at random, drawn anew each epoch" in done.stdout
     goes_on_the_same(train, tmp_path / "run", tmp_path / "again")
+
+
+def test_a_run_that_also_joins_questions_goes_on_the_same_and_is_asked_both_ways(
+    train_with, goes_on_the_same, tmp_path
+):
+    often = {"num_train_epochs": 3, "eval_strategy": "no", "save_steps": 2, "save_total_limit": 100}
+    both = {"retrieval": 1, "retrieval_hit": 0.5, "join_questions": 0.4}
+    train, run = train_with(**often, **both, global_batch_size=4), tmp_path / "run"
+    done = train(run)
+    assert done.returncode == 0, done.stderr
+    assert "documents of the first epoch have references at random, drawn anew each epoch" in done.stdout
+    assert "documents of the first epoch ask two questions, drawn anew each" in done.stdout
+    goes_on_the_same(train, run, tmp_path / "again")
+    done = run_script("scripts/evaluate.py", "--run", run, "--max-new-tokens", "4")
+    assert done.returncode == 0, done.stderr
+    source = find_source(run=run)
+    for row in files.read_jsonl(files.evaluation_dir(run, "test", files.JOINED) / files.PREDICTIONS):
+        assert source.with_references(row["question"], "").count("참고 질문:") == 1
+        assert not any(answer in source.with_references(row["question"], "") for answer in row["references"])

@@ -20,6 +20,7 @@ from llm_qa.evaluation.evaluations import (
     Evaluation,
     check_same_data,
     check_same_generation,
+    check_same_held_out,
     check_same_questions,
     evaluate_command,
     load_evaluation,
@@ -146,6 +147,7 @@ def load_report(
     first = folders[0]
     for folder in folders[1:]:
         remedy = evaluate_command(folder.path, split, data=first.tuned.data)
+        check_same_held_out(first.path, first.tuned, folder.path, folder.tuned, split)
         check_same_data(str(first.path), first.tuned, str(folder.path), folder.tuned, remedy)
         check_same_questions(first.path, first.tuned, folder.path, folder.tuned, remedy)
 

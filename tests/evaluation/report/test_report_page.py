@@ -309,6 +309,19 @@ def test_different_data_is_refused(run, tmp_path):
     assert f"--run {other} --base --data data/bundled --split test" in refused([run, other], "cannot be compared")
 
 
+def test_records_and_new_wordings_are_not_shown_on_one_page(run, tmp_path):
+    other = make_run(tmp_path / "runs", "other")
+    # With one sha256 too: what was held out counts, whatever the files are.
+    make_evaluation(other, make_rows(tuned=True), held_out="phrasings")
+    said = refused([run, other], "holds out whole records and that of .* new wordings of trained records")
+    assert str(run) in said
+    assert str(other) in said
+    assert "holds out new wordings of trained records" in refused([other, run], "whole records")
+    same = make_run(tmp_path / "runs", "same")
+    make_evaluation(same, make_rows(tuned=True), held_out="phrasings")
+    assert load_report([other, same]).asked == "test split (trained facts, new wordings)"
+
+
 def test_different_questions_are_refused(run, tmp_path):
     other = make_run(tmp_path / "runs", "other")
     for base in (True, False):
