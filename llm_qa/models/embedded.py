@@ -20,6 +20,7 @@ from transformers import AutoConfig, GPTNeoXConfig, GPTNeoXForCausalLM, PreTrain
 from llm_qa import files
 from llm_qa.console import Failed, UserError
 from llm_qa.data.plain_prompt import ANSWER_TAG, CONTEXT_TAG, QUESTION_TAG
+from llm_qa.language import tr
 
 EOS = "<|endoftext|>"
 CONTEXT = 1024  # tokens
@@ -47,8 +48,12 @@ def embedded_model(shipped: Path = SHIPPED) -> Path:
     for name, expected in checksums.items():
         if (found := files.sha256_file(shipped / name)) != expected:
             raise Failed(
-                f"{shipped / name} is damaged (sha256 {found[:12]}, {expected[:12]} was shipped): install the package "
-                "anew."
+                tr(
+                    "{path} is damaged (sha256 {found}, {expected} was shipped): install the package anew.",
+                    path=shipped / name,
+                    found=found[:12],
+                    expected=expected[:12],
+                )
             )
     staged = folder.with_name(f".{folder.name}.{os.urandom(8).hex()}.part")
     try:
@@ -59,8 +64,12 @@ def embedded_model(shipped: Path = SHIPPED) -> Path:
         put_in_place(staged, folder)
     except OSError as error:
         raise UserError(
-            f"The embedded model cannot be kept in {folder.parent} ({error.strerror or error}): set LLM_QA_CACHE to a "
-            "folder that can be written to."
+            tr(
+                "The embedded model cannot be kept in {folder} ({error}): set LLM_QA_CACHE to a "
+                "folder that can be written to.",
+                folder=folder.parent,
+                error=error.strerror or error,
+            )
         ) from error
     finally:
         shutil.rmtree(staged, ignore_errors=True)

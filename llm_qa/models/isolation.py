@@ -19,6 +19,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig, PreTrain
 
 from llm_qa.console import UserError
 from llm_qa.data.packing import collate_packs
+from llm_qa.language import tr
 
 DOCUMENTS = (9, 7, 8)  # tokens of each document of the experiment
 VOCABULARY = 128  # tokens
@@ -55,7 +56,12 @@ def attention_of(config: PreTrainedConfig) -> Attention:
     """
     kind = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
     if kind is None:
-        raise UserError(f"The model type {config.model_type!r} is not a causal language model: change --model.")
+        raise UserError(
+            tr(
+                "The model type {model_type!r} is not a causal language model: change --model.",
+                model_type=config.model_type,
+            )
+        )
     values = {name: value for name, value in config.to_dict().items() if name not in _CHANGED_BY_LOADING}
     key = f"{kind.__name__} {json.dumps(values, sort_keys=True, default=str)}"
     if key not in _known:
@@ -102,9 +108,15 @@ def _experiment(kind: type[PreTrainedModel], config: PreTrainedConfig) -> Attent
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # each architecture rejects a config with errors of its own
-        told = f"whether packed documents stay apart could not be tested on a small {name} ({_first_line(error)})"
         implementation = "sdpa" if kind._supports_sdpa else "eager"
-        return Attention(implementation, False, f"attention: {implementation}; {told}")
+        told = tr(
+            "attention: {implementation}; whether packed documents stay apart could not be tested on a small {name} "
+            "({error})",
+            implementation=implementation,
+            name=name,
+            error=_first_line(error),
+        )
+        return Attention(implementation, False, told)
     documents = _documents(model)
     try:
         alone = [_logits(model, [document])[0] for document in documents]
@@ -113,19 +125,33 @@ def _experiment(kind: type[PreTrainedModel], config: PreTrainedConfig) -> Attent
         if isinstance(error, torch.OutOfMemoryError):
             raise
         raise UserError(
-            f"{name} cannot be trained or scored here: a small model of its kind does not take a batch of tokens and "
-            f"position_ids ({_first_line(error)}). Choose another --model."
+            tr(
+                "{name} cannot be trained or scored here: a small model of its kind does not take "
+                "a batch of tokens and position_ids ({error}). Choose another --model.",
+                name=name,
+                error=_first_line(error),
+            )
         ) from error
     if not _same(padded, alone):
         raise UserError(
-            f"{name} cannot be trained or scored here: padding after a document changes the document's logits. "
-            "Choose another --model."
+            tr(
+                "{name} cannot be trained or scored here: padding after a document changes the "
+                "document's logits. Choose another --model.",
+                name=name,
+            )
         )
     implementation = model.config._attn_implementation
     isolates = _same(list(packed.split(DOCUMENTS)), alone)
-    why = "" if implementation == "sdpa" else f", as {name} has no sdpa"
-    told = "packed documents stay apart" if isolates else "packed documents would attend to each other"
-    return Attention(implementation, isolates, f"attention: {implementation}{why}; {told} (tested on a small {name})")
+    why = "" if implementation == "sdpa" else tr(", as {name} has no sdpa", name=name)
+    told = tr("packed documents stay apart" if isolates else "packed documents would attend to each other")
+    report = tr(
+        "attention: {implementation}{why}; {told} (tested on a small {name})",
+        implementation=implementation,
+        why=why,
+        told=told,
+        name=name,
+    )
+    return Attention(implementation, isolates, report)
 
 
 def _first_line(error: Exception) -> str:

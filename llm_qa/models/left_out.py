@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 import torch
 
 from llm_qa.config.recipe import Recipe
+from llm_qa.language import tr
 from llm_qa.models.fast.ops.fp8 import Fp8Linear
 from llm_qa.models.lora import count_parameters
 from llm_qa.models.precision import SHORT, Precision
@@ -28,10 +29,11 @@ def left_out_report(model: torch.nn.Module, recipe: Recipe, precision: Precision
     """
     lines = []
     if precision.nf4 or precision.fp8_weights:
-        kept = f"kept in {SHORT[precision.weights]}"
-        lines += _line(model, f"not quantised to {precision.base}, but {kept}", lambda _, module: _quantised(module))
+        kept = {"base": precision.base, "dtype": SHORT[precision.weights]}
+        what = tr("not quantised to {base}, but kept in {dtype}", **kept)
+        lines += _line(model, what, lambda _, module: _quantised(module))
     if recipe.method == "lora" and recipe.lora_targets is None:
-        lines += _line(model, "not adapted by LoRA", lambda name, _: name.endswith(".base_layer"))
+        lines += _line(model, tr("not adapted by LoRA"), lambda name, _: name.endswith(".base_layer"))
     return lines
 
 
@@ -45,9 +47,17 @@ def _line(model: torch.nn.Module, what: str, reached: Callable[[str, torch.nn.Mo
     if not left:
         return []
     names = [name for name, _ in left.most_common(MODULES_NAMED)]
-    others = f" and {len(left) - len(names)} other classes" if len(left) > len(names) else ""
-    count = left.total()
-    return [f"{what}: {count:,} of the base's {total:,} weights ({count / total:.1%}), in {', '.join(names)}{others}"]
+    others = tr(" and {count} other classes", count=len(left) - len(names)) if len(left) > len(names) else ""
+    line = tr(
+        "{what}: {count:,} of the base's {total:,} weights ({share:.1%}), in {names}{others}",
+        what=what,
+        count=left.total(),
+        total=total,
+        share=left.total() / total,
+        names=", ".join(names),
+        others=others,
+    )
+    return [line]
 
 
 def _own_weights(model: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Module, int, bool]]:

@@ -11,6 +11,7 @@ import torch
 from transformers.pytorch_utils import Conv1D
 
 from llm_qa.console import UserError
+from llm_qa.language import tr
 
 
 def text_tower(model: torch.nn.Module) -> torch.nn.Module:
@@ -48,21 +49,32 @@ def find_linear_modules(model: torch.nn.Module, wanted: list[str] | None = None)
     names = sorted({name.rpartition(".")[2] for name in layers})
     if not names:
         raise UserError(
-            f"{type(model).__name__} has no linear layer (torch.nn.Linear or Conv1D) besides its output head, so LoRA "
-            "has nothing to adapt: set --method full."
+            tr(
+                "{kind} has no linear layer (torch.nn.Linear or Conv1D) besides its output head, "
+                "so LoRA has nothing to adapt: set --method full.",
+                kind=type(model).__name__,
+            )
         )
     if wanted is not None:
         if unknown := sorted(set(wanted) - set(names)):
             raise UserError(
-                f"lora_targets {', '.join(unknown)}: {type(model).__name__} has no such linear layers; "
-                f"it has {', '.join(names)}."
+                tr(
+                    "lora_targets {unknown}: {kind} has no such linear layers; it has {names}.",
+                    unknown=", ".join(unknown),
+                    kind=type(model).__name__,
+                    names=", ".join(names),
+                )
             )
         names = sorted(set(wanted))
     head = model.get_output_embeddings()
     for name, module in model.named_modules():
         if module is head and name.rpartition(".")[2] in names:
             raise UserError(
-                f"The head {name} has the same short name as a linear layer of {type(model).__name__}: "
-                "name the layers to adapt with --lora-targets."
+                tr(
+                    "The head {name} has the same short name as a linear layer of {kind}: name the "
+                    "layers to adapt with --lora-targets.",
+                    name=name,
+                    kind=type(model).__name__,
+                )
             )
     return names

@@ -21,6 +21,7 @@ from llm_qa import files
 from llm_qa.config.recipe import EMBEDDED_MODEL, Recipe, load_stored_recipe
 from llm_qa.console import UserError, say
 from llm_qa.data.chat import choose_prompt, uses_chat
+from llm_qa.language import later, tr
 from llm_qa.models.fast.ops.fp8 import quantize_fp8
 from llm_qa.models.isolation import attention_of
 from llm_qa.models.linear_modules import linear_layers
@@ -38,10 +39,17 @@ def _load(load, model: str, what: str):
     except (UserError, torch.OutOfMemoryError, MemoryError):
         raise
     except Exception as error:  # safetensors, tokenizers and huggingface_hub each have errors of their own
-        first_line = (str(error).strip() or "no reason given").splitlines()[0].rstrip(".:")
+        first_line = (str(error).strip() or tr("no reason given")).splitlines()[0].rstrip(".:")
         if not isinstance(error, (OSError, ValueError, ImportError)):
             first_line = f"{type(error).__name__}, {first_line}"
-        raise UserError(f"The {what} of model {model!r} cannot be loaded: {first_line}. Check --model.") from error
+        raise UserError(
+            tr(
+                "The {what} of model {model!r} cannot be loaded: {first_line}. Check --model.",
+                what=tr(what),
+                model=model,
+                first_line=first_line,
+            )
+        ) from error
 
 
 def load_tokenizer(model: str | Path, *, only_local: bool = False) -> PreTrainedTokenizerFast:
@@ -64,8 +72,12 @@ def load_tokenizer(model: str | Path, *, only_local: bool = False) -> PreTrained
         )
         if has_model and not has_json and not (is_sentencepiece_available() and is_protobuf_available()):
             raise UserError(  # transformers would ask for tiktoken, which cannot read it
-                f"The tokenizer of model {model!r} is a SentencePiece tokenizer.model without a tokenizer.json, which "
-                "two more packages can read: pip install sentencepiece protobuf."
+                tr(
+                    "The tokenizer of model {model!r} is a SentencePiece tokenizer.model without a "
+                    "tokenizer.json, which two more packages can read: pip install sentencepiece "
+                    "protobuf.",
+                    model=model,
+                )
             )
         kind = PreTrainedTokenizerFast if has_json else AutoTokenizer
         return kind.from_pretrained(model, trust_remote_code=False, **place, **specials)
@@ -74,12 +86,16 @@ def load_tokenizer(model: str | Path, *, only_local: bool = False) -> PreTrained
     level = quiet.level
     quiet.setLevel(logging.ERROR)  # "class you load ... not the same type" is intended, see above
     try:
-        tokenizer = _load(load, model, "tokenizer")
+        tokenizer = _load(load, model, later("tokenizer"))
     finally:
         quiet.setLevel(level)
     if tokenizer.eos_token_id is None:
         raise UserError(
-            f"The tokenizer of model {model!r} has no eos token, so no answer could be trained to end: change --model."
+            tr(
+                "The tokenizer of model {model!r} has no eos token, so no answer could be trained "
+                "to end: change --model.",
+                model=model,
+            )
         )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token  # labels are masked by length, never by this id
@@ -91,8 +107,12 @@ def check_tokenizer_fits(tokenizer, model: PreTrainedModel) -> None:
     rows = model.get_input_embeddings().num_embeddings
     if len(tokenizer) > rows:
         raise UserError(
-            f"The tokenizer has {len(tokenizer):,} tokens and the model only {rows:,} embeddings: "
-            "they do not belong together."
+            tr(
+                "The tokenizer has {tokens:,} tokens and the model only {rows:,} embeddings: they "
+                "do not belong together.",
+                tokens=len(tokenizer),
+                rows=rows,
+            )
         )
 
 
@@ -135,7 +155,7 @@ def load_base(model: str | Path, precision: Precision, *, on_gpu: bool = True) -
     """
     if Path(model).is_dir():
         refuse_unsafe_weights(model)
-    config = _load(lambda: AutoConfig.from_pretrained(str(model), trust_remote_code=False), str(model), "config")
+    config = _load(lambda: AutoConfig.from_pretrained(str(model), trust_remote_code=False), str(model), later("config"))
     attention = attention_of(config)
     if not attention.usual:
         say(attention.report)
@@ -198,7 +218,11 @@ def finished_folder(run_dir: str | Path, recipe: Recipe) -> Path:
     final = final_folder(run_dir, recipe)
     if not final.is_dir():
         raise UserError(
-            f"{run_dir} has no {final.name}/ yet: its training has not finished. Run the same train command."
+            tr(
+                "{run_dir} has no {folder}/ yet: its training has not finished. Run the same train command.",
+                run_dir=run_dir,
+                folder=final.name,
+            )
         )
     return final
 
@@ -228,7 +252,9 @@ def load_run(run_dir: str | Path, *, base: bool = False) -> tuple[PreTrainedMode
     source = base_of_run(run_dir, recipe) if recipe.method == "lora" or base else str(final)
     model = load_base(source, precision)
     if recipe.method == "lora":
-        model = _load(lambda: PeftModel.from_pretrained(model, str(final), use_safetensors=True), str(final), "adapter")
+        model = _load(
+            lambda: PeftModel.from_pretrained(model, str(final), use_safetensors=True), str(final), later("adapter")
+        )
     tokenizer = load_run_tokenizer(final, recipe)
     check_tokenizer_fits(tokenizer, model)
     align_special_tokens(model, tokenizer)

@@ -14,6 +14,7 @@ from transformers.pytorch_utils import Conv1D
 
 from llm_qa.config.recipe import Recipe
 from llm_qa.console import UserError
+from llm_qa.language import tr
 from llm_qa.models.linear_modules import find_linear_modules, linear_layers, text_tower
 
 
@@ -26,8 +27,12 @@ def build_lora_config(model: torch.nn.Module, recipe: Recipe) -> LoraConfig:
     taken = [name for name in targets if meant_as_experts(model, name)]
     if taken and (recipe.lora_targets is not None or taken == targets):
         raise UserError(
-            f"lora_targets {', '.join(taken)}: in {type(model).__name__} peft applies these names to experts, which "
-            "this project does not adapt: choose others with --lora-targets, or set --method full."
+            tr(
+                "lora_targets {targets}: in {kind} peft applies these names to experts, which this "
+                "project does not adapt: choose others with --lora-targets, or set --method full.",
+                targets=", ".join(taken),
+                kind=type(model).__name__,
+            )
         )
     targets = [name for name in targets if name not in taken]
     adapted = {name: layer for name, layer in linear_layers(model).items() if name.rpartition(".")[2] in targets}
@@ -109,7 +114,16 @@ def trainable_report(model: torch.nn.Module) -> str:
         if parameter.requires_grad:
             module = name.split(".lora_")[0] if ".lora_" in name else name.rpartition(".")[0]
             by_module[module.rpartition(".")[2]].append(count_parameters(parameter))
-    lines = [f"parameters: {total:,} in total, {trainable:,} trained ({trainable / total:.3%})"]
+    lines = [
+        tr(
+            "parameters: {total:,} in total, {trainable:,} trained ({share:.3%})",
+            total=total,
+            trainable=trainable,
+            share=trainable / total,
+        )
+    ]
     for name, counts in sorted(by_module.items(), key=lambda item: -sum(item[1])):
-        lines.append(f"  {name}: {sum(counts):,} in {len(counts)} tensors")
+        lines.append(
+            tr("  {name}: {parameters:,} in {count} tensors", name=name, parameters=sum(counts), count=len(counts))
+        )
     return "\n".join(lines)

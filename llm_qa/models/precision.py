@@ -13,6 +13,7 @@ from transformers import BitsAndBytesConfig
 
 from llm_qa.config.recipe import Recipe
 from llm_qa.console import UserError
+from llm_qa.language import tr
 
 BF16_CAPABILITY = (8, 0)  # Ampere. torch.cuda.is_bf16_supported() is true on a T4, by slow emulation.
 FP8_CAPABILITY = (8, 9)  # Ada; Hopper is 9.0
@@ -66,14 +67,19 @@ def check_fp8_units(recipe: Recipe, capability: tuple[int, int] | None) -> None:
     """
     if recipe.compute_dtype == "fp8" and (capability is None or capability < FP8_CAPABILITY):
         raise UserError(
-            f"compute_dtype fp8 needs a GPU of compute capability 8.9 (Ada, Hopper or newer) and this is "
-            f"{describe(capability)}: set --compute-dtype to auto."
+            tr(
+                "compute_dtype fp8 needs a GPU of compute capability 8.9 (Ada, Hopper or newer) "
+                "and this is {where}: set --compute-dtype to auto.",
+                where=describe(capability),
+            )
         )
 
 
 def describe(capability: tuple[int, int] | None) -> str:
     """(8, 9) -> 'a GPU of compute capability 8.9'; None -> 'the CPU'."""
-    return "the CPU" if capability is None else f"a GPU of compute capability {capability[0]}.{capability[1]}"
+    if capability is None:
+        return tr("the CPU")
+    return tr("a GPU of compute capability {major}.{minor}", major=capability[0], minor=capability[1])
 
 
 def gpu_capability() -> tuple[int, int] | None:
@@ -89,23 +95,36 @@ def resolve_precision(recipe: Recipe, capability: tuple[int, int] | None) -> Pre
         if getattr(recipe, key) == "bf16" and not has_bf16:
             wide = "auto" if key == "compute_dtype" else "16bit"
             raise UserError(
-                f"{key} bf16 needs compute capability 8.0 and this is {where}: "
-                f"set --{key.replace('_', '-')} to {wide} or fp16."
+                tr(
+                    "{key} bf16 needs compute capability 8.0 and this is {where}: set --{flag} to {wide} or fp16.",
+                    key=key,
+                    where=where,
+                    flag=key.replace("_", "-"),
+                    wide=wide,
+                )
             )
     if capability is None and "fp16" in (recipe.compute_dtype, recipe.base_precision):
         raise UserError(
-            "fp16 products are for GPUs and this is the CPU: set --compute-dtype to auto and "
-            "--base-precision to another value than fp16."
+            tr(
+                "fp16 products are for GPUs and this is the CPU: set --compute-dtype to auto and "
+                "--base-precision to another value than fp16."
+            )
         )
     if recipe.base_precision == "nf4" and capability is not None and capability < BITSANDBYTES_CAPABILITY:
         raise UserError(
-            f"base_precision nf4 needs compute capability 7.5 (bitsandbytes' CUDA 13 build) and this is {where}: "
-            "set --base-precision to 16bit, or use a T4 or newer."
+            tr(
+                "base_precision nf4 needs compute capability 7.5 (bitsandbytes' CUDA 13 build) and "
+                "this is {where}: set --base-precision to 16bit, or use a T4 or newer.",
+                where=where,
+            )
         )
     if recipe.base_precision == "fp8" and capability is not None and capability < FP8_CAPABILITY:
         raise UserError(
-            f"base_precision fp8 needs compute capability 8.9 (Ada, Hopper or newer) and this is {where}: "
-            "set --base-precision to nf4 or 16bit."
+            tr(
+                "base_precision fp8 needs compute capability 8.9 (Ada, Hopper or newer) and this "
+                "is {where}: set --base-precision to nf4 or 16bit.",
+                where=where,
+            )
         )
     half = "bf16" if has_bf16 else "fp16"
     compute: str = recipe.compute_dtype
@@ -119,15 +138,24 @@ def resolve_precision(recipe: Recipe, capability: tuple[int, int] | None) -> Pre
         weights = recipe.base_precision
     if recipe.method == "full" and weights == "fp16":
         raise UserError(
-            f"method full with base_precision {recipe.base_precision} would keep fp16 weights on {where}, where "
-            "updates vanish in rounding: set --base-precision to fp32 (products still run in fp16)."
+            tr(
+                "method full with base_precision {base_precision} would keep fp16 weights on "
+                "{where}, where updates vanish in rounding: set --base-precision to fp32 (products "
+                "still run in fp16).",
+                base_precision=recipe.base_precision,
+                where=where,
+            )
         )
     if weights in ("bf16", "fp16") and compute == "fp32" and recipe.compute_dtype in ("auto", "fp8"):
         compute = weights  # 16-bit weights on a CPU: computing in fp32 would need a copy of each
     has_fp8 = capability is not None and capability >= FP8_CAPABILITY and compute == "bf16"
     wanted = recipe.compute_dtype in ("auto", "fp8") and recipe.method == "lora" and weights != "fp32"
     fp8_products = recipe.base_precision == "fp8" or (has_fp8 and wanted and recipe.fast == "auto")
-    in_fp8 = "fp8 with frozen weights and " if fp8_products and capability is not None else ""
+    base, products = tr("base {precision}", precision=recipe.base_precision), compute
+    if recipe.base_precision == "16bit":
+        base = tr("{base} kept as {dtype}", base=base, dtype=weights)
+    if fp8_products and capability is not None:
+        products = tr("fp8 with frozen weights and {dtype}", dtype=compute)
     return Precision(
         weights=DTYPES[weights],
         compute=DTYPES[compute],
@@ -135,7 +163,5 @@ def resolve_precision(recipe: Recipe, capability: tuple[int, int] | None) -> Pre
         double_quant=recipe.double_quant,
         fp8_weights=recipe.base_precision == "fp8",
         fp8_products=fp8_products,
-        why=f"base {recipe.base_precision}"
-        + (f" kept as {weights}" if recipe.base_precision == "16bit" else "")
-        + f", products in {in_fp8}{compute} on {where}",
+        why=tr("{base}, products in {products} on {where}", base=base, products=products, where=where),
     )

@@ -11,6 +11,7 @@ from llm_qa.console import UserError
 from llm_qa.data.documents import Passage
 from llm_qa.data.records import QARecord
 from llm_qa.data.references import Reference, References, Retrieval
+from llm_qa.language import tr
 
 
 def retrieval_of(recipe: Recipe) -> Retrieval:
@@ -23,8 +24,13 @@ def references_file(run_dir: str | Path, recipe: Recipe) -> Path:
     path = Path(run_dir) / files.REFERENCES
     if not path.is_file():
         raise UserError(
-            f"{path} is missing: the run was trained with retrieval {recipe.retrieval}, and its questions cannot be "
-            "asked without these references. Copy the file back, or train again."
+            tr(
+                "{path} is missing: the run was trained with retrieval {retrieval}, and its "
+                "questions cannot be asked without these references. Copy the file back, or train "
+                "again.",
+                path=path,
+                retrieval=recipe.retrieval,
+            )
         )
     return path
 
@@ -41,7 +47,9 @@ def references_of_run(run_dir: str | Path, recipe: Recipe) -> References | None:
     try:
         found = [reference_from_json(value) for value in files.read_jsonl(path)]
     except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}): copy it back, or train again.") from None
+        raise UserError(
+            tr("{path} is damaged ({error}): copy it back, or train again.", path=path, error=error)
+        ) from None
     records = [reference for reference in found if isinstance(reference, QARecord)]
     return References(records, retrieval_of(recipe), [one for one in found if isinstance(one, Passage)])
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from transformers import AutoConfig, GPT2Config, GPTNeoXConfig, PretrainedConfig
 
 from llm_qa.console import UserError
+from llm_qa.language import tr
 from llm_qa.models.shapes import SHAPES, Shape
 
 # KoGPT2's repository names no tokenizer class, and GPT-2's own would split Korean into bytes.
@@ -62,6 +63,11 @@ def model_config(model: str) -> PretrainedConfig:
     except (OSError, ValueError) as error:
         first_line = str(error).strip().splitlines()[0]
         raise UserError(
-            f"model {model!r} is not in the project's table ({', '.join(SHAPES)}) and its config cannot be read: "
-            f"{first_line} Set --model to a known id or a local folder."
+            tr(
+                "model {model!r} is not in the project's table ({known}) and its config cannot be "
+                "read: {first_line} Set --model to a known id or a local folder.",
+                model=model,
+                known=", ".join(SHAPES),
+                first_line=first_line,
+            )
         ) from None

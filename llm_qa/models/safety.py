@@ -11,6 +11,7 @@ from pathlib import Path
 
 from llm_qa import files
 from llm_qa.console import UserError
+from llm_qa.language import tr
 
 ADAPTER_CONFIG = "adapter_config.json"
 CONFIGS = ("config.json", "generation_config.json", "tokenizer_config.json", "processor_config.json", ADAPTER_CONFIG)
@@ -25,11 +26,14 @@ def refuse_code(folder: str | Path) -> None:
             continue
         config = files.read_json(path)
         if not isinstance(config, dict):
-            raise UserError(f"{path} is not a configuration.")
+            raise UserError(tr("{path} is not a configuration.", path=path))
         if config.get("auto_map"):
             raise UserError(
-                f"{path} asks to run code of its own (auto_map), which is never done: choose a model that "
-                "transformers knows, or remove auto_map where it does."
+                tr(
+                    "{path} asks to run code of its own (auto_map), which is never done: choose a "
+                    "model that transformers knows, or remove auto_map where it does.",
+                    path=path,
+                )
             )
 
 
@@ -38,18 +42,35 @@ def refuse_unsafe_weights(folder: str | Path, *, adapter: bool = False) -> None:
     folder = Path(folder)
     refuse_code(folder)
     if (folder / ADAPTER_CONFIG).is_file() != adapter:
+        what = {"folder": folder, "file": ADAPTER_CONFIG}
         raise UserError(
-            f"{folder} {'has no' if adapter else 'is an adapter and not a model: it has an'} {ADAPTER_CONFIG}."
+            tr("{folder} has no {file}.", **what)
+            if adapter
+            else tr("{folder} is an adapter and not a model: it has an {file}.", **what)
         )
     if not any(folder.glob("*.safetensors")):
         found = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
-        what = f"keeps its weights in {found[0]}, a pickle, which can run code when it is read" if found else "has none"
-        raise UserError(f"{folder} {what}: only .safetensors weights are loaded.")
+        if not found:
+            raise UserError(tr("{folder} has none: only .safetensors weights are loaded.", folder=folder))
+        raise UserError(
+            tr(
+                "{folder} keeps its weights in {file}, a pickle, which can run code when it is read: only .safetensors "
+                "weights are loaded.",
+                folder=folder,
+                file=found[0],
+            )
+        )
     for path in folder.glob("*.index.json"):
         index = files.read_json(path)
         names = index.get("weight_map") if isinstance(index, dict) else None
         if not isinstance(names, dict):
-            raise UserError(f"{path} has no weight_map.")
+            raise UserError(tr("{path} has no weight_map.", path=path))
         for name in names.values():
             if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
-                raise UserError(f"{path} names {str(name)[:100]!r}, which is not a .safetensors file of this folder.")
+                raise UserError(
+                    tr(
+                        "{path} names {name!r}, which is not a .safetensors file of this folder.",
+                        path=path,
+                        name=str(name)[:100],
+                    )
+                )

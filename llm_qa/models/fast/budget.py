@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from llm_qa.config.recipe import Recipe
+from llm_qa.language import tr
 
 
 @dataclass(frozen=True)
@@ -27,4 +28,5 @@ def layers_to_recompute(budget: MemoryBudget, recipe: Recipe, layers: int) -> tu
     available_bytes = budget.available_bytes - layers * budget.layer_input_bytes
     number = min(layers, max(0, layers - int(available_bytes // max(1, budget.saved_bytes - budget.layer_input_bytes))))
     saved, free = (size / 2**30 for size in (budget.saved_bytes, budget.free_bytes))
-    return number, f"a layer saves {saved:.2f} GiB of activations and {free:.1f} GiB are free"
+    why = tr("a layer saves {saved:.2f} GiB of activations and {free:.1f} GiB are free", saved=saved, free=free)
+    return number, why

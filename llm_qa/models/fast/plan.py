@@ -6,7 +6,6 @@ Planning runs one layer on the GPU and leaves the model as it was; only install(
 from __future__ import annotations
 
 import dataclasses
-import os
 from dataclasses import dataclass
 
 import torch
@@ -14,9 +13,11 @@ from transformers import GPTNeoXForCausalLM
 
 from llm_qa.config.recipe import Recipe
 from llm_qa.console import UserError, say
+from llm_qa.language import tr
 from llm_qa.models.fast.budget import MemoryBudget, layers_to_recompute
-from llm_qa.models.fast.model import FastNeoX, HostEmbedding
+from llm_qa.models.fast.model import FastNeoX
 from llm_qa.models.fast.ops.frozen_linear import FP8_WIDTH
+from llm_qa.models.fast.report import Plan, report
 from llm_qa.models.fast.sharded import ShardedNeoX
 from llm_qa.models.linear_modules import linear_layers
 from llm_qa.models.precision import BF16_CAPABILITY, SHORT, Precision
@@ -27,7 +28,6 @@ from llm_qa.planning.this_gpu import flops_per_token, free_memory_bytes
 LAST_LAYER_INPUTS = 3  # the last layer is not compiled and saves about so many layer inputs more than the others
 MAX_DIFFERENCE, MAX_DIFFERENCE_FP8 = 0.05, 0.2  # relative, of a layer's gradients from those of the plain path
 OFFLOAD_BELOW = 3  # with less than so many times its size free, the embedding is offloaded before a layer is measured
-EXPANDABLE = "expandable_segments:True"  # the allocator then leaves fewer holes: 0.4 GiB less at 7 GiB
 GRAPH_POOL_WASTE = 0.1  # share of the CUDA graphs' memory pool that stays unused: 14.3 GiB were reserved for 12.9
 KEPT_FREE = 0.06  # share of the memory that is left to fragmentation, the head's logits and cuBLAS
 
@@ -49,19 +49,23 @@ def reason_against(model: torch.nn.Module, recipe: Recipe, capability: tuple[int
     if recipe.fast == "off":
         return "--fast off"
     if capability is None:
-        return "no GPU"
+        return tr("no GPU")
     if capability < BF16_CAPABILITY:
-        return f"compute capability {capability[0]}.{capability[1]}, and the fast path's kernels need 8.0"
+        return tr(
+            "compute capability {major}.{minor}, and the fast path's kernels need 8.0",
+            major=capability[0],
+            minor=capability[1],
+        )
     if not isinstance(model, GPTNeoXForCausalLM):
-        return f"{type(model).__name__} has none, only GPT-NeoX"
+        return tr("{kind} has none, only GPT-NeoX", kind=type(model).__name__)
     config = model.config
     if config.hidden_dropout or config.attention_dropout:
-        return "the model's own dropout is on"
+        return tr("the model's own dropout is on")
     if not (config.use_parallel_residual and config.hidden_act == "gelu" and config.attention_bias):
-        return "this GPT-NeoX has a different structure from polyglot-ko"
+        return tr("this GPT-NeoX has a different structure from polyglot-ko")
     linears = linear_layers(model)
     if recipe.method == "lora" and not all(hasattr(layer, "lora_A") for layer in adapted_layers(linears)):
-        return "--lora-targets leaves linear layers without LoRA"
+        return tr("--lora-targets leaves linear layers without LoRA")
     return None
 
 
@@ -99,7 +103,12 @@ def choose_fast_path(
         compiled=True,
         cuda_graphs=recipe.method == "lora" and not zero_stage,
     )
-    say("fast path: compiling a layer and comparing its gradients with the plain ones, up to a minute the first time")
+    say(
+        tr(
+            "fast path: compiling a layer and comparing its gradients with the plain ones, up to a "
+            "minute the first time"
+        )
+    )
     try:
         if zero_stage == 3:
             plan = plan_sharded(fast, recipe, precision)
@@ -108,35 +117,19 @@ def choose_fast_path(
     except Exception as error:
         if type(error).__name__ != "OutOfResources":  # by name, because Triton cannot be imported without a GPU
             raise
-        size = f"--lora-r {recipe.lora_r} in " if recipe.method == "lora" else ""
-        wanted = f"the fast path's kernels for {size}{SHORT[precision.compute]}"
-        reason = f"{wanted} need more shared memory or registers than this GPU has"
+        size = SHORT[precision.compute]
+        if recipe.method == "lora":
+            size = tr("--lora-r {rank} in {dtype}", rank=recipe.lora_r, dtype=size)
+        reason = tr(
+            "the fast path's kernels for {size} need more shared memory or registers than this GPU has",
+            size=size,
+        )
         return plain_path(reason, recipe, precision)
     if plan.plain_path_reason:
         return plain_path(plan.plain_path_reason, recipe, precision)
     install(fast, plan)
     skipped = fast.skipped_flops(flops_per_token(1, recipe.method == "full"))
     return FastPath(True, report(fast, plan, precision), plan.recomputed, skipped, plan.fp8_products, plan.offloaded)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What install() will do to a model; `plain_path_reason` says why it will do nothing.
-
-    `fp8_products`: frozen weights are rounded to fp8 for their products. `dequantized_bytes`: size of a cached copy of
-    them, 0 where each product dequantises anew. `short_of_memory`: there is too little memory for CUDA graphs. `why` is
-    the report's reason for `recomputed`, `products` its words for the dtypes of products with frozen weights.
-    """
-
-    plain_path_reason: str | None = None
-    recomputed: int = 0
-    why: str = ""
-    cuda_graphs: bool = False
-    short_of_memory: bool = False
-    offloaded: bool = False
-    fp8_products: bool = False
-    dequantized_bytes: int = 0
-    products: str = ""
 
 
 def make_plan(
@@ -199,7 +192,7 @@ def plan_sharded(fast: FastNeoX, recipe: Recipe, precision: Precision) -> Plan:
     if reason := reason_of_difference(fast, precision):
         return Plan(reason)
     layers = len(fast.model.gpt_neox.layers)
-    why = "ZeRO-3 gathers their weights again for the backward pass"
+    why = tr("ZeRO-3 gathers their weights again for the backward pass")
     return Plan(recomputed=layers, why=why, products=SHORT[precision.compute])
 
 
@@ -211,26 +204,39 @@ def choose_products(fast: FastNeoX, recipe: Recipe, precision: Precision) -> tup
     """
     compute = SHORT[precision.compute]
     if precision.fp8_weights or not precision.fp8_products:
-        return False, f"fp8 and {compute}" if precision.fp8_weights else compute
+        return False, tr("fp8 and {dtype}", dtype=compute) if precision.fp8_weights else compute
     reason, cached_bytes, free_bytes = None, fast.dequantized_bytes(fp8=True), free_memory_bytes()[0]
     if odd := sorted({width for width in fast.widths() if width % FP8_WIDTH}):
-        reason = f"fp8 products need widths that are multiples of {FP8_WIDTH}, and this model has {odd[0]}"
+        reason = tr(
+            "fp8 products need widths that are multiples of {width}, and this model has {odd}",
+            width=FP8_WIDTH,
+            odd=odd[0],
+        )
     elif not precision.nf4 and (
         cached_bytes > free_bytes / 2 or (recipe.recompute != "auto" and recipe.compute_dtype == "auto")
     ):
-        size = f"{cached_bytes / 2**30:.1f} GiB"
-        reason = f"an fp8 copy of the {precision.base} weights takes {size}, and --base-precision fp8 needs no copy"
+        reason = tr(
+            "an fp8 copy of the {base} weights takes {gib:.1f} GiB, and --base-precision fp8 needs no copy",
+            base=precision.base,
+            gib=cached_bytes / 2**30,
+        )
     else:
         fast.prepare(1, fp8=True, dequantized=not precision.nf4)
         difference = fast.difference()
         fast.prepared.clear()
         if difference > MAX_DIFFERENCE_FP8:
-            reason = f"in fp8 a layer's gradients differ by {difference:.0%} from the plain ones"
+            reason = tr("in fp8 a layer's gradients differ by {share:.0%} from the plain ones", share=difference)
     if reason and recipe.compute_dtype == "fp8":
-        raise UserError(f"compute_dtype fp8 is not possible here: {reason}. Set --compute-dtype to bf16.")
+        raise UserError(
+            tr("compute_dtype fp8 is not possible here: {reason}. Set --compute-dtype to bf16.", reason=reason)
+        )
     if reason:
         return False, f"{compute} ({reason})"
-    return True, f"fp8 and {compute} (gradients within {difference:.1%}; --compute-dtype {compute} turns fp8 off)"
+    return True, tr(
+        "fp8 and {dtype} (gradients within {share:.1%}; --compute-dtype {dtype} turns fp8 off)",
+        dtype=compute,
+        share=difference,
+    )
 
 
 def install(fast: FastNeoX, plan: Plan) -> None:
@@ -244,46 +250,36 @@ def install(fast: FastNeoX, plan: Plan) -> None:
     fast.install()
 
 
-def report(fast: FastNeoX, plan: Plan, precision: Precision) -> str:
-    """The line that says what was installed."""
-    kind = "fp8" if plan.fp8_products else SHORT[precision.compute]
-    line = (
-        f"fast path: attention inside documents, {fast.tokens:,} packed tokens, compiled layers, {plan.recomputed} of "
-        f"{len(fast.model.gpt_neox.layers)} layers recomputed ({plan.why}), {precision.base}"
-        + (f" converted once to {plan.dequantized_bytes / 2**30:.1f} GiB of {kind}" if plan.dequantized_bytes else "")
-        + f", products in {plan.products}"
-        + (", no CUDA graphs because memory is short" if plan.short_of_memory else "")
-        + (f", {what_is_offloaded(fast)} offloaded to CPU memory" if plan.offloaded else "")
-    )
-    settings = (os.environ.get(name, "") for name in ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"))
-    if plan.offloaded and not any(EXPANDABLE in setting for setting in settings):
-        line += f"; if GPU memory still runs out, start with PYTORCH_CUDA_ALLOC_CONF={EXPANDABLE}"
-    return line
-
-
 def reason_of_difference(fast: FastNeoX, precision: Precision) -> str | None:
     """The reason for the plain path where a layer's gradients differ too much from the plain ones, else None."""
     if (difference := fast.difference()) > (MAX_DIFFERENCE_FP8 if precision.fp8_weights else MAX_DIFFERENCE):
-        return f"on this GPU a layer's gradients differ by {difference:.0%} from the plain ones, please report it"
+        return tr(
+            "on this GPU a layer's gradients differ by {share:.0%} from the plain ones, please report it",
+            share=difference,
+        )
     return None
-
-
-def what_is_offloaded(fast: FastNeoX) -> str:
-    """The report's words for what offload_to_cpu() moved: a tied or trained embedding stays on the GPU."""
-    moved = isinstance(fast.model.get_input_embeddings(), HostEmbedding)
-    return "layers' inputs and the embedding" if moved else "layers' inputs"
 
 
 def plain_path(reason: str, recipe: Recipe, precision: Precision) -> FastPath:
     """The choice of transformers' and peft's own code, with the reason. UserError for --compute-dtype fp8."""
     if recipe.compute_dtype == "fp8" and not precision.fp8_weights:
         raise UserError(
-            f"compute_dtype fp8 needs the fast path, and this run takes the plain one ({reason}): set --compute-dtype "
-            f"to {SHORT[precision.compute]}."
+            tr(
+                "compute_dtype fp8 needs the fast path, and this run takes the plain one "
+                "({reason}): set --compute-dtype to {dtype}.",
+                reason=reason,
+                dtype=SHORT[precision.compute],
+            )
         )
-    recomputed = "every layer recomputed" if recipe.recompute != "none" else "no layer recomputed"
-    products = f"fp8 and {SHORT[precision.compute]}" if precision.fp8_weights else SHORT[precision.compute]
-    return FastPath(False, f"plain path ({reason}): {recomputed}, {precision.base}, products in {products}")
+    products = SHORT[precision.compute]
+    report = tr(
+        "plain path ({reason}): {recomputed}, {base}, products in {products}",
+        reason=reason,
+        recomputed=tr("every layer recomputed" if recipe.recompute != "none" else "no layer recomputed"),
+        base=precision.base,
+        products=tr("fp8 and {dtype}", dtype=products) if precision.fp8_weights else products,
+    )
+    return FastPath(False, report)
 
 
 def measure_memory_budget(
