@@ -124,7 +124,7 @@ test: $(VENV)/installed ## every test but the distributed, gpu and slow ones
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not distributed and not gpu and not slow" $(ARGS)
 
 test-optional: $(VENV)/installed ## the tests that need an extra's packages, which it installs into .venv first
-	$(BIN)/python -m pip install --disable-pip-version-check -q -e '.[kobest,submission,notebook,serve,chat,serve-tests]' -c requirements.txt
+	$(BIN)/python -m pip install --disable-pip-version-check -q -e '.[kobest,submission,tracking,notebook,serve,chat,serve-tests]' -c requirements.txt
 	$(BIN)/python -m pytest -m "optional and not slow" $(ARGS)
 
 test-kernels: $(VENV)/installed ## the GPU's kernels in Triton's interpreter, which it installs into .venv first

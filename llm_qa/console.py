@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
 import os
+import shutil
 import sys
 import unicodedata
 from collections.abc import Callable, Iterable
@@ -119,9 +121,11 @@ def is_main_process() -> bool:
 
 
 def say(message: str = "") -> None:
-    """Print one line from the main process only."""
+    """Print one line from the main process only; a bar on the screen makes room for it."""
     if is_main_process():
-        print(message, flush=True)
+        bars = sys.modules.get("tqdm")  # not imported for the line alone
+        with bars.tqdm.external_write_mode() if bars else contextlib.nullcontext():
+            print(message, flush=True)
 
 
 def progress(
@@ -155,6 +159,17 @@ def progress(
 def display_width(text: str) -> int:
     """Columns that `text` takes in a terminal: a Hangul syllable takes two."""
     return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)
+
+
+def shortened(text: str, columns: int | None = None) -> str:
+    """`text` on one line of at most so many columns, by default the terminal's (80 without one), cut with '…'."""
+    columns = columns or shutil.get_terminal_size().columns
+    text = " ".join(text.split())
+    if display_width(text) <= columns:
+        return text
+    while text and display_width(text) > columns - 1:
+        text = text[:-1]
+    return f"{text.rstrip()}…"
 
 
 def format_table(header: list[str], rows: list[list[str]]) -> str:

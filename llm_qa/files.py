@@ -22,6 +22,7 @@ DOCUMENTS = "documents.jsonl"  # passages of --documents, where it was given
 RECIPE = "recipe.yaml"
 ENVIRONMENT = "environment.json"
 LOG = "log.jsonl"
+SAMPLES = "samples.jsonl"  # what the model answered to a few validation questions as it was trained
 CHECKPOINTS = "checkpoints"
 ADAPTER = "adapter"
 MODEL = "model"

@@ -77,6 +77,8 @@ def main() -> int:
     from llm_qa.planning import dry_run, prediction, preflight, this_gpu
     from llm_qa.training import data_sets, finish, model_setup
     from llm_qa.training.callbacks.run_callbacks import build_callbacks
+    from llm_qa.training.callbacks.samples import SampleAnswers, choose_samples
+    from llm_qa.training.callbacks.tracking import take_trackers, warn_of_sent_texts
     from llm_qa.training.checkpoint.resume import check_layout, make_universal, resume_point
     from llm_qa.training.checkpoint.trainer_hooks import SavingOptions
     from llm_qa.training.internals import load_universal
@@ -139,6 +141,8 @@ def main() -> int:
     predicted = prediction.predict_run(recipe, strategy, fast_path, data, arguments)
 
     # --- training ------------------------------------------------------------------------------------------------
+    samples, trackers = choose_samples(tokenizer, records, recipe, strategy), take_trackers(arguments)
+    warn_of_sent_texts(trackers, len(samples))
     callbacks = build_callbacks(
         recipe,
         options.run,
@@ -147,6 +151,8 @@ def main() -> int:
         seconds_to_save=lambda: trainer.seconds_to_save(),  # of the trainer below, which needs the callbacks first
         from_universal=convert_to_universal,
         predicted=predicted,
+        samples=SampleAnswers(options.run, tokenizer, samples, trackers),
+        trackers=trackers,
     )
     stop_on_error, keep_best = options.on_save_error == "stop", recipe.keep == "best"
     saving = SavingOptions.of_run(options.run, signature, stop_on_error=stop_on_error, keep_best=keep_best)

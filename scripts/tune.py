@@ -114,7 +114,7 @@ def main() -> int:
         say(f"{options.recipe} on {records.folder}: {work}, in {options.out}")
     python = [sys.executable, "-m", "accelerate.commands.launch"]
     with Signals().caught() as signals:
-        best = search.run(lambda keys, run: [*python, *training(keys, run)], signals)
+        best = search.run(lambda keys, run: [*python, *training({"sample_answers": 0, **keys}, run)], signals)
 
     run = options.out / best.setting.name
     again = shlex.join(["accelerate", "launch", *training(overrides(recipe, best.setting), Path("runs/best"))])

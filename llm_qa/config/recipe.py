@@ -88,6 +88,11 @@ class Recipe:
     early_stopping: int | None = _key(
         None, "stop after so many evaluations without a lower validation loss; left out, train to the end", at_least=1
     )
+    sample_answers: int = _key(
+        3,
+        "validation questions answered after a validation, on the screen and in samples.jsonl; 0 for none",
+        at_least=0,
+    )
     max_hours: float | None = _key(
         None, "wall-clock budget: save and stop (exit code 75) before it is spent", above=0.0
     )

@@ -82,12 +82,13 @@ def generate_answers(
     with progress(total=len(prompts), what="answering", unit=unit, quiet=quiet) as bar:
         if decoder:
             rows = generate(decoder, prompts, settings, answered=bar.update)
-            return _kept([_to_answer(tokenizer, row, ends) for row in rows], settings.candidates)
+            return _kept([to_answer(tokenizer, row, ends) for row in rows], settings.candidates)
         for begin in range(0, len(order), batch_size):
             part = order[begin : begin + batch_size]
-            rows = _generate_batch(model, tokenizer, [prompts[i] for i in part], settings)
+            with torch.inference_mode():
+                rows = generate_batch(model, tokenizer, [prompts[i] for i in part], settings)
             for i, row in zip(part, rows, strict=True):
-                answers[i] = _to_answer(tokenizer, row, ends)
+                answers[i] = to_answer(tokenizer, row, ends)
             bar.update(len(part))
     return _kept([answers[i] for i in range(len(prompts))], settings.candidates)
 
@@ -101,11 +102,14 @@ def _kept(answers: list[Answer], candidates: int) -> list[Answer]:
     return [replace(one, tokens=sum(a.tokens for a in group)) for one, group in zip(kept, groups, strict=True)]
 
 
-@torch.inference_mode()
-def _generate_batch(model, tokenizer, prompts: list[list[int]], settings: GenerationSettings) -> list[list[int]]:
+def generate_batch(model, tokenizer, prompts: list[list[int]], settings: GenerationSettings) -> list[list[int]]:
+    """The tokens that transformers' generate adds to prompts, padded on the left, after an end with padding.
+
+    Greedy settings draw no random number, so that a training which asks between its steps goes on unchanged.
+    """
     width = max(map(len, prompts))
     pad = tokenizer.pad_token_id
-    device = model.get_input_embeddings().weight.device
+    device = model.device  # the embedding's own may be the CPU's (fast path)
     input_ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts], device=device)
     attention_mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
     output = model.generate(
@@ -119,7 +123,8 @@ def _generate_batch(model, tokenizer, prompts: list[list[int]], settings: Genera
     return output[:, width:].tolist()
 
 
-def _to_answer(tokenizer, tokens: list[int], ends: list[int]) -> Answer:
+def to_answer(tokenizer, tokens: list[int], ends: list[int]) -> Answer:
+    """The answer that ends at the first of the tokens `ends`, or has all tokens where none of them came."""
     end = next((place for place, token in enumerate(tokens) if token in ends), None)
     stopped, kept = end is not None, tokens[:end]
     text = tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False)

@@ -10,7 +10,7 @@ from llm_qa.console import UserError, say
 from llm_qa.language import tr
 
 KINDS = ("recipe", "data", "processes")  # the values of --allow-change
-FREE = ("max_hours", "save_total_limit", "keep")  # these change nothing that is computed
+FREE = ("max_hours", "save_total_limit", "keep", "sample_answers")  # these change nothing that is computed
 # Keys that are read at every start. Others are stored in the checkpoint (learning_rate in the optimizer's state,
 # save_steps in Trainer's state) or shaped the weights: a change would be silently ignored or make another training.
 READ_ANEW = (

@@ -9,8 +9,6 @@ from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
-from transformers.integrations import get_reporting_integration_callbacks
-from transformers.integrations.integration_utils import get_available_reporting_integrations
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import EvalLoopOutput, IntervalStrategy
 
@@ -23,6 +21,7 @@ from llm_qa.language import tr
 from llm_qa.models.fast.plan import FastPath
 from llm_qa.models.precision import Precision
 from llm_qa.training.callbacks.best import check_early_stopping
+from llm_qa.training.callbacks.tracking import check_trackers
 from llm_qa.training.checkpoint.trainer_hooks import CheckpointingTrainer, SavingOptions
 from llm_qa.training.internals import deepspeed_config, use_one_gpu
 from llm_qa.training.optimizer import check_optimizer, choose_optimizer, optimizer_defaults, optimizer_report
@@ -93,7 +92,7 @@ def training_arguments(
     if arguments.n_gpu > 1:  # Trainer would use all of them by DataParallel, with larger batches
         say(tr("one process trains on one of the {gpus} GPUs here (make train-ddp uses all)", gpus=arguments.n_gpu))
         use_one_gpu(arguments)
-    check_reporters(arguments)
+    check_trackers(arguments)
     return arguments
 
 
@@ -125,24 +124,6 @@ def use_fast_path(arguments: TrainingArguments, path: FastPath) -> None:
         arguments.gradient_checkpointing = False
         if hasattr(arguments, "activation_checkpointing"):
             arguments.activation_checkpointing = False
-
-
-def check_reporters(arguments: TrainingArguments) -> None:
-    """Refuse a --report-to that transformers does not know or that is not installed, before anything is loaded."""
-    try:
-        reporters = dict(
-            zip(arguments.report_to, get_reporting_integration_callbacks(arguments.report_to), strict=True)
-        )
-        for name in reporters.keys() - get_available_reporting_integrations():
-            reporters[name]()  # raises what Trainer would raise after loading
-    except (ValueError, ImportError, RuntimeError) as error:
-        raise UserError(
-            tr(
-                "--report-to {report_to}: {error}",
-                report_to=",".join(arguments.report_to),
-                error=" ".join(str(error).split()),
-            )
-        ) from None
 
 
 class PackTrainer(CheckpointingTrainer):

@@ -76,7 +76,7 @@ def test_a_name_that_a_new_version_brings_is_refused_until_it_is_classified(monk
 
 @pytest.mark.parametrize("name", sorted(HONOURED))
 def test_what_is_honoured_arrives_at_trainer_as_given(tmp_path, monkeypatch, name):
-    monkeypatch.setattr("llm_qa.training.trainer.check_reporters", lambda arguments: None)
+    monkeypatch.setattr("llm_qa.training.trainer.check_trackers", lambda arguments: None)
     needs = {"report_to": "reporter"} if name.startswith(("run_", "project", "trackio")) else {}
     needs |= {"dataloader_num_workers": 1} if name.startswith("dataloader_p") else {}
     before = getattr(arguments_of(tmp_path), name)

@@ -7,7 +7,7 @@ from transformers import PreTrainedTokenizerFast
 from llm_qa.console import UserError
 from llm_qa.data.prompts import encode_documents, encode_prompts, render_prompt, show_document
 from llm_qa.data.tokenization import encode_texts
-from llm_qa.inference.generate import _to_answer
+from llm_qa.inference.generate import to_answer
 
 SPELLED = ["<|endoftext|>", "</s>", "<s>", "<unk>", "<pad>", "<|sep|>", "<think>", "[INST]"]
 ANSWER = "먼저 말립니다. " + " 다음 ".join(SPELLED) + " 그리고 칠합니다."
@@ -91,7 +91,7 @@ def test_the_one_special_token_of_a_document_is_the_eos_that_ends_it(tokenizer):
 
 def test_an_answer_that_was_learned_is_given_back_whole(tokenizer):
     document = encode_documents(tokenizer, [("왜?", ANSWER, "")])[0]
-    answer = _to_answer(tokenizer, document.input_ids[document.prompt_length :], [tokenizer.eos_token_id])
+    answer = to_answer(tokenizer, document.input_ids[document.prompt_length :], [tokenizer.eos_token_id])
     assert (answer.text, answer.stopped) == (ANSWER, True)
 
 

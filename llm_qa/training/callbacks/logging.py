@@ -31,6 +31,7 @@ COLUMNS = (
     *((later("tok/s"), 8), ("MFU", 4), ("GiB", 5), ("ETA", 7)),
 )
 LINES_A_HEADING = 20
+FOR_TRACKERS = ("tokens", "tokens_per_second", "mfu")  # of a logged line, beside what Trainer logs
 
 
 def columns(cells: Iterable[str]) -> str:
@@ -99,6 +100,7 @@ class StepLog(TrainerCallback, ExportableState):
         self.last_tokens = 0
         self.start_up_seconds: float | None = None
         self.lines_shown = 0
+        self.step_ended, self.validated = self.started, False  # whether there was a validation after that step
         self.bar: tqdm  # from on_train_begin on
 
     def state(self) -> dict:
@@ -132,21 +134,33 @@ class StepLog(TrainerCallback, ExportableState):
             self.start_up_seconds = round(time.time() - command_started(), 1)
             say(tr("first update finished after {duration}", duration=format_seconds(self.start_up_seconds)))
         self.bar.update(1)
+        self.step_ended = time.perf_counter()
         if state.global_step >= state.max_steps:
             control.should_log |= args.logging_strategy != IntervalStrategy.NO
             control.should_evaluate |= args.eval_strategy != IntervalStrategy.NO
 
+    def on_step_begin(self, args, state, control, **kwargs):
+        """Leave the seconds of a validation out of the next rate."""
+        if self.validated:
+            self.last_time += time.perf_counter() - max(self.last_time, self.step_ended)
+            self.validated = False
+
+    def on_evaluate(self, args, state, control, **kwargs):
+        """Remember the validation, which ends, with the answers and the checkpoint that follow, at the next step."""
+        self.validated = True
+
     def on_log(self, args, state, control, logs=None, **kwargs):
-        """Log Trainer's metrics with throughput and memory."""
+        """Log Trainer's metrics with throughput and memory, which are added for the trackers that are called later."""
         if "loss" in logs:
             line = self._training_line(args, state, logs)
+            logs |= {key: line[key] for key in FOR_TRACKERS if key in line}
+            logs["peak_memory_gib"] = round(line["peak_memory_bytes"] / 2**30, 3)
         elif "eval_loss" in logs:
             line = {"step": state.global_step, "epoch": state.epoch, "validation_loss": logs["eval_loss"]}
         else:
             return
         if is_main_process():
             self.file.append(line)
-            self.bar.clear()
             if self.lines_shown % LINES_A_HEADING == 0:
                 say(heading())
             self.lines_shown += 1

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from transformers import TrainerCallback
@@ -18,6 +18,7 @@ from llm_qa.training.callbacks.energy import EnergyUsed
 from llm_qa.training.callbacks.logging import RealTokens, StepLog
 from llm_qa.training.callbacks.new_epoch import DrawEpoch
 from llm_qa.training.callbacks.non_finite import StopOnNonFinite
+from llm_qa.training.callbacks.samples import SampleAnswers
 from llm_qa.training.callbacks.stopping import StopInTime
 from llm_qa.training.universal_steps import SeparateSteps
 
@@ -34,16 +35,28 @@ class RunCallbacks:
     best: BestCheckpoint
     draw_epoch: DrawEpoch | None  # of a training set that is drawn anew every epoch
     separate_steps: SeparateSteps | None  # of a run that goes on from a universal checkpoint
+    samples: SampleAnswers | None = None
+    trackers: Mapping[str, TrainerCallback] = field(default_factory=dict)  # by the names of --report-to
 
     def in_order(self) -> list[TrainerCallback]:
         """The order in which Trainer calls them at every event.
 
         StopInTime is the first, as it may ask for a save at the end of a step: RealTokens and StopOnNonFinite move
         what they have on the GPU to the CPU only at a step that is logged, validated or saved, and would miss it.
-        RealTokens comes before StepLog, which logs the tokens that it counts. The others are independent.
+        RealTokens comes before StepLog, which logs the tokens that it counts and adds speed and memory to what trackers
+        get, and BestCheckpoint before SampleAnswers, which always answer at the last step. The others are independent.
         """
-        own = [callback for callback in (self.draw_epoch, self.separate_steps) if callback]
-        return [self.stop, self.tokens, self.log, self.energy, self.non_finite, self.best, *own]
+        own = [callback for callback in (self.draw_epoch, self.separate_steps, self.samples) if callback]
+        return [
+            self.stop,
+            self.tokens,
+            self.log,
+            self.energy,
+            self.non_finite,
+            self.best,
+            *own,
+            *self.trackers.values(),
+        ]
 
 
 def build_callbacks(
@@ -55,6 +68,8 @@ def build_callbacks(
     seconds_to_save: Callable[[], float],
     from_universal: bool = False,
     predicted: Figures | None = None,
+    samples: SampleAnswers | None = None,
+    trackers: Mapping[str, TrainerCallback] | None = None,
 ) -> RunCallbacks:
     """The callbacks of a recipe's run.
 
@@ -76,4 +91,6 @@ def build_callbacks(
         best=BestCheckpoint(recipe),
         draw_epoch=draw_epoch,
         separate_steps=SeparateSteps() if from_universal else None,
+        samples=samples,
+        trackers=trackers or {},
     )
