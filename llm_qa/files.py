@@ -30,6 +30,7 @@ TRAINING = "training.json"
 ANSWER_TOKENS = "answer_tokens_99"  # in training.json: 99 of 100 training answers have no more tokens, the end counted
 MARKS = "marks.jsonl"  # what people say of its answers (scripts/chat.py)
 REFERENCES = "references.jsonl"  # what a run with `retrieval` puts before questions: training records, then passages
+REFERENCE_VECTORS = "references.npy"  # embeddings of their texts, of a run with `retrieval_embedder`
 MICRO_BATCH = "micro_batch.json"  # the micro-batch that --auto-micro-batch found to fit
 
 # Evaluation: runs/<name>/eval/<split>/, and <split>-base/, -nearest/, -merged/, -joined/ and others beside it; of other

@@ -30,12 +30,13 @@ from llm_qa.console import (
 from llm_qa.data.splits import load_split
 from llm_qa.distributed import end_processes, first_to_say, rank, start_processes, wait_for_all, world_size
 from llm_qa.evaluation.evaluations import WHOSE, answered_before, say_what_is_replaced, write_evaluation
-from llm_qa.evaluation.metrics.embedding import COMPETITION_EMBEDDER, load_embedder, with_cosines
+from llm_qa.evaluation.metrics.embedding import COMPETITION_EMBEDDER, with_cosines
 from llm_qa.evaluation.predict.contamination import contamination, nearest_rows, with_closest
 from llm_qa.evaluation.predict.run_data import data_name, data_of_run, groups_of_split, held_out_of, training_records
 from llm_qa.inference.settings import CANDIDATES_HELP, DECODER_HELP, DECODERS, MAX_NEW_TOKENS_HELP, named_settings
 from llm_qa.language import tr
 from llm_qa.migrations import renamed_flags
+from llm_qa.models.embedder import load_embedder
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -71,7 +72,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--embedder",
         metavar="MODEL",
-        help=f"also score by sentence embeddings: a local sentence-transformers folder, or {COMPETITION_EMBEDDER}",
+        help="also score by sentence embeddings, and choose among --candidates by them: a local sentence-transformers "
+        f"folder, or {COMPETITION_EMBEDDER}",
     )
     parser.add_argument(
         "--overwrite", action="store_true", help="generate new answers, although the evaluation is finished"
@@ -117,9 +119,8 @@ def evaluate(options: argparse.Namespace) -> None:
     from llm_qa.evaluation.predict.predictions import asked_of, delete_all_partial_results, predict, question_rows
     from llm_qa.models.loading import load_run
 
-    settings = named_settings(
-        options.sampling, options.max_new_tokens, seed=options.seed, run=options.run, candidates=options.candidates
-    )
+    chosen = {"candidates": options.candidates, "embedder": options.embedder}
+    settings = named_settings(options.sampling, options.max_new_tokens, seed=options.seed, run=options.run, **chosen)
     source = find_source(run=options.run, decoder=options.decoder)
     merged = find_source(model=str(options.merged), decoder=options.decoder) if options.merged else source
     recipe, data_dir = source.recipe, options.data or data_of_run(options.run)

@@ -17,8 +17,6 @@ from llm_qa.data.text import LINE_BREAKS
 from llm_qa.evaluation.metrics.embedding import (
     COMPETITION_DIMENSIONS,
     COMPETITION_EMBEDDER,
-    embed,
-    load_embedder,
     write_submission,
 )
 from llm_qa.evaluation.predict.batches import delete_partial_results
@@ -31,6 +29,7 @@ from llm_qa.inference.question_files import (
     write_answers,
 )
 from llm_qa.inference.settings import CANDIDATES_HELP, DECODER_HELP, DECODERS, MAX_NEW_TOKENS_HELP, named_settings
+from llm_qa.models.embedder import embed, load_embedder
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -46,7 +45,8 @@ def parse_arguments() -> argparse.Namespace:
         "--embedder",
         default=COMPETITION_EMBEDDER,
         metavar="MODEL",
-        help=f"a sentence-transformers hub id or folder (default: {COMPETITION_EMBEDDER})",
+        help="a sentence-transformers hub id or folder, which also chooses among --candidates (default: "
+        f"{COMPETITION_EMBEDDER})",
     )
     parser.add_argument("--batch-size", type=positive_int, default=16, help="questions answered at once")
     parser.add_argument("--max-new-tokens", type=positive_int, help=MAX_NEW_TOKENS_HELP)
@@ -75,7 +75,8 @@ def main() -> int:
     columns = {"question_column": options.question_column, "id_column": options.id_column}
     questions = read_questions(options.file, **columns, tidy=LINE_BREAKS[line_breaks_of_run(options.run)])
     embedder = load_embedder(options.embedder)
-    settings = named_settings(options.sampling, options.max_new_tokens, run=options.run, candidates=options.candidates)
+    chosen = {"candidates": options.candidates, "embedder": options.embedder}
+    settings = named_settings(options.sampling, options.max_new_tokens, run=options.run, **chosen)
     # Imported here, because they take seconds that --help and errors in flags should not wait for.
     from llm_qa.evaluation.predict.asking import answer_file, find_source
 

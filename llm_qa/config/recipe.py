@@ -24,7 +24,7 @@ from llm_qa.migrations import FORMAT_KEY, IMPLIED_BY_OLD_RUNS, format_of, rename
 EMBEDDED_MODEL = "embedded"
 LORA_KEYS = ("lora_r", "lora_alpha", "lora_dropout", "lora_targets")  # read by method lora alone
 NF4_KEYS = ("double_quant",)  # read by base_precision nf4 alone
-RETRIEVAL_KEYS = ("retrieval_hit",)  # read where retrieval is above 0
+RETRIEVAL_KEYS = ("retrieval_hit", "retrieval_embedder")  # read where retrieval is above 0
 OFF_AT_ZERO = ("join_questions", "retrieval")  # keys of what a recipe does without where they are 0
 
 
@@ -75,6 +75,11 @@ class Recipe:
         "share of training questions whose references are the nearest; others get random ones",
         at_least=0.0,
         at_most=1.0,
+    )
+    retrieval_embedder: str | None = _key(
+        None,
+        "a local sentence-transformers folder that finds the references by its embeddings; left out, BM25 over "
+        "morphemes does",
     )
     global_batch_size: int = _key(1, "sequences (packs) an optimizer step, over all GPUs", at_least=1)
     micro_batch_size: int = _key(1, "sequences a forward pass on one GPU", at_least=1)

@@ -5,25 +5,25 @@ Zhang et al. 2024, arXiv:2403.10131; retrieving from the training data itself: W
 While training, a record's own group (records that share a question, an answer or a passage with it) is never a
 reference, and in some cases all references are others drawn at random (`reference_packs.py`), so that copying does not
 always pay.
-Passages are of no group. Texts are looked up by BM25 over content morphemes; validation and test records never enter
-the index.
+Passages are of no group. Texts are looked up by BM25 over content morphemes, or by sentence embeddings
+(`reference_index.py`); validation and test records never enter the index.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from llm_qa.console import UserError, progress
+from llm_qa.console import UserError
 from llm_qa.data.documents import Passage
 from llm_qa.data.groups import group_records
-from llm_qa.data.morphemes import content_morphemes
 from llm_qa.data.plain_prompt import Context, Documents, Questions, context_text
 from llm_qa.data.prompts import Document, encode_documents
 from llm_qa.data.records import QARecord
+from llm_qa.data.reference_index import MorphemeIndex, ReferenceIndex, Texts
 
 QUESTION, ANSWER, PASSAGE = "참고 질문:", "참고 답변:", "참고 자료"
 Reference = QARecord | Passage
@@ -39,11 +39,15 @@ class Retrieval:
 
 
 class References:
-    """An index of training records and passages, and the references that it finds for a question."""
+    """Training records and passages, and those of them that are put before a question; `make_index` finds them."""
 
-    def __init__(self, records: Sequence[QARecord], retrieval: Retrieval, passages: Sequence[Passage] = ()):
-        import bm25s
-
+    def __init__(
+        self,
+        records: Sequence[QARecord],
+        retrieval: Retrieval,
+        passages: Sequence[Passage] = (),
+        make_index: Callable[[Texts], ReferenceIndex] = MorphemeIndex,
+    ):
         if len(records) < 2 and not passages:
             raise UserError(
                 f"retrieval {retrieval.references} puts other training records before a question, and there are "
@@ -51,14 +55,7 @@ class References:
             )
         self.all: list[Reference] = [*records, *passages]
         self.retrieval = retrieval
-        texts = [
-            [form for text in texts_of(reference) for form in content_morphemes(text)]
-            for reference in progress(self.all, what="indexing references", unit="references")
-        ]
-        self.index = bm25s.BM25()
-        # A corpus without any word has no vocabulary; one that no question asks for keeps it from being empty.
-        self.index.index([[*words, "\0"] for words in texts], show_progress=False)
-        self.words = set(self.index.vocab_dict)
+        self.index = make_index([texts_of(reference) for reference in self.all])
         groups = group_records(records)
         numbers = {record.id: number for number, group in enumerate(groups) for record in group}
         self.group = np.array([*(numbers[record.id] for record in records), *(-1 for _ in passages)])
@@ -66,10 +63,8 @@ class References:
 
     def nearest(self, question: str, count: int, *, beside: Sequence[QARecord] = ()) -> list[Reference]:
         """Up to `count` references, the nearest first; none of the groups of `beside`. Ties in the order of all."""
-        known = [word for word in content_morphemes(question) if word in self.words]
-        scores = np.array(self.index.get_scores(known)) if known else np.zeros(len(self.all), np.float32)
         allowed = self._beside(beside)
-        order = np.argsort(-scores, kind="stable")
+        order = np.argsort(-self.index.scores(question), kind="stable")
         return [self.all[i] for i in order[allowed[order]][:count]]
 
     def _beside(self, records: Sequence[QARecord]) -> np.ndarray:

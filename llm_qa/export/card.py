@@ -64,10 +64,16 @@ def references_section(recipe: Recipe, role: str) -> str:
     """
     if not recipe.retrieval:
         return ""
+    by = "BM25 over Kiwi's morphemes"
+    if recipe.retrieval_embedder:
+        by = (
+            f"the cosine of sentence embeddings of {Path(recipe.retrieval_embedder).name}, of which "
+            f"`{files.REFERENCE_VECTORS}` holds those of every question, answer and passage in order"
+        )
     place = "the system message" if role == "system" else "the user's message, before the question"
     return f"""
 It was trained, and measured, with up to {recipe.retrieval} references before each question: the nearest entries of
-`{files.REFERENCES}`, in this folder, by BM25. The prompt above is not enough: without them its answers are not those
+`{files.REFERENCES}`, in this folder, by {by}. The prompt above is not enough: without them its answers are not those
 that were measured. They go into {place}, the nearest last, with an empty line between two:
 
 ```text

@@ -22,7 +22,7 @@ from llm_qa.models.loading import (
     with_own_ends,
 )
 from llm_qa.models.portable import add_rotary_keys
-from llm_qa.models.references import references_file
+from llm_qa.models.references import references_files
 from llm_qa.models.safety import refuse_unsafe_weights
 from llm_qa.models.stored_names import loaded_names
 
@@ -61,15 +61,15 @@ def export_model(
     names = loaded_names(model, stored)
     check_complete(model, set(names.values()), source)
     updates = lora_updates(final, model) if is_lora else {}
-    references = references_file(run_dir, recipe) if recipe.retrieval else None
+    references = references_files(run_dir, recipe) if recipe.retrieval else []
     with staged_folder(out) as staged:
         size = write_shards(merged(read_tensors(shards), names, updates, DTYPES[dtype]), staged, shard_bytes)
         write_settings(
             staged, config, load_run_tokenizer(final, recipe), type(model).__name__, ends_of_checkpoint(source)
         )
         files.write_text(staged / "README.md", card)
-        if references:
-            files.write_bytes(staged / files.REFERENCES, references.read_bytes())
+        for path in references:
+            files.write_bytes(staged / path.name, path.read_bytes())
     return Exported(out, size, sorted(set(stored) - set(names)))
 
 

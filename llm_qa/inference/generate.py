@@ -82,7 +82,7 @@ def generate_answers(
     with progress(total=len(prompts), what="answering", unit=unit, quiet=quiet) as bar:
         if decoder:
             rows = generate(decoder, prompts, settings, answered=bar.update)
-            return _kept([to_answer(tokenizer, row, ends) for row in rows], settings.candidates)
+            return _kept([to_answer(tokenizer, row, ends) for row in rows], settings)
         for begin in range(0, len(order), batch_size):
             part = order[begin : begin + batch_size]
             with torch.inference_mode():
@@ -90,15 +90,16 @@ def generate_answers(
             for i, row in zip(part, rows, strict=True):
                 answers[i] = to_answer(tokenizer, row, ends)
             bar.update(len(part))
-    return _kept([answers[i] for i in range(len(prompts))], settings.candidates)
+    return _kept([answers[i] for i in range(len(prompts))], settings)
 
 
-def _kept(answers: list[Answer], candidates: int) -> list[Answer]:
+def _kept(answers: list[Answer], settings: GenerationSettings) -> list[Answer]:
     """Of every `candidates` answers in a row the one that is closest to the others, with the tokens of all of them."""
+    candidates = settings.candidates
     if candidates == 1:
         return answers
     groups = [answers[i : i + candidates] for i in range(0, len(answers), candidates)]
-    kept = [group[closest_to_all([answer.text for answer in group])] for group in groups]
+    kept = [group[closest_to_all([answer.text for answer in group], settings.embedder)] for group in groups]
     return [replace(one, tokens=sum(a.tokens for a in group)) for one, group in zip(kept, groups, strict=True)]
 
 

@@ -36,6 +36,7 @@ class GenerationSettings:
     repetition_penalty: float = 1.0
     seed: int = 0
     candidates: int = 1  # answers drawn for a question, of which one is kept (`candidates.py`)
+    embedder: str = ""  # whose sentence embeddings say which one; by chrF++ without
 
     def arguments(self) -> dict:
         """What `model.generate` is given; sampling's numbers only where it samples."""
@@ -47,8 +48,9 @@ class GenerationSettings:
         return values
 
     def to_dict(self) -> dict:
-        """For scores.json; candidates only where there are several, so that earlier answers are known again."""
-        return {key: value for key, value in asdict(self).items() if key != "candidates" or value > 1}
+        """For scores.json; of candidates only where there are several, so that earlier answers are known again."""
+        of_one = {"candidates": 1, "embedder": ""}
+        return {key: value for key, value in asdict(self).items() if value != of_one.get(key)}
 
 
 # The original notebooks generated with these; their max_length of 300 included the prompt.
@@ -68,11 +70,13 @@ def named_settings(
     seed: int = 0,
     run: Path | None = None,
     candidates: int = 1,
+    embedder: str | None = None,
 ) -> GenerationSettings:
     """Settings of --sampling greedy or original; --max-new-tokens, where given, overrides the length of both.
 
     The default length is the notebooks' own for original, and for greedy `answer_limit` of the `run`. Several
-    `candidates` are drawn in place of the greedy answer; UserError with original, which would draw the same each time.
+    `candidates` are drawn in place of the greedy answer, and one is chosen by `embedder` where it is given; UserError
+    with original, which would draw the same each time.
     """
     settings = ORIGINAL_SAMPLING if sampling == "original" else GenerationSettings()
     if candidates > 1:
@@ -81,10 +85,11 @@ def named_settings(
                 f"--candidates {candidates} with --sampling original would draw {candidates} equal answers, as that "
                 "always takes the most probable token (top_k 1): leave --sampling out."
             )
-        settings = replace(CANDIDATE_SAMPLING, candidates=candidates)
+        settings = replace(CANDIDATE_SAMPLING, candidates=candidates, embedder=embedder or "")
         say(
             f"--candidates {candidates}: in place of the greedy answer, answers are drawn at temperature "
             f"{settings.temperature:g}, top-p {settings.top_p:g}, and the one closest to the others is kept"
+            + (f", by the cosine of {embedder}" if embedder else "")
         )
     if max_new_tokens is None:
         max_new_tokens = settings.max_new_tokens if sampling == "original" or run is None else answer_limit(run)

@@ -17,14 +17,13 @@ from llm_qa.data.packing import PackedDataset, encode_as_given, tokenize_records
 from llm_qa.data.preparation import prepared_folder
 from llm_qa.data.preparation_options import PreparationOptions
 from llm_qa.data.records import QARecord
-from llm_qa.data.references import References
 from llm_qa.data.splits import Split, open_split
 from llm_qa.models import embedded
 from llm_qa.models.linear_modules import linear_layers
 from llm_qa.models.loading import load_tokenizer
 from llm_qa.models.lora import add_lora, parameter_counts, trainable_report
 from llm_qa.models.precision import check_fp8_units
-from llm_qa.models.references import retrieval_of
+from llm_qa.models.references import references_of
 from llm_qa.models.registry import model_config
 from llm_qa.models.shapes import SHAPES
 from llm_qa.planning.footprint import Work, peak_by_part
@@ -143,7 +142,7 @@ def count_packs(
         return packs, tokens, how + (", without the references of retrieval" if recipe.retrieval else "")
     encode = encode_as_given
     if recipe.retrieval:
-        encode = References(list(records), retrieval_of(recipe), passages).encode
+        encode = references_of(list(records), recipe, passages).encode
     pairs, _ = tokenize_records(tokenizer, records, recipe.max_length, encode=encode)
     return len(PackedDataset(pairs, recipe.pack_length, recipe.loss_on, recipe.seed)), len(pairs.tokens), "counted"
 

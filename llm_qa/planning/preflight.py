@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from llm_qa.config.recipe import Recipe
+from llm_qa.models.embedder import check_folder, check_installed
 from llm_qa.models.precision import Precision, gpu_capability, resolve_precision
 from llm_qa.planning.dry_run import check_fit, check_hardware, widest_pass
 from llm_qa.training.out_of_memory import micro_batch_file, with_stored_micro_batch
@@ -19,6 +20,9 @@ def check_machine(recipe: Recipe, strategy: Strategy) -> Precision:
     check_hardware(recipe, capability)
     check_strategy(recipe, strategy, torch.cuda.device_count() if torch.cuda.is_available() else None)
     check_fit(recipe, strategy)
+    if recipe.retrieval_embedder:
+        check_installed()
+        check_folder(recipe.retrieval_embedder)
     return fit_precision(resolve_precision(recipe, capability), strategy)
 
 

@@ -26,7 +26,7 @@ from llm_qa.data.references import References
 from llm_qa.data.splits import Split, open_split
 from llm_qa.language import tr
 from llm_qa.models.isolation import attention_of
-from llm_qa.models.references import retrieval_of
+from llm_qa.models.references import keep_references, references_of
 from llm_qa.models.registry import model_config
 from llm_qa.planning.figures import few_updates
 from llm_qa.training.out_of_memory import memory_for_loading, with_stored_micro_batch
@@ -86,9 +86,9 @@ def with_references(records: RunRecords, recipe: Recipe, run_dir: Path) -> RunRe
                 )
             )
         return records
-    references = References(list(records.train), retrieval_of(recipe), passages)
+    references = references_of(list(records.train), recipe, passages)
     if is_main_process():
-        files.write_jsonl(run_dir / files.REFERENCES, [reference.to_json() for reference in references.all])
+        keep_references(run_dir, references)
     return replace(records, references=references)
 
 

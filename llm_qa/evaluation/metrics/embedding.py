@@ -1,4 +1,4 @@
-"""Sentence embeddings of answers: the competition's score and its submission. sentence-transformers is optional."""
+"""Sentence embeddings of answers: the competition's score and its submission."""
 
 from __future__ import annotations
 
@@ -10,45 +10,11 @@ from typing import Any
 import numpy as np
 
 from llm_qa import files
-from llm_qa.console import UserError
 from llm_qa.evaluation.metrics.catalogue import EMBEDDING_COSINE
+from llm_qa.models.embedder import embed
 
 COMPETITION_EMBEDDER = "sentence-transformers/distiluse-base-multilingual-cased-v1"
 COMPETITION_DIMENSIONS = 512
-
-
-def load_embedder(name: str):
-    """A SentenceTransformer of a hub id or a local folder: safetensors only, no code from it runs.
-
-    Raises UserError when the package is not installed, or the model is missing or not safe to load.
-    """
-    try:
-        from sentence_transformers import SentenceTransformer
-    except ImportError:
-        raise UserError(
-            "Sentence embeddings need sentence-transformers, which is optional: pip install -e '.[submission]'."
-        ) from None
-    from llm_qa.models.safety import PICKLES, refuse_unsafe_weights
-
-    if Path(name).is_dir():
-        for path in Path(name).rglob("*"):
-            if path.suffix in PICKLES:
-                refuse_unsafe_weights(path.parent)
-    try:
-        return SentenceTransformer(name, trust_remote_code=False, model_kwargs={"use_safetensors": True})
-    except Exception as error:  # it raises errors of transformers and huggingface_hub too
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".:")
-        raise UserError(f"--embedder {name} cannot be loaded: {reason}.") from error
-
-
-def embed(embedder, texts: list[str]) -> np.ndarray:
-    """(texts, dimensions) float32: unit vectors; equal texts are embedded once."""
-    different = list(dict.fromkeys(texts))
-    vectors = embedder.encode(
-        different, batch_size=64, convert_to_numpy=True, normalize_embeddings=True, show_progress_bar=False
-    ).astype(np.float32)
-    place = {text: i for i, text in enumerate(different)}
-    return vectors[[place[text] for text in texts]]
 
 
 def with_cosines(rows: list[dict[str, Any]], embedder) -> list[dict[str, Any]]:
