@@ -120,12 +120,21 @@ def is_main_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def say(message: str = "") -> None:
-    """Print one line from the main process only; a bar on the screen makes room for it."""
+def terminal_columns() -> int | None:
+    """Columns of the terminal; None where lines go to a file or a pipe, in which nothing is broken."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+def say(message: str = "", *, as_is: bool = False) -> None:
+    """Print lines from the main process only, those that are too long for the terminal broken between words.
+
+    `as_is` is for what is copied, such as a command: it is not broken. A bar on the screen makes room for the lines.
+    """
     if is_main_process():
-        bars = sys.modules.get("tqdm")  # not imported for the line alone
+        columns = None if as_is else terminal_columns()
+        bars = sys.modules.get("tqdm")  # not imported for the lines alone
         with bars.tqdm.external_write_mode() if bars else contextlib.nullcontext():
-            print(message, flush=True)
+            print(wrapped(message, columns) if columns else message, flush=True)
 
 
 def progress(
@@ -170,6 +179,28 @@ def shortened(text: str, columns: int | None = None) -> str:
     while text and display_width(text) > columns - 1:
         text = text[:-1]
     return f"{text.rstrip()}…"
+
+
+def wrapped(text: str, columns: int) -> str:
+    """The text with every line of more than `columns` broken between words, and what follows indented by two more.
+
+    A word that is longer stays whole.
+    """
+    lines = []
+    for line in text.split("\n"):
+        if display_width(line) <= columns:
+            lines.append(line)
+            continue
+        indent = line[: len(line) - len(line.lstrip())]
+        first, *words = line.split()
+        lines.append(indent + first)
+        for word in words:
+            longer = f"{lines[-1]} {word}"
+            if display_width(longer) <= columns:
+                lines[-1] = longer
+            else:
+                lines.append(f"{indent}  {word}")
+    return "\n".join(lines)
 
 
 def format_table(header: list[str], rows: list[list[str]]) -> str:

@@ -32,6 +32,7 @@ from llm_qa.console import (
 from llm_qa.data.preparation import bundled_file
 from llm_qa.data.readers import read_files
 from llm_qa.data.splits import open_split
+from llm_qa.language import tr
 from llm_qa.models.shapes import SHAPES
 from llm_qa.planning.calibration import FILE, calibrate, calibrated
 from llm_qa.planning.figures import few_updates
@@ -66,12 +67,17 @@ def parse_arguments() -> argparse.Namespace:
     options.model = KNOWN.get(options.model.rpartition("/")[2])
     if options.model is None:
         raise UserError(
-            f"--model must be one of {', '.join(KNOWN)} here; train.py RECIPE --dry-run shows what another model takes."
+            tr(
+                "--model must be one of {known} here; train.py RECIPE --dry-run shows what another model takes.",
+                known=", ".join(KNOWN),
+            )
         )
     if options.data and options.pairs:
-        raise UserError("--data and --pairs both say how much is trained: give one of them.")
+        raise UserError(tr("--data and --pairs both say how much is trained: give one of them."))
     if options.calibrate and options.gpu:
-        raise UserError(f"--calibrate measures 3 updates on the GPU of this machine, so leave --gpu {options.gpu} out.")
+        raise UserError(
+            tr("--calibrate measures 3 updates on the GPU of this machine, so leave --gpu {gpu} out.", gpu=options.gpu)
+        )
     files.check_exists(options.data or (), "--data")
     return options
 
@@ -83,14 +89,14 @@ def gibibytes(text: str) -> float:
     except ValueError:
         value = math.nan
     if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} is not a number of GiB, like 16")
+        raise argparse.ArgumentTypeError(tr("{text} is not a number of GiB, like 16", text=text))
     return value
 
 
 def tokens_of(data: list[str] | None, pairs: int | None) -> tuple[int, str]:
     """(tokens of an epoch, how they were counted) of a prepared folder's training split, raw files, or pairs."""
     if pairs:
-        return pairs * TOKENS_PER_PAIR, f"{pairs:,} pairs of {TOKENS_PER_PAIR} tokens"
+        return pairs * TOKENS_PER_PAIR, tr("{pairs:,} pairs of {tokens} tokens", pairs=pairs, tokens=TOKENS_PER_PAIR)
     prepared = data is not None and Path(data[0]).is_dir()
     if prepared:
         assert data
@@ -98,9 +104,17 @@ def tokens_of(data: list[str] | None, pairs: int | None) -> tuple[int, str]:
     else:
         records, share = read_files(data or [bundled_file("train.csv")]).records, TRAINED_SHARE
     lengths = [len(question) + len(answer) + FORMAT_CHARACTERS for r in records for question, answer in r.pairs()]
-    what = f"{len(lengths):,} pairs" + ("" if prepared else f", of which {TRAINED_SHARE:.0%} are trained on")
     tokens = math.ceil(sum(lengths) * share * TOKENS_PER_CHARACTER)
-    return tokens, f"{what}, estimated at {TOKENS_PER_CHARACTER} tokens a character"
+    if prepared:
+        return tokens, tr(
+            "{pairs:,} pairs, estimated at {rate} tokens a character", pairs=len(lengths), rate=TOKENS_PER_CHARACTER
+        )
+    return tokens, tr(
+        "{pairs:,} pairs, of which {share:.0%} are trained on, estimated at {rate} tokens a character",
+        pairs=len(lengths),
+        share=share,
+        rate=TOKENS_PER_CHARACTER,
+    )
 
 
 def table(plans: list[Plan], best: Plan | None, with_sessions: bool) -> str:
@@ -108,7 +122,7 @@ def table(plans: list[Plan], best: Plan | None, with_sessions: bool) -> str:
     rows = []
     for plan in plans:
         name = f"{'*' if plan is best else ' '} {plan.way.name}, {plan.way.where}"
-        row = [name, f"{plan.gib:,.1f}", "yes" if plan.fits else "no", f"{plan.recomputed}/{plan.layers}"]
+        row = [name, f"{plan.gib:,.1f}", tr("yes" if plan.fits else "no"), f"{plan.recomputed}/{plan.layers}"]
         row.append(f"{plan.micro_batch}")
         if plan.fits and plan.tokens_per_second and plan.epoch_hours is not None and plan.total_hours is not None:
             row += [f"{plan.tokens_per_second:,.0f}", span(plan.epoch_hours), span(plan.total_hours)]
@@ -116,8 +130,8 @@ def table(plans: list[Plan], best: Plan | None, with_sessions: bool) -> str:
         else:
             row += ["–"] * 3
         rows.append(row)
-    header = ["  way", "GiB", "fits", "rec.", "batch", "tok/s", "sessions" if with_sessions else "epoch", "all"]
-    return format_table(header, rows)
+    header = [f"  {tr('way')}", "GiB", tr("fits"), tr("rec."), tr("batch"), tr("tok/s")]
+    return format_table([*header, tr("sessions" if with_sessions else "epoch"), tr("all")], rows)
 
 
 def span(hours: float) -> str:
@@ -129,25 +143,33 @@ def reason(best: Plan | None, plans: list[Plan]) -> list[str]:
     """What is proposed and why, with what it needs, in lines."""
     if best is None:
         least = min(plans, key=lambda plan: plan.gib - plan.usable)
-        return [
-            f"Nothing fits: the nearest, {least.way.name} on {least.way.where}, needs {least.gib:,.1f} GiB of a GPU "
-            f"and {least.usable:,.1f} can be used. Take a larger GPU (--gpu), more of them, or a smaller --model."
-        ]
-    why = "the fastest that fits" if best.tokens_per_second else "the first that fits; its speed was never measured"
-    by_part = ", ".join(f"{name} {gib:,.1f}" for name, gib in best.parts.items())
+        nothing = tr(
+            "Nothing fits: the nearest, {way} on {where}, needs {gib:,.1f} GiB of a GPU and {usable:,.1f} can be used. "
+            "Take a larger GPU (--gpu), more of them, or a smaller --model.",
+            way=least.way.name,
+            where=least.way.where,
+            gib=least.gib,
+            usable=least.usable,
+        )
+        return [nothing]
+    why = tr("the fastest that fits" if best.tokens_per_second else "the first that fits; its speed was never measured")
+    by_part = ", ".join(f"{tr(name)} {gib:,.1f}" for name, gib in best.parts.items())
+    disk = tr("  disk: {gib:,.1f} GiB for two checkpoints and the result", gib=best.disk_gib)
+    if best.host_gib:
+        disk += tr("; memory of each machine: {gib:,.0f} GiB", gib=best.host_gib)
     lines = [
-        f"* {best.way.name} on {best.way.where}: {why}. {best.command}",
-        f"  GiB of a GPU: {by_part}; CUDA itself {CONTEXT}",
-        f"  disk: {best.disk_gib:,.1f} GiB for two checkpoints and the result"
-        + (f"; memory of each machine: {best.host_gib:,.0f} GiB" if best.host_gib else ""),
+        tr("* {way} on {where}: {why}", way=best.way.name, where=best.way.where, why=why),
+        f"    {best.command}",
+        tr("  GiB of a GPU: {parts}; CUDA itself {context}", parts=by_part, context=CONTEXT),
+        disk,
     ]
     if few := few_updates(best.updates, best.epochs, best.global_batch_size, warms_up=True):
-        lines.append(f"  note: {few}")
+        lines.append(tr("  note: {few}", few=few))
     return lines
 
 
 def check_table() -> str:
-    """Computed beside measured, the largest error first."""
+    """What was measured and how far off the formulas are, the largest error first, in 80 columns."""
     rows: list[tuple[float, list[str]]] = []
     for row in MEASURED:
         gib, speed = predicted(row)
@@ -155,18 +177,19 @@ def check_table() -> str:
         large = 0.0 if row.gib is None else gib / row.gib - 1
         layers = SHAPES[row.model].layers
         method, base = row.recipe.partition("_")[0], row.flags[1] if "--base-precision" in row.flags else ""
-        kind = f"{row.size} {method}{base and f' {base}'}, {row.kind}, {row.tokens:,} tokens, {row.recomputed}/{layers}"
-        memory = [f"{gib:.1f}", f"{row.gib:.1f}", f"{large:+.1%}"] if row.gib else [f"{gib:.1f}", "–", "–"]
-        times = [f"{speed:,.0f}", f"{row.tokens_per_second:,}", f"{fast:+.1%}"]
+        products = "" if method == "full" else f"{row.kind}, "
+        kind = f"{row.size} {method}{base and f' {base}'}, {products}{row.tokens:,}, {row.recomputed}/{layers}"
+        memory = [f"{row.gib:.1f}", f"{large:+.1%}"] if row.gib else ["–", "–"]
+        times = [f"{row.tokens_per_second:,}", f"{fast:+.1%}"]
         engine = row.engine.partition(",")[0]
         rows.append((max(abs(fast), abs(large)), [kind, f"{engine}, {row.gpus} {row.gpu}", *memory, *times]))
     for run in PLAIN_RUNS:
         gib, method = plain_gib(run), run.recipe.partition("_")[0]
         large, share = gib / run.gib - 1, f"{run.recomputed}/{run.model.layers}"
-        cells = [f"{run.model.name} {method}, plain path, {run.tokens:,} tokens, {share}", "one, 1 H200"]
-        cells += [f"{gib:.1f}", f"{run.gib:.1f}", f"{large:+.1%}", "–", f"{run.tokens_per_second:,}", "–"]
+        cells = [f"{run.model.name} {method}, plain, {run.tokens:,}, {share}", "one, 1 H200"]
+        cells += [f"{run.gib:.1f}", f"{large:+.1%}", f"{run.tokens_per_second:,}", "–"]
         rows.append((abs(large), cells))
-    header = ["recipe, products, tokens a pass, recomputed", "on", "GiB", "seen", "off", "tok/s", "seen", "off"]
+    header = [tr("run, products, tokens, recomputed"), tr("on"), "GiB", tr("off"), tr("tok/s"), tr("off")]
     return format_table(header, [cells for _, cells in sorted(rows, key=lambda each: -each[0])])
 
 
@@ -178,8 +201,10 @@ def main() -> int:
         return 0
     if options.calibrate and not gpus_of_this_machine():
         raise UserError(
-            "--calibrate measures 3 updates on the GPU of this machine, but nvidia-smi shows none: plan with --gpu "
-            "instead."
+            tr(
+                "--calibrate measures 3 updates on the GPU of this machine, but nvidia-smi shows "
+                "none: plan with --gpu instead."
+            )
         )
     gpu, gpus = parse_gpus(options.gpu, options.memory)
     tokens, how = tokens_of(options.data, options.pairs)
@@ -195,23 +220,38 @@ def main() -> int:
         values = [{**dataclasses.asdict(p), "gib": p.gib, "fits": p.fits, "best": p is best} for p in plans]
         factor = uncertainty(gpu)
         found = {"gpu": gpu.name, "gpus": gpus, "tokens": tokens, "uncertainty": factor, "plans": values}
-        say(json.dumps(found, ensure_ascii=False, indent=2))
+        say(json.dumps(found, ensure_ascii=False, indent=2), as_is=True)
         return 0
-    machines = f" in each of {options.machines} machines" if options.machines > 1 else ""
-    usable = f"{plans[0].usable:,.1f} of {gpu.gib:,.1f} GiB of each can be used"
-    say(f"{options.model} on {gpus} x {gpu.name}{machines}, {usable}")
-    say(f"{options.epochs:g} epochs of {tokens:,} tokens ({how})")
+    say(
+        tr(
+            "{model} on {gpus} x {gpu}{machines}, {usable:,.1f} of {gib:,.1f} GiB of each can be used",
+            model=options.model,
+            gpus=gpus,
+            gpu=gpu.name,
+            machines=tr(" in each of {count} machines", count=options.machines) if options.machines > 1 else "",
+            usable=plans[0].usable,
+            gib=gpu.gib,
+        )
+    )
+    say(tr("{epochs:g} epochs of {tokens:,} tokens ({how})", epochs=options.epochs, tokens=tokens, how=how))
     text = table(plans, best, options.hours is not None)
     say(text)
-    say("rec.: layers recomputed; batch: packs of 512 tokens a pass; offload: under ZeRO-3; –: no fit, or not measured")
-    say(f"times: {trust(gpu)}; loading and validation are not counted")
+    say(
+        tr(
+            "rec.: layers recomputed; batch: packs of 512 tokens a pass; offload: under ZeRO-3; –: no "
+            "fit, or not measured"
+        )
+    )
+    say(tr("times: {trust}; loading and validation are not counted", trust=trust(gpu)))
     if job.machines > 1:
-        say("between machines the network's time comes on top: accelerate_configs/README.md has what is sent")
-    say("\n".join(reason(best, plans)))
+        say(tr("between machines the network's time comes on top: accelerate_configs/README.md has what is sent"))
+    for line in reason(best, plans):
+        say(line, as_is=best is not None and best.command in line)
     others = [plan for plan in plans if plan.fits and plan is not best]
     if others:
-        say("the others that fit:")
-        say("\n".join(f"  {plan.way.name}, {plan.way.where}: {plan.command}" for plan in others))
+        say(tr("the others that fit:"))
+        for plan in others:
+            say(f"  {plan.way.name}, {plan.way.where}:\n    {plan.command}", as_is=True)
     return 0
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from llm_qa import files
 from llm_qa.console import Failed, UserError
+from llm_qa.language import tr
 from llm_qa.planning.known_gpus import Gpu
 from llm_qa.planning.ways import RECIPES, Job, all_plans, best_of
 
@@ -39,7 +40,11 @@ def calibrate(job: Job, path: Path, run=subprocess.run) -> Calibration:
     plan = best_of(all_plans(replace(job, gpus=1, machines=1)))
     if plan is None or plan.tokens_per_second is None:
         raise UserError(
-            f"--calibrate trains {job.model}, and no way to do so fits {job.gpu.name}: name a smaller --model."
+            tr(
+                "--calibrate trains {model}, and no way to do so fits {gpu}: name a smaller --model.",
+                model=job.model,
+                gpu=job.gpu.name,
+            )
         )
     flags = [*plan.way.flags, "--model", job.model, "--micro-batch-size", str(plan.micro_batch)]
     with tempfile.TemporaryDirectory() as folder:
@@ -48,7 +53,7 @@ def calibrate(job: Job, path: Path, run=subprocess.run) -> Calibration:
         bench = [sys.executable, "scripts/bench.py", recipe, *flags, "--baselines", "ours", "--steps", str(UPDATES)]
         done = run([*bench, "--warmup", str(UPDATES), "--out", str(out)])
         if done.returncode or not out.is_file():
-            raise Failed("--calibrate: scripts/bench.py measured nothing; its reason stands above.")
+            raise Failed(tr("--calibrate: scripts/bench.py measured nothing; its reason stands above."))
         (row, *_) = files.read_jsonl(out)
     speed = float(row["tokens_per_second"])
     today = datetime.date.today().isoformat()
@@ -70,11 +75,17 @@ def calibrated(gpu: Gpu, path: Path) -> Gpu:
     except (KeyError, TypeError, ValueError):
         share = speed = 0.0
     if not share > 0:
-        raise UserError(f"{path} is not what --calibrate writes: delete it, or calibrate again.")
+        raise UserError(tr("{path} is not what --calibrate writes: delete it, or calibrate again.", path=path))
     if found.gpu != gpu.name:
         return gpu
-    words = (
-        f"rates of this GPU scaled to {speed:,.0f} tok/s, measured in {UPDATES} updates of {found.way} of "
-        f"{found.model} on {found.date} ({path}); other ways may be off by more"
+    words = tr(
+        "rates of this GPU scaled to {speed:,.0f} tok/s, measured in {updates} updates of {way} of {model} on {date} "
+        "({path}); other ways may be off by more",
+        speed=speed,
+        updates=UPDATES,
+        way=found.way,
+        model=found.model,
+        date=found.date,
+        path=path,
     )
     return replace(gpu, fp16=share * gpu.fp16, fp8=share * gpu.fp8, calibration=words)

@@ -18,6 +18,7 @@ from llm_qa.data.preparation import prepared_folder
 from llm_qa.data.preparation_options import PreparationOptions
 from llm_qa.data.records import QARecord
 from llm_qa.data.splits import Split, open_split
+from llm_qa.language import tr
 from llm_qa.models import embedded
 from llm_qa.models.linear_modules import linear_layers
 from llm_qa.models.loading import load_tokenizer
@@ -45,9 +46,13 @@ def check_hardware(recipe: Recipe, capability: tuple[int, int] | None) -> None:
     shape = SHAPES.get(recipe.model)
     if capability is None and shape is not None and shape.parameters > CPU_LIMIT:
         raise UserError(
-            f"{recipe.model} has {shape.parameters / 1e9:.1f} billion parameters and needs a CUDA GPU, and torch "
-            "sees none here: the recipe scripts/recipes/tiny.yaml trains a small practice model here instead, and "
-            "--dry-run shows what this recipe would do."
+            tr(
+                "{model} has {billions:.1f} billion parameters and needs a CUDA GPU, and torch "
+                "sees none here: the recipe scripts/recipes/tiny.yaml trains a small practice "
+                "model here instead, and --dry-run shows what this recipe would do.",
+                model=recipe.model,
+                billions=shape.parameters / 1000000000.0,
+            )
         )
     check_fp8_units(recipe, capability)
 
@@ -64,8 +69,13 @@ def check_context(recipe: Recipe) -> None:
         context = getattr(model_config(recipe.model).get_text_config(), "max_position_embeddings", None)
     if context and recipe.max_length > context:  # None: a model without a limit of its own
         raise UserError(
-            f"--max-length {recipe.max_length} is longer than the context of {recipe.model}, {context} tokens: set it "
-            f"to {context} or less."
+            tr(
+                "--max-length {max_length} is longer than the context of {model}, {context} "
+                "tokens: set it to {context} or less.",
+                max_length=recipe.max_length,
+                model=recipe.model,
+                context=context,
+            )
         )
 
 
@@ -118,8 +128,12 @@ def widest_pass(recipe: Recipe, strategy: Strategy) -> Recipe:
     size = largest_micro_batch(recipe, sizes_of(model, recipe), width, strategy, gpu)
     if size != recipe.micro_batch_size:
         say(
-            f"micro_batch_size {size} instead of {recipe.micro_batch_size}: it should fit, and fewer passes an update "
-            "gather the weights less often (--auto-micro-batch)"
+            tr(
+                "micro_batch_size {size} instead of {micro_batch_size}: it should fit, and fewer passes "
+                "an update gather the weights less often (--auto-micro-batch)",
+                size=size,
+                micro_batch_size=recipe.micro_batch_size,
+            )
         )
     return dataclasses.replace(recipe, micro_batch_size=size)
 
@@ -138,13 +152,13 @@ def count_packs(
         characters = [len(q) + len(a) + 20 for record in records for q, a in record.pairs()]
         tokens = math.ceil(sum(characters) * TOKENS_PER_CHARACTER)
         packs = math.ceil(tokens / recipe.pack_length) if recipe.pack_length else len(characters)
-        how = f"estimated at {TOKENS_PER_CHARACTER} tokens a character, as the tokenizer is not at hand"
-        return packs, tokens, how + (", without the references of retrieval" if recipe.retrieval else "")
+        how = tr("estimated at {rate} tokens a character, as the tokenizer is not at hand", rate=TOKENS_PER_CHARACTER)
+        return packs, tokens, how + (tr(", without the references of retrieval") if recipe.retrieval else "")
     encode = encode_as_given
     if recipe.retrieval:
         encode = references_of(list(records), recipe, passages).encode
     pairs, _ = tokenize_records(tokenizer, records, recipe.max_length, encode=encode)
-    return len(PackedDataset(pairs, recipe.pack_length, recipe.loss_on, recipe.seed)), len(pairs.tokens), "counted"
+    return len(PackedDataset(pairs, recipe.pack_length, recipe.loss_on, recipe.seed)), len(pairs.tokens), tr("counted")
 
 
 def peak_lines(recipe: Recipe, model: torch.nn.Module, sizes: Sizes, strategy: Strategy) -> list[str]:
@@ -158,12 +172,19 @@ def peak_lines(recipe: Recipe, model: torch.nn.Module, sizes: Sizes, strategy: S
     for count in recomputed:
         work = Work(layers, config.hidden_size, tokens, count)
         peak = sum(peak_by_part(recipe, sizes, work, strategy.zero_stage, strategy.processes).values())
-        rows.append([f"{count:,} of {layers:,}", f"{peak / 2**30:,.1f}"])
+        rows.append([tr("{count:,} of {layers:,}", count=count, layers=layers), f"{peak / 2**30:,.1f}"])
     return [
-        "peak GiB of a GPU on the fast path, by formulas fitted to runs of the polyglot-ko models (other models and "
-        "the CUDA context, about half a GiB, are not in the fit):",
-        format_table(["layers recomputed", "GiB"], rows),
+        tr(
+            "peak GiB of a GPU on the fast path, by formulas fitted to runs of the polyglot-ko models (other models "
+            "and the CUDA context, about half a GiB, are not in the fit):"
+        ),
+        format_table([tr("layers recomputed"), "GiB"], rows),
     ]
+
+
+def gpus_in_words(count: int) -> str:
+    """'1 GPU', '2 GPUs'."""
+    return tr("{count} GPUs", count=count) if count > 1 else tr("1 GPU")
 
 
 def dry_run(
@@ -185,17 +206,34 @@ def dry_run(
     rows = [[name, f"{count:,}"] for name, count in sorted(by_module.items(), key=lambda item: -item[1])]
     return "\n".join(
         [
-            f"model {recipe.model}, base {recipe.base_precision}, method {recipe.method}",
-            format_table(["base module", "parameters"], [*rows, ["all", f"{sum(by_module.values()):,}"]]),
+            tr(
+                "model {model}, base {base}, method {method}",
+                model=recipe.model,
+                base=recipe.base_precision,
+                method=recipe.method,
+            ),
+            format_table([tr("base module"), tr("parameters")], [*rows, [tr("all"), f"{sum(by_module.values()):,}"]]),
             trainable_report(model),
-            f"tokens per update: {tokens / packs * min(recipe.global_batch_size, packs):,.0f} real tokens in "
-            f"{counted(recipe.global_batch_size, 'sequence')} "
-            f"({micro_batch_size(recipe, strategy.processes)} per forward pass, "
-            f"{counted(accumulation_steps(recipe, strategy.processes), 'gradient accumulation step')}) on {strategy}",
-            f"updates an epoch: {steps:,} ({tokens:,} tokens in {packs:,} packs of {len(records):,} records; {how})",
-            "GiB of weights, gradients and optimizer per GPU / sent by each GPU per update (activations come on top):",
-            format_table(["", *(f"{gpus} GPU{'s'[: gpus > 1]}" for gpus in GPU_COUNTS)], sharing_rows(recipe, sizes)),
+            tr(
+                "tokens per update: {tokens:,.0f} real tokens in {sequences} ({micro} per forward pass, {steps}) on "
+                "{strategy}",
+                tokens=tokens / packs * min(recipe.global_batch_size, packs),
+                sequences=counted(recipe.global_batch_size, "sequence"),
+                micro=micro_batch_size(recipe, strategy.processes),
+                steps=counted(accumulation_steps(recipe, strategy.processes), "gradient accumulation step"),
+                strategy=strategy,
+            ),
+            tr(
+                "updates an epoch: {steps:,} ({tokens:,} tokens in {packs:,} packs of {records:,} records; {how})",
+                steps=steps,
+                tokens=tokens,
+                packs=packs,
+                records=len(records),
+                how=how,
+            ),
+            tr("GiB of weights, gradients and optimizer per GPU / sent by each GPU per update (activations on top):"),
+            format_table(["", *map(gpus_in_words, GPU_COUNTS)], sharing_rows(recipe, sizes)),
             *peak_lines(recipe, model, sizes, strategy),
-            "dry run: no weights were read or written",
+            tr("dry run: no weights were read or written"),
         ]
     )

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from llm_qa.console import counted, format_seconds
+from llm_qa.language import tr
 
 FEW_UPDATES = 50
 
@@ -19,8 +20,12 @@ class Figures:
     seconds: float
 
     def __str__(self) -> str:
-        memory = f"peak {self.peak_bytes / 2**30:,.1f} GiB of a GPU"
-        return f"{memory}, {self.tokens_per_second:,.0f} tok/s, {format_seconds(self.seconds)}"
+        return tr(
+            "peak {gib:,.1f} GiB of a GPU, {rate:,.0f} tok/s, {time}",
+            gib=self.peak_bytes / 2**30,
+            rate=self.tokens_per_second,
+            time=format_seconds(self.seconds),
+        )
 
 
 def few_updates(updates: int, epochs: float, batch: int, *, warms_up: bool) -> str | None:
@@ -31,9 +36,15 @@ def few_updates(updates: int, epochs: float, batch: int, *, warms_up: bool) -> s
     if updates >= FEW_UPDATES:
         return None
     enough = math.ceil(epochs * FEW_UPDATES / max(1, updates))
-    smaller = f"lower --global-batch-size (now {batch}), " if batch > 1 else ""
-    first = ", the first of them at a learning rate near 0" if warms_up else ""
-    return (
-        f"{counted(updates, 'update')} in all are few to learn from{first}: "
-        f"{smaller}raise --num-train-epochs (now {epochs:g}; {enough} give about {FEW_UPDATES} updates), or add data"
+    smaller = tr("lower --global-batch-size (now {batch}), ", batch=batch) if batch > 1 else ""
+    first = tr(", the first of them at a learning rate near 0") if warms_up else ""
+    return tr(
+        "{updates} in all are few to learn from{first}: {smaller}raise --num-train-epochs (now {epochs:g}; {enough} "
+        "give about {wanted} updates), or add data",
+        updates=counted(updates, "update"),
+        first=first,
+        smaller=smaller,
+        epochs=epochs,
+        enough=enough,
+        wanted=FEW_UPDATES,
     )

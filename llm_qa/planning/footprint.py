@@ -9,7 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from llm_qa.config.recipe import Recipe
+from llm_qa.language import later
 from llm_qa.planning.memory import Sizes, memory_per_gpu, of_recipe
+
+# The parts of a GPU's memory by the names that JSON holds; `tr` says them in the chosen language.
+STATES, ACTIVATIONS = later("weights, gradients, optimizer"), later("activations")
+COPIES, ENGINE = later("cached dequantised weights"), later("engine")
 
 SAVED = 22.5  # bytes a token and unit of width that a layer keeps for its backward pass; fitted: 1 x 8192 and 1 x 2048
 PASSING = 20.0  # bytes a token and unit of width beside what layers keep; fitted: 29 of 40 layers recomputed
@@ -58,17 +63,17 @@ def plain_pass_bytes(layers: int, d_model: int, vocabulary: int, tokens: int) ->
 def peak_by_part(recipe: Recipe, sizes: Sizes, work: Work, stage: int = 0, gpus: int = 1) -> dict[str, float]:
     """Part -> bytes that a GPU has allocated at the peak, without the CUDA context. `stage`: ZeRO's, 0 without."""
     states = memory_per_gpu(recipe, sizes, stage, gpus)
-    parts = {"weights, gradients, optimizer": states, "activations": activations(work)}
+    parts = {STATES: states, ACTIVATIONS: activations(work)}
     if recipe.method == "full" and stage == 0:
         parts |= _training_all(recipe, sizes, work, states, gpus)
     if work.copied or (recipe.base_precision == "nf4" and not work.recomputed and stage != 3):
-        parts["cached dequantised weights"] = CACHED * sizes.linear
+        parts[COPIES] = CACHED * sizes.linear
     if stage == 3:
-        parts["engine"] = LIVE_WEIGHTS
+        parts[ENGINE] = LIVE_WEIGHTS
     elif stage == 2:
-        parts["engine"] = min(REDUCE_BUCKET, 2.0 * sizes.trained)
+        parts[ENGINE] = min(REDUCE_BUCKET, 2.0 * sizes.trained)
     elif gpus > 1:
-        parts["engine"] = 4.0 * sizes.trained  # DDP's buckets: a copy of the fp32 gradients
+        parts[ENGINE] = 4.0 * sizes.trained  # DDP's buckets: a copy of the fp32 gradients
     return parts
 
 
@@ -84,7 +89,7 @@ def _training_all(recipe: Recipe, sizes: Sizes, work: Work, states: float, gpus:
     if kept.weight == 4:
         kept_inputs += 2 * sizes.linear  # a 16-bit copy for the products
     gone = kept.gradient * sizes.trained if gradients_replace_activations(recipe, work.passes, gpus) else 0
-    return {"weights, gradients, optimizer": states, "activations": max(0.0, kept_inputs - gone)}
+    return {STATES: states, ACTIVATIONS: max(0.0, kept_inputs - gone)}
 
 
 def gradients_replace_activations(recipe: Recipe, passes: int, gpus: int) -> bool:

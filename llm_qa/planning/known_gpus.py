@@ -7,6 +7,7 @@ import subprocess
 from dataclasses import dataclass, replace
 
 from llm_qa.console import UserError
+from llm_qa.language import tr
 
 OLDEST = (7, 5)  # compute capability of what bitsandbytes' CUDA 13 build contains; precision.py refuses nf4 below it
 NVLINK, PCIE5, PCIE4, PCIE3 = 450e9, 50e9, 25e9, 12e9  # bytes a second in one direction, as published
@@ -88,23 +89,34 @@ def parse_gpus(text: str | None, memory_gib: float | None = None) -> tuple[Gpu, 
     if text is None:
         found = gpus_of_this_machine()
         if not found:
-            raise UserError(f"This machine shows no NVIDIA GPU: name one with --gpu, like {_names()}.")
+            raise UserError(tr("This machine shows no NVIDIA GPU: name one with --gpu, like {names}.", names=_names()))
         name, count = found[0][0], len(found)
         memory_gib = memory_gib or found[0][1]
     else:
         name, _, number = text.partition(":")
         if number and not (number.strip().isdecimal() and int(number) > 0):
-            raise UserError(f"--gpu {text}: {number!r} is not a number of GPUs; write --gpu 'T4:2'.")
+            raise UserError(
+                tr("--gpu {text}: {number!r} is not a number of GPUs; write --gpu 'T4:2'.", text=text, number=number)
+            )
         count = int(number or 1)
     gpu = find_gpu(name)
     if gpu is None:
         raise UserError(
-            f"--gpu {name} is not in the table: choose one of {_names()}, or one like it with --memory GiB."
+            tr(
+                "--gpu {name} is not in the table: choose one of {names}, or one like it with --memory GiB.",
+                name=name,
+                names=_names(),
+            )
         )
     if gpu.capability < OLDEST:
         raise UserError(
-            f"--gpu {gpu.name} has compute capability {gpu.capability[0]}.{gpu.capability[1]}, and 4-bit weights need "
-            "7.5 (bitsandbytes' CUDA 13 build): choose a T4 or newer."
+            tr(
+                "--gpu {name} has compute capability {major}.{minor}, and 4-bit weights need 7.5 "
+                "(bitsandbytes' CUDA 13 build): choose a T4 or newer.",
+                name=gpu.name,
+                major=gpu.capability[0],
+                minor=gpu.capability[1],
+            )
         )
     return replace(gpu, gib=memory_gib or gpu.gib), count
 

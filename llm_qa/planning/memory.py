@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from llm_qa.config.recipe import Recipe
+from llm_qa.language import later, tr
 
 GPU_COUNTS = (1, 2, 8, 64)
 NF4_BYTES = 4 / 8
@@ -104,12 +105,12 @@ def traffic_per_step(recipe: Recipe, sizes: Sizes, stage: int, gpus: int, passes
 def sharing_rows(recipe: Recipe, sizes: Sizes) -> list[list[str]]:
     """Strategy and numbers of GPUs -> GiB a GPU and GiB sent an update, as table rows."""
     rows = []
-    for name, stage in (("one GPU or DDP", 0), ("ZeRO-2", 2), ("ZeRO-3", 3)):
+    for name, stage in ((later("one GPU or DDP"), 0), ("ZeRO-2", 2), ("ZeRO-3", 3)):
         cells = []
         for gpus in GPU_COUNTS:
             passes = max(1, recipe.global_batch_size // (recipe.micro_batch_size * gpus))
             memory = memory_per_gpu(recipe, sizes, stage, gpus) / 2**30
             sent = traffic_per_step(recipe, sizes, stage, gpus, passes) / 2**30
             cells.append(f"{memory:,.1f} / {sent:,.2f}")
-        rows.append([name, *cells])
+        rows.append([tr(name), *cells])
     return rows

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from llm_qa.config.recipe import Recipe
+from llm_qa.language import tr
 from llm_qa.models.shapes import SHAPES
 from llm_qa.planning.known_gpus import Gpu
 from llm_qa.planning.ways import RECIPES, Job, all_plans
@@ -34,4 +35,10 @@ def nearest_that_fits(recipe: Recipe, strategy: Strategy, gpu: Gpu | None, gpu_b
             plan.tokens_per_second or 0.0,
         ),
     )
-    return f"the nearest that fits here is {best.way.name}, {best.way.where} ({best.gib:,.1f} GiB): {best.command}"
+    return tr(
+        "the nearest that fits here is {way}, {where} ({gib:,.1f} GiB): {command}",
+        way=best.way.name,
+        where=best.way.where,
+        gib=best.gib,
+        command=best.command,
+    )

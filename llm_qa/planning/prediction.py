@@ -6,6 +6,7 @@ from transformers import TrainingArguments
 
 from llm_qa.config.recipe import Recipe
 from llm_qa.console import say
+from llm_qa.language import tr
 from llm_qa.models.fast.plan import FastPath
 from llm_qa.models.shapes import SHAPES
 from llm_qa.planning.figures import Figures
@@ -27,7 +28,13 @@ def predict_run(
     _, epochs = count_updates(arguments, data.train, recipe)
     figures = predict(recipe, strategy, path, gpu, epochs * len(data.pairs.tokens))
     if figures and gpu:
-        say(f"predicted: {figures}, without loading, validation and saving (times {trust(gpu)})")
+        say(
+            tr(
+                "predicted: {figures}, without loading, validation and saving (times {trust})",
+                figures=figures,
+                trust=trust(gpu),
+            )
+        )
     return figures
 
 

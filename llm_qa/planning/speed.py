@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from llm_qa.language import tr
 from llm_qa.planning.known_gpus import NVLINK, Gpu
 
 # By kind of products: the share of the peak that a very wide model reaches in the first and the last pass, the same of
@@ -81,5 +82,5 @@ def trust(gpu: Gpu) -> str:
     if gpu.calibration:
         return gpu.calibration
     if (factor := uncertainty(gpu)) == 1 + MEASURED_WITHIN:
-        return f"within {MEASURED_WITHIN:.0%} of what was measured on this GPU"
-    return f"estimates, as this GPU was not measured: they may be off by a factor of {factor:g}"
+        return tr("within {share:.0%} of what was measured on this GPU", share=MEASURED_WITHIN)
+    return tr("estimates, as this GPU was not measured: they may be off by a factor of {factor:g}", factor=factor)

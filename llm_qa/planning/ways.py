@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from llm_qa.config.recipe import Recipe, load_recipe, recipe_flags
+from llm_qa.language import later, tr
 from llm_qa.models.shapes import SHAPES, Shape
-from llm_qa.planning.footprint import CACHED, Work, peak_by_part, plain_pass_bytes
+from llm_qa.planning.footprint import CACHED, STATES, Work, peak_by_part, plain_pass_bytes
 from llm_qa.planning.known_gpus import GPUS, Gpu
 from llm_qa.planning.measured import Measured
 from llm_qa.planning.memory import (
@@ -33,8 +34,8 @@ MOST_TOKENS = 8192  # of a pass: no longer one was measured
 CHECKPOINTS = 2  # that a run keeps (save_total_limit)
 STAGE = {"one": 0, "ddp": 0, "zero2": 2, "zero3": 3}
 TARGET = {"one": "train", "ddp": "train-ddp", "zero2": "train-zero2", "zero3": "train-zero3"}
-LABEL = {"one": "one GPU", "ddp": "DDP", "zero2": "ZeRO-2", "zero3": "ZeRO-3"}
-OFFLOADED = {"optimizer": "optimizer offload", "all": "full offload"}  # both under ZeRO-3
+LABEL = {"one": later("one GPU"), "ddp": "DDP", "zero2": "ZeRO-2", "zero3": "ZeRO-3"}
+OFFLOADED = {"optimizer": later("optimizer offload"), "all": later("full offload")}  # both under ZeRO-3
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Way:
     @property
     def where(self) -> str:
         """The engine as the table names it."""
-        return OFFLOADED.get(self.offload, LABEL[self.engine])
+        return tr(OFFLOADED.get(self.offload, LABEL[self.engine]))
 
 
 @dataclass(frozen=True)
@@ -212,7 +213,7 @@ def gpu_bytes(
         return peak_by_part(recipe, sizes, work, stage, gpus)
     states = memory_per_gpu(recipe, sizes, stage, gpus)
     passing = plain_pass_bytes(shape.layers, shape.d_model, shape.vocabulary, work.tokens)
-    return {"weights, gradients, optimizer": states, "activations, logits": passing}
+    return {STATES: states, later("activations, logits"): passing}
 
 
 def _parts(
@@ -228,7 +229,7 @@ def _parts(
     plain = job.gpu.capability < (8, 0)
     parts = gpu_bytes(recipe, shape, sizes, work, STAGE[way.engine], gpus, plain=plain)
     if way.offload:
-        parts["weights, gradients, optimizer"] = weight_bytes(recipe, sizes) / gpus if way.offload != "all" else 0.0
+        parts[STATES] = weight_bytes(recipe, sizes) / gpus if way.offload != "all" else 0.0
     return {name: count / 2**30 for name, count in parts.items()}
 
 
