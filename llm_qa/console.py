@@ -10,6 +10,7 @@ import shutil
 import sys
 import unicodedata
 from collections.abc import Callable, Iterable
+from typing import Any, TextIO
 
 from llm_qa.language import KOREAN, LANGUAGES, choose_language, language, later, set_language, tr
 
@@ -17,6 +18,8 @@ EXIT_DONE = 0
 EXIT_FAILED = 1
 EXIT_USER_ERROR = 2
 EXIT_STOPPED_EARLY = 75  # everything is saved; the same command goes on
+LOG_SECONDS = 30  # between two states of a bar where stderr is no screen
+STEP_OF_MAKE = "LLM_QA_STEP_OF_MAKE"  # the variable of a command that a target of the Makefile follows up itself
 
 
 class UserError(ValueError):
@@ -132,9 +135,36 @@ def say(message: str = "", *, as_is: bool = False) -> None:
     """
     if is_main_process():
         columns = None if as_is else terminal_columns()
-        bars = sys.modules.get("tqdm")  # not imported for the lines alone
+        bars = sys.modules.get("tqdm") if sys.stderr.isatty() else None  # not imported for the lines alone
         with bars.tqdm.external_write_mode() if bars else contextlib.nullcontext():
             print(wrapped(message, columns) if columns else message, flush=True)
+
+
+def say_next(message: str) -> None:
+    """Print which command comes next, unless this command is a step of `make demo` or `make eval`."""
+    if not os.environ.get(STEP_OF_MAKE):
+        say(message, as_is=True)
+
+
+class LineStream:
+    """stderr for a log, which cannot take a line back as a screen can: every state of a bar becomes a line."""
+
+    def __init__(self, stream: TextIO):
+        self.stream, self.after_state = stream, False
+
+    def write(self, text: str) -> int:
+        """Write; a bar's state begins with a carriage return, one of spaces alone clears it, and a newline ends it."""
+        if text.startswith("\r"):
+            if state := text.strip():
+                self.stream.write(f"{state}\n")
+                self.after_state = True
+        elif text and not (text == "\n" and self.after_state):
+            self.stream.write(text)
+            self.after_state = False
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
 
 
 def progress(
@@ -146,7 +176,9 @@ def progress(
     resume_at: int = 0,
     quiet: bool = False,
 ):
-    """A tqdm bar on the main process's stderr that shows itself after a second; silent on the other processes.
+    """A tqdm bar on the main process's stderr that shows itself after a second, in a log a line now and then.
+
+    It tells the time that is left, and is silent on the other processes.
 
     `quiet` is for a step of something that has its own bar.
     """
@@ -160,7 +192,7 @@ def progress(
         unit=f" {tr(unit)}",
         dynamic_ncols=True,
         disable=quiet or not is_main_process(),
-        mininterval=0.5 if sys.stderr.isatty() else 15,  # a log file is not a screen
+        mininterval=0.5 if sys.stderr.isatty() else LOG_SECONDS,
         delay=1,
     )
 
@@ -245,6 +277,10 @@ def run_script(
         if isinstance(stream, io.TextIOWrapper):  # Korean must survive LANG=C and Windows consoles
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
     choose_language(sys.argv[1:])
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_MININTERVAL", str(LOG_SECONDS))  # for the bars of libraries
+        os.environ.setdefault("TQDM_DELAY", "1")
+        sys.stderr = LineStream(sys.stderr)
     try:
         sys.exit(main() or EXIT_DONE)
     except UserError as error:

@@ -25,6 +25,7 @@ from llm_qa.console import (
     positive_int,
     run_script,
     say,
+    say_next,
     whole_number,
 )
 from llm_qa.data.splits import load_split
@@ -215,7 +216,8 @@ def evaluate(options: argparse.Namespace) -> None:
     if options.merged:
         return
     named, page = (f" --data {data_dir}", f"{options.run.name}-{data_dir.name}") if place else ("", options.run.name)
-    say(f"now: .venv/bin/python scripts/report.py {options.run} --out reports/{page} --split {options.split}{named}")
+    command = f".venv/bin/python scripts/report.py {options.run} --out reports/{page} --split {options.split}{named}"
+    say_next(tr("next: {command}", command=command))
 
 
 if __name__ == "__main__":

@@ -15,8 +15,8 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from llm_qa.console import ArgumentParser, run_script, say, whole_number
-from llm_qa.data.advice import advice
+from llm_qa.console import ArgumentParser, run_script, say, say_next, whole_number
+from llm_qa.data.advice import advice, next_command
 from llm_qa.data.preparation import bundled_file, prepare
 from llm_qa.data.preparation_flags import add_preparation_flags, preparation_options
 from llm_qa.inference.question_files import note_double_questions, read_questions
@@ -46,8 +46,9 @@ def main() -> int:
     from llm_qa.evaluation.statistics.comparison import groups_needed
 
     tests = sum(measure.better is not None for measure in MEASURES.values())
-    for line in advice(manifest, flags.out, groups_needed(tests)):
+    for line in advice(manifest, groups_needed(tests)):
         say(line)
+    say_next(next_command(manifest, flags.out))
     return 0
 
 

@@ -1,12 +1,22 @@
 """Exit codes, one-line errors, tables with Hangul."""
 
+import io
 import subprocess
 import sys
 from functools import partial
 
 import pytest
 
-from llm_qa.console import ArgumentParser, UserError, counted, format_seconds, format_table, positive_int, whole_number
+from llm_qa.console import (
+    ArgumentParser,
+    LineStream,
+    UserError,
+    counted,
+    format_seconds,
+    format_table,
+    positive_int,
+    whole_number,
+)
 
 SCRIPT = """
 from llm_qa.console import StoppedEarly, UserError, run_script
@@ -93,3 +103,52 @@ def test_one_of_a_kind_is_singular():
         "2 sequences",
         "2,000 sequences",
     ]
+
+
+def test_in_a_log_a_bar_is_lines_with_the_time_left(run):
+    body = """
+    import time
+    from llm_qa import console
+    console.LOG_SECONDS = 0.2
+    for _ in console.progress(range(5), what="answering", unit="questions"):
+        time.sleep(0.4)
+    print("after", file=sys.stderr)
+"""
+    done = run(f"import sys{body}")
+    *states, last = done.stderr.splitlines()
+    assert last == "after"
+    assert 2 <= len(states) <= 5
+    assert all(state.startswith("answering: ") and "\r" not in state for state in states)
+    assert "5/5 [00:0" in states[-1]
+
+
+def test_a_bar_of_a_library_is_no_line_where_it_is_short(run):
+    done = run("import tqdm; list(tqdm.tqdm(range(9), desc='Loading weights'))")
+    assert done.stderr == ""
+
+
+def test_what_is_no_bar_is_written_as_it_is():
+    written = io.StringIO()
+    stream = LineStream(written)
+    for text in ("a", "\n", "\n", "\r10%", "\r      ", "\r20%  ", "\n", "b\n", "\n"):
+        stream.write(text)
+    assert written.getvalue() == "a\n\n10%\n20%\nb\n\n"
+    assert stream.isatty() is False
+
+
+def test_a_step_of_make_does_not_say_which_command_is_next(run):
+    body = "from llm_qa.console import say_next; say_next('next: x')"
+    assert run(body).stdout == "next: x\n"
+    assert run(body, LLM_QA_STEP_OF_MAKE="1").stdout == ""
+
+
+@pytest.mark.parametrize(("target", "steps"), [("eval", {"1"}), ("demo", {"1"}), ("ask", {""})])
+def test_the_makefile_says_which_commands_it_follows_up(tmp_path, target, steps):
+    for name in ("python", "accelerate"):
+        command = tmp_path / "bin" / name
+        command.parent.mkdir(exist_ok=True)
+        command.write_text('#!/bin/sh\necho "step: $LLM_QA_STEP_OF_MAKE"\n')
+        command.chmod(0o755)
+    (tmp_path / "installed").touch()
+    done = subprocess.run(["make", "-s", target, f"VENV={tmp_path}"], capture_output=True, text=True, check=True)
+    assert {line.removeprefix("step: ") for line in done.stdout.splitlines() if line.startswith("step:")} == steps

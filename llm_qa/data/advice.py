@@ -13,8 +13,8 @@ from llm_qa.language import tr
 LARGEST_SHARE = 0.4  # of the records, that is proposed for the test
 
 
-def advice(manifest: dict[str, Any], out: Path, groups_needed: int) -> list[str]:
-    """Sentences about a manifest: whether the test carries a verdict, how often facts are phrased, the next command.
+def advice(manifest: dict[str, Any], groups_needed: int) -> list[str]:
+    """Sentences about a manifest: whether the test carries a verdict, and how often facts are phrased.
 
     `groups_needed` are the fewest groups of test records with which a comparison can come to a verdict.
     """
@@ -31,17 +31,19 @@ def advice(manifest: dict[str, Any], out: Path, groups_needed: int) -> list[str]
                 kept=kept,
             )
         )
+    return lines
+
+
+def next_command(manifest: dict[str, Any], out: Path) -> str:
+    """What trains on the data of a manifest in `out`."""
     train = f"make train RECIPE=scripts/recipes/qlora_12.8b.yaml DATA={out} RUN=runs/{out.resolve().name}"
     if manifest.get("documents"):
         train += ' ARGS="--retrieval 3 --max-length 1024 --pack-length 1024"'
-    lines.append(
-        tr(
-            "next: {train} (make plan DATA={out} says before what fits your GPU and how long it takes)",
-            train=train,
-            out=out,
-        )
+    return tr(
+        "next: {train} (make plan DATA={out} says before what fits your GPU and how long it takes)",
+        train=train,
+        out=out,
     )
-    return lines
 
 
 def held_out(manifest: dict[str, Any], needed: int) -> str:

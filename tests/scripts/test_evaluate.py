@@ -198,7 +198,7 @@ def test_trained_on_questions_stand_in_the_first_line_and_other_data_beside_the_
     assert f"its evaluation goes to {run / 'eval' / place / 'test'}" in done.stdout
     assert len(files.read_jsonl(files.evaluation_dir(run, "test", data=place) / files.PREDICTIONS)) == 9
     assert predictions(run) == own, "the run's own evaluation is not touched"
-    command = done.stdout.splitlines()[-1].removeprefix("now: .venv/bin/python ").split()
+    command = done.stdout.splitlines()[-1].removeprefix("next: .venv/bin/python ").split()
     assert command[-2:] == ["--data", str(other)]
     assert command[-5] == f"reports/{run.name}-other", "not the page on the run's own data"
     report = run_script(*command[:-5], run / "report", *command[-4:])

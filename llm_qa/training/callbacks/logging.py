@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import sys
 import time
 from collections.abc import Iterable
 from dataclasses import asdict
@@ -122,7 +123,10 @@ class StepLog(TrainerCallback, ExportableState):
             if self.predicted:
                 self.file.append({"step": state.global_step, "predicted": asdict(self.predicted)})
             self.lines_before = len(self.file.lines)
-        self.bar = progress(total=state.max_steps, what="training", unit="steps", resume_at=state.global_step)
+        at_log = not sys.stderr.isatty()  # which has the lines of the steps
+        self.bar = progress(
+            total=state.max_steps, what="training", unit="steps", resume_at=state.global_step, quiet=at_log
+        )
 
     def on_step_end(self, args, state, control, **kwargs):
         """Advance the bar, and after the first step print the start-up time.
