@@ -47,7 +47,7 @@ $(VENV)/installed: requirements.txt pyproject.toml
 install: $(VENV)/installed ## create .venv with the pinned requirements
 
 # Their commands do not say which command comes next.
-demo eval: export LLM_QA_STEP_OF_MAKE := 1
+demo eval: export LLM_QA_IS_STEP := 1
 
 demo: $(VENV)/installed ## the whole job on the embedded model and the bundled data, on any machine
 	$(BIN)/python scripts/prepare_data.py --out data/demo --test 0.2

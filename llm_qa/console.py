@@ -19,7 +19,7 @@ EXIT_FAILED = 1
 EXIT_USER_ERROR = 2
 EXIT_STOPPED_EARLY = 75  # everything is saved; the same command goes on
 LOG_SECONDS = 30  # between two states of a bar where stderr is no screen
-STEP_OF_MAKE = "LLM_QA_STEP_OF_MAKE"  # the variable of a command that a target of the Makefile follows up itself
+IS_STEP = "LLM_QA_IS_STEP"  # the variable of a command that another one, or a target of the Makefile, follows up itself
 
 
 class UserError(ValueError):
@@ -141,8 +141,8 @@ def say(message: str = "", *, as_is: bool = False) -> None:
 
 
 def say_next(message: str) -> None:
-    """Print which command comes next, unless this command is a step of `make demo` or `make eval`."""
-    if not os.environ.get(STEP_OF_MAKE):
+    """Print which command comes next, unless this one is a step of `make eval`, `make demo` or another command."""
+    if not os.environ.get(IS_STEP):
         say(message, as_is=True)
 
 

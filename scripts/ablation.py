@@ -12,19 +12,31 @@ Every finished step is kept, and the same command continues. Writes reports/<nam
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from llm_qa import files
 from llm_qa.config.recipe import load_recipe, recipe_flags
-from llm_qa.console import EXIT_USER_ERROR, ArgumentParser, UserError, format_table, run_script, say
+from llm_qa.console import (
+    EXIT_USER_ERROR,
+    IS_STEP,
+    ArgumentParser,
+    UserError,
+    format_seconds,
+    format_table,
+    run_script,
+    say,
+)
 from llm_qa.evaluation.evaluations import Evaluation, load_evaluation
 from llm_qa.evaluation.metrics.catalogue import BITS_PER_CHARACTER, CHARACTER_F1, MEASURES, UNKNOWN
 from llm_qa.evaluation.report.views import format_p, reading_text
 from llm_qa.evaluation.statistics.comparison import apply_holm, compare_predictions
 from llm_qa.evaluation.statistics.verdict import count_words
+from llm_qa.language import tr
 from llm_qa.migrations import read_json
 
 SCRIPTS = Path(__file__).parent
@@ -67,7 +79,8 @@ def cleanings(stopwords: str | None) -> dict[str, list[str]]:
 
 def run(script: str, *arguments: str | Path) -> None:
     """Run another script; its exit code 2 raises UserError, other failures RuntimeError."""
-    done = subprocess.run([sys.executable, str(SCRIPTS / script), *map(str, arguments)])
+    command = [sys.executable, str(SCRIPTS / script), *map(str, arguments)]
+    done = subprocess.run(command, env={**os.environ, IS_STEP: "1"})
     if done.returncode:
         kind = UserError if done.returncode == EXIT_USER_ERROR else RuntimeError
         raise kind(f"scripts/{script} ended with code {done.returncode}; the same command goes on from there.")
@@ -134,6 +147,7 @@ def main() -> int:
         run("prepare_data.py", *options.inputs, "--out", data[cleaning], "--test", options.test, *columns, *flags)
 
     runs: Runs = {}
+    began, variants = time.monotonic(), len(data) * len(LOSSES)
     for cleaning, folder in data.items():
         for loss in LOSSES:
             say(f"== {cleaning}, loss on {loss} ==")
@@ -142,12 +156,25 @@ def main() -> int:
             run("train.py", options.recipe, *variant, *training)
             share_base_answers(runs)
             run("evaluate.py", "--run", runs[cleaning, loss], "--base", *same_limit(runs))
+            if left := variants - len(runs):
+                say(time_left(len(runs), left, time.monotonic() - began))
     out = Path("reports") / options.name
     run("report.py", *runs.values(), "--out", out)
     tables = f"{score_table(runs)}\n\n{difference_table(runs)}"
     files.write_text(out / "ablation.txt", tables + "\n")
     say(f"\n{tables}\nwritten to {out}")
     return 0
+
+
+def time_left(done: int, left: int, seconds: float) -> str:
+    """How long the variants that are left take, at most, when so many took so many seconds."""
+    return tr(
+        "{done} of {all} variants in {spent}; about {left} left",
+        done=done,
+        all=done + left,
+        spent=format_seconds(seconds),
+        left=format_seconds(seconds / done * left),
+    )
 
 
 def same_limit(runs: Runs) -> list[str]:

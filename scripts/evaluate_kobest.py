@@ -13,10 +13,11 @@ import argparse
 import contextlib
 import importlib.metadata
 import tempfile
+import time
 from pathlib import Path
 
 from llm_qa import files
-from llm_qa.console import ArgumentParser, format_table, positive_int, run_script, say, whole_number
+from llm_qa.console import ArgumentParser, format_seconds, format_table, positive_int, run_script, say, whole_number
 from llm_qa.data.readers.kobest import TASKS, find_split, write_json_lines
 from llm_qa.evaluation.kobest import (
     MACRO_F1,
@@ -32,6 +33,7 @@ from llm_qa.evaluation.kobest import (
 from llm_qa.evaluation.metrics.catalogue import UNKNOWN
 from llm_qa.evaluation.report.views import reading_text, span
 from llm_qa.evaluation.statistics.comparison import apply_holm
+from llm_qa.language import tr
 from llm_qa.migrations import stamped
 
 
@@ -67,11 +69,13 @@ def main() -> int:
 
     model, tokenizer = load_run(options.run)
     say(f"tuned model on {', '.join(tasks)}")
+    began = time.monotonic()
     tuned = score_model(model, tokenizer, data, tasks, **how)
+    took = format_seconds(time.monotonic() - began)
     if recipe.method == "full":
         model = None  # frees the first model before the second is loaded
         model, tokenizer = load_run(options.run, base=True)
-    say("base model on the same tasks")
+    say(tr("base model on the same tasks: about {duration}, as the tuned one took", duration=took))
     with model.disable_adapter() if recipe.method == "lora" else contextlib.nullcontext():
         base = score_model(model, tokenizer, data, tasks, **how)
     scratch.cleanup()

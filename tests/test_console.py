@@ -139,7 +139,7 @@ def test_what_is_no_bar_is_written_as_it_is():
 def test_a_step_of_make_does_not_say_which_command_is_next(run):
     body = "from llm_qa.console import say_next; say_next('next: x')"
     assert run(body).stdout == "next: x\n"
-    assert run(body, LLM_QA_STEP_OF_MAKE="1").stdout == ""
+    assert run(body, LLM_QA_IS_STEP="1").stdout == ""
 
 
 @pytest.mark.parametrize(("target", "steps"), [("eval", {"1"}), ("demo", {"1"}), ("ask", {""})])
@@ -147,7 +147,7 @@ def test_the_makefile_says_which_commands_it_follows_up(tmp_path, target, steps)
     for name in ("python", "accelerate"):
         command = tmp_path / "bin" / name
         command.parent.mkdir(exist_ok=True)
-        command.write_text('#!/bin/sh\necho "step: $LLM_QA_STEP_OF_MAKE"\n')
+        command.write_text('#!/bin/sh\necho "step: $LLM_QA_IS_STEP"\n')
         command.chmod(0o755)
     (tmp_path / "installed").touch()
     done = subprocess.run(["make", "-s", target, f"VENV={tmp_path}"], capture_output=True, text=True, check=True)

@@ -6,6 +6,7 @@ of by a script that the harness would fetch. Source of KoBEST: Kim et al. 2022, 
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,7 @@ def load_harness():
         import lm_eval
     except ImportError:
         raise UserError("KoBEST needs lm-evaluation-harness, which is optional: pip install -e '.[kobest]'.") from None
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns that the model is not a name, and of the shots
     return lm_eval
 
 

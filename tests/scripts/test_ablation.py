@@ -41,6 +41,8 @@ def test_eight_models_on_one_test(workplace):
     more = {"env": environment(LLM_QA_CACHE=str(workplace / "cache")), "cwd": workplace, "capture_output": True}
     done = subprocess.run(command, text=True, encoding="utf-8", timeout=1800, **more)
     assert done.returncode == 0, done.stderr[-3000:]
+    assert "1 of 8 variants in " in done.stdout
+    assert "next: " not in done.stdout
     tests = {path.read_bytes() for path in workplace.glob("data/all-*/test.jsonl")}
     assert len(tests) == 1, "the test split stays raw, whatever the cleaning"
     assert len(list(workplace.glob("runs/all-*/eval/test/scores.json"))) == 8

@@ -41,6 +41,9 @@ def test_both_models_are_scored_compared_and_reported(run, tmp_path):
     kobest, cache = make_kobest(tmp_path / "kobest", 12), str(tmp_path / "cache")
     done = evaluate(run, kobest, "--limit", "10", HF_DATASETS_CACHE=cache)
     assert done.returncode == 0, done.stderr[-3000:]
+    assert "warn" not in done.stderr.lower()
+    assert "Overwriting default" not in done.stderr + done.stdout
+    assert "base model on the same tasks: about " in done.stdout
     folder = files.evaluation_dir(run, files.KOBEST)
     scores, rows = files.read_json(folder / files.SCORES), files.read_jsonl(folder / files.PREDICTIONS)
     assert list(scores["tasks"]) == list(TASKS)
