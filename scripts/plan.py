@@ -35,15 +35,15 @@ from llm_qa.data.splits import open_split
 from llm_qa.language import tr
 from llm_qa.models.shapes import SHAPES
 from llm_qa.planning.calibration import FILE, calibrate, calibrated
-from llm_qa.planning.figures import few_updates
+from llm_qa.planning.figures import FORMAT_CHARACTERS, TOKENS_PER_CHARACTER, few_updates
+from llm_qa.planning.footprint import CONTEXT
 from llm_qa.planning.known_gpus import gpus_of_this_machine, parse_gpus
 from llm_qa.planning.measured import MEASURED
 from llm_qa.planning.plain_path import PLAIN_RUNS, plain_gib
 from llm_qa.planning.speed import trust, uncertainty
-from llm_qa.planning.ways import CONTEXT, Job, Plan, all_plans, best_of, predicted
+from llm_qa.planning.ways import Job, Plan, all_plans, best_of, predicted
 
 KNOWN = {name.rpartition("/")[2]: name for name, shape in SHAPES.items() if shape.model_type == "gpt_neox"}
-TOKENS_PER_CHARACTER, FORMAT_CHARACTERS = 0.6, 20  # as train.py --dry-run counts without a tokenizer
 TOKENS_PER_PAIR = 74  # of the original notebooks' pairs, by --pairs
 TRAINED_SHARE = 0.8  # of the rows of raw files: the rest is held out
 
@@ -122,16 +122,18 @@ def table(plans: list[Plan], best: Plan | None, with_sessions: bool) -> str:
     rows = []
     for plan in plans:
         name = f"{'*' if plan is best else ' '} {plan.way.name}, {plan.way.where}"
-        row = [name, f"{plan.gib:,.1f}", tr("yes" if plan.fits else "no"), f"{plan.recomputed}/{plan.layers}"]
+        row = [name, f"{plan.gib:,.1f}", f"{plan.host_gib:,.0f}", f"{plan.recomputed}/{plan.layers}"]
         row.append(f"{plan.micro_batch}")
-        if plan.fits and plan.tokens_per_second and plan.epoch_hours is not None and plan.total_hours is not None:
-            row += [f"{plan.tokens_per_second:,.0f}", span(plan.epoch_hours), span(plan.total_hours)]
+        if plan.fits:
+            about = "~" if plan.way.offload else ""
+            row += [f"{about}{plan.tokens_per_second:,.0f}", span(plan.epoch_hours), span(plan.total_hours)]
             row[6:7] = [f"{plan.sessions}"] if with_sessions else row[6:7]
         else:
-            row += ["–"] * 3
+            row += [tr("{gib:,.1f} over", gib=plan.lacking), "–", "–"]
         rows.append(row)
-    header = [f"  {tr('way')}", "GiB", tr("fits"), tr("rec."), tr("batch"), tr("tok/s")]
-    return format_table([*header, tr("sessions" if with_sessions else "epoch"), tr("all")], rows)
+    sessions = tr("sess." if with_sessions else "epoch")
+    header = [f"  {tr('way')}", "GiB", tr("host"), tr("rec."), tr("batch"), tr("tok/s"), sessions, tr("all")]
+    return format_table(header, rows)
 
 
 def span(hours: float) -> str:
@@ -152,15 +154,13 @@ def reason(best: Plan | None, plans: list[Plan]) -> list[str]:
             usable=least.usable,
         )
         return [nothing]
-    why = tr("the fastest that fits" if best.tokens_per_second else "the first that fits; its speed was never measured")
     by_part = ", ".join(f"{tr(name)} {gib:,.1f}" for name, gib in best.parts.items())
     disk = tr("  disk: {gib:,.1f} GiB for two checkpoints and the result", gib=best.disk_gib)
-    if best.host_gib:
-        disk += tr("; memory of each machine: {gib:,.0f} GiB", gib=best.host_gib)
+    disk += tr("; memory of each machine: {gib:,.0f} GiB", gib=best.host_gib)
     lines = [
-        tr("* {way} on {where}: {why}", way=best.way.name, where=best.way.where, why=why),
+        tr("* {way} on {where}: the fastest that fits", way=best.way.name, where=best.way.where),
         f"    {best.command}",
-        tr("  GiB of a GPU: {parts}; CUDA itself {context}", parts=by_part, context=CONTEXT),
+        tr("  GiB of a GPU: {parts}; CUDA itself {context}", parts=by_part, context=CONTEXT / 2**30),
         disk,
     ]
     if few := few_updates(best.updates, best.epochs, best.global_batch_size, warms_up=True):
@@ -178,10 +178,11 @@ def check_table() -> str:
         layers = SHAPES[row.model].layers
         method, base = row.recipe.partition("_")[0], row.flags[1] if "--base-precision" in row.flags else ""
         products = "" if method == "full" else f"{row.kind}, "
-        kind = f"{row.size} {method}{base and f' {base}'}, {products}{row.tokens:,}, {row.recomputed}/{layers}"
+        passes = f"{row.passes} x " if row.passes > 1 else ""
+        kind = f"{row.size} {method}{base and f' {base}'}, {products}{passes}{row.tokens:,}, {row.recomputed}/{layers}"
         memory = [f"{row.gib:.1f}", f"{large:+.1%}"] if row.gib else ["–", "–"]
         times = [f"{row.tokens_per_second:,}", f"{fast:+.1%}"]
-        engine = row.engine.partition(",")[0]
+        engine = "host" if row.offload else row.engine
         rows.append((max(abs(fast), abs(large)), [kind, f"{engine}, {row.gpus} {row.gpu}", *memory, *times]))
     for run in PLAIN_RUNS:
         gib, method = plain_gib(run), run.recipe.partition("_")[0]
@@ -236,15 +237,20 @@ def main() -> int:
     say(tr("{epochs:g} epochs of {tokens:,} tokens ({how})", epochs=options.epochs, tokens=tokens, how=how))
     text = table(plans, best, options.hours is not None)
     say(text)
-    say(
-        tr(
-            "rec.: layers recomputed; batch: packs of 512 tokens a pass; offload: under ZeRO-3; –: no "
-            "fit, or not measured"
-        )
-    )
+    say(tr("GiB: of each GPU at its peak, over: what is missing; host: GiB of each machine"))
+    say(tr("rec.: layers recomputed; batch: packs of 512 tokens a pass"))
+    if options.hours:
+        say(tr("sess.: sessions of {hours:g} hours", hours=options.hours))
+    if any(plan.way.offload for plan in plans):
+        say(tr("offload: under ZeRO-3; ~: an estimate from one run, by the machine's processor"))
     say(tr("times: {trust}; loading and validation are not counted", trust=trust(gpu)))
     if job.machines > 1:
-        say(tr("between machines the network's time comes on top: accelerate_configs/README.md has what is sent"))
+        say(
+            tr(
+                "between machines the network's time comes on top, but ZeRO-3's is counted (400 Gb/s): "
+                "accelerate_configs/README.md has what is sent"
+            )
+        )
     for line in reason(best, plans):
         say(line, as_is=best is not None and best.command in line)
     others = [plan for plan in plans if plan.fits and plan is not best]

@@ -18,6 +18,7 @@ from llm_qa.models.precision import Precision
 from llm_qa.models.random_weights import random_base
 from llm_qa.models.registry import model_config
 from llm_qa.planning import this_gpu
+from llm_qa.planning.dry_run import check_fit
 from llm_qa.planning.preflight import check_machine
 from llm_qa.training.data_sets import pack
 from llm_qa.training.model_setup import make_trainable, set_up_fast_path
@@ -58,6 +59,7 @@ def set_up(bench_config: BenchmarkConfig) -> Setup:
     """Check the recipe against the machine, then build its model from random weights."""
     recipe, strategy = bench_config.recipe, read_strategy()
     precision = check_machine(recipe, strategy)
+    check_fit(recipe, strategy)
     quiet_other_ranks()
     arguments = training_arguments(recipe, precision, strategy, bench_config.folder)
     start_engine(strategy)

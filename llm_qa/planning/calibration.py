@@ -38,7 +38,7 @@ def calibrate(job: Job, path: Path, run=subprocess.run) -> Calibration:
     Failed where the measurement fails.
     """
     plan = best_of(all_plans(replace(job, gpus=1, machines=1)))
-    if plan is None or plan.tokens_per_second is None:
+    if plan is None or plan.way.offload:
         raise UserError(
             tr(
                 "--calibrate trains {model}, and no way to do so fits {gpu}: name a smaller --model.",
@@ -65,7 +65,7 @@ def calibrate(job: Job, path: Path, run=subprocess.run) -> Calibration:
 
 
 def calibrated(gpu: Gpu, path: Path) -> Gpu:
-    """The GPU with its rates scaled as measured where `path` holds a calibration of it, else as it is."""
+    """The GPU with its speeds scaled as measured where `path` holds a calibration of it, else as it is."""
     if not path.is_file():
         return gpu
     kept = files.read_json(path)
@@ -88,4 +88,4 @@ def calibrated(gpu: Gpu, path: Path) -> Gpu:
         date=found.date,
         path=path,
     )
-    return replace(gpu, fp16=share * gpu.fp16, fp8=share * gpu.fp8, calibration=words)
+    return replace(gpu, share=share, calibration=words)

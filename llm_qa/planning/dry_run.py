@@ -14,29 +14,36 @@ from llm_qa.console import UserError, counted, format_table, say
 from llm_qa.data.chat import choose_prompt
 from llm_qa.data.documents import Passage, load_passages
 from llm_qa.data.packing import PackedDataset, encode_as_given, tokenize_records
+from llm_qa.data.plain_prompt import context_text
 from llm_qa.data.preparation import prepared_folder
 from llm_qa.data.preparation_options import PreparationOptions
 from llm_qa.data.records import QARecord
+from llm_qa.data.references import before
 from llm_qa.data.splits import Split, open_split
 from llm_qa.language import tr
 from llm_qa.models import embedded
 from llm_qa.models.linear_modules import linear_layers
 from llm_qa.models.loading import load_tokenizer
 from llm_qa.models.lora import add_lora, parameter_counts, trainable_report
-from llm_qa.models.precision import check_fp8_units
+from llm_qa.models.precision import check_fp8_units, gpu_capability
 from llm_qa.models.references import references_of
 from llm_qa.models.registry import model_config
 from llm_qa.models.shapes import SHAPES
+from llm_qa.planning.figures import FORMAT_CHARACTERS, TOKENS_PER_CHARACTER
 from llm_qa.planning.footprint import Work, peak_by_part
 from llm_qa.planning.known_gpus import find_gpu
 from llm_qa.planning.memory import GPU_COUNTS, Sizes, sharing_rows
 from llm_qa.planning.nearest import nearest_that_fits
 from llm_qa.planning.this_gpu import device_name
-from llm_qa.training.memory_check import Width, check_memory, free_host_bytes, gpu_total_bytes, largest_micro_batch
+from llm_qa.training.memory_check import (
+    Layers,
+    check_memory,
+    free_host_bytes,
+    gpu_total_bytes,
+    largest_micro_batch,
+    takes_plain_path,
+)
 from llm_qa.training.strategy import Strategy, accumulation_steps, micro_batch_size
-
-TOKENS_PER_CHARACTER = 0.6  # of polyglot-ko's tokenizer on Korean prose, roughly; used only without the tokenizer
-
 
 CPU_LIMIT = 1_000_000_000  # parameters; a larger model on a CPU is a mistake, not a wish
 
@@ -104,13 +111,23 @@ def shapes_of(recipe: Recipe) -> torch.nn.Module | None:
         return None
 
 
-def check_fit(recipe: Recipe, strategy: Strategy) -> None:
-    """Refuse a model that is too large for the GPU's or the machine's memory; nothing is read but its shapes."""
+def layers_of(model: torch.nn.Module, recipe: Recipe) -> Layers:
+    """The shapes of a model that its activations depend on, and its path on this machine's GPU."""
+    config = model.config.get_text_config()
+    plain = takes_plain_path(recipe, config.model_type, gpu_capability())
+    return Layers(config.num_hidden_layers, config.hidden_size, config.vocab_size, plain)
+
+
+def check_fit(recipe: Recipe, strategy: Strategy, *, auto: bool = False) -> None:
+    """Refuse what is too large for the GPU's or the machine's memory; of the model nothing is read but its shapes.
+
+    With `auto` its micro-batch may still become smaller.
+    """
     model, gpu, host = shapes_of(recipe), gpu_total_bytes(), free_host_bytes()
     if model is None:
         return
     try:
-        check_memory(recipe, sizes_of(model, recipe), strategy, gpu, host)
+        check_memory(recipe, sizes_of(model, recipe), layers_of(model, recipe), strategy, gpu, host, auto=auto)
     except UserError as error:
         nearest = nearest_that_fits(recipe, strategy, find_gpu(device_name()), gpu, host) if gpu else ""
         if not nearest:
@@ -123,9 +140,7 @@ def widest_pass(recipe: Recipe, strategy: Strategy) -> Recipe:
     gpu, model = gpu_total_bytes(), shapes_of(recipe) if strategy.zero_stage == 3 else None
     if gpu is None or model is None:
         return recipe
-    config = model.config.get_text_config()
-    width = Width(config.num_hidden_layers, config.hidden_size, config.vocab_size)
-    size = largest_micro_batch(recipe, sizes_of(model, recipe), width, strategy, gpu)
+    size = largest_micro_batch(recipe, sizes_of(model, recipe), layers_of(model, recipe), strategy, gpu)
     if size != recipe.micro_batch_size:
         say(
             tr(
@@ -149,16 +164,32 @@ def count_packs(
             tokenizer = load_tokenizer(recipe.model, only_local=True)
         choose_prompt(tokenizer, recipe.prompt, recipe.system_prompt)
     except UserError:
-        characters = [len(q) + len(a) + 20 for record in records for q, a in record.pairs()]
-        tokens = math.ceil(sum(characters) * TOKENS_PER_CHARACTER)
-        packs = math.ceil(tokens / recipe.pack_length) if recipe.pack_length else len(characters)
+        lengths = estimated_lengths(recipe, records, passages)
+        tokens = math.ceil(sum(lengths))
+        packs = math.ceil(tokens / recipe.pack_length) if recipe.pack_length else len(lengths)
         how = tr("estimated at {rate} tokens a character, as the tokenizer is not at hand", rate=TOKENS_PER_CHARACTER)
-        return packs, tokens, how + (tr(", without the references of retrieval") if recipe.retrieval else "")
+        return packs, tokens, how
     encode = encode_as_given
     if recipe.retrieval:
         encode = references_of(list(records), recipe, passages).encode
     pairs, _ = tokenize_records(tokenizer, records, recipe.max_length, encode=encode)
     return len(PackedDataset(pairs, recipe.pack_length, recipe.loss_on, recipe.seed)), len(pairs.tokens), tr("counted")
+
+
+def estimated_lengths(
+    recipe: Recipe, records: Collection[QARecord] | Split, passages: Sequence[Passage]
+) -> list[float]:
+    """Tokens of every pair by its characters, with what stands before the question: references too, as many as fit."""
+    references = references_of(list(records), recipe, passages) if recipe.retrieval else None
+    lengths = []
+    for record in records:
+        for question in record.questions:
+            context = record.given
+            if references:
+                context = before(references.nearest(question, recipe.retrieval, beside=[record]), context)
+            asked = len(context_text(context)) + len(question) + FORMAT_CHARACTERS
+            lengths += [TOKENS_PER_CHARACTER * (asked + len(answer)) for answer in record.answers]
+    return [min(length, recipe.max_length) for length in lengths]
 
 
 def peak_lines(recipe: Recipe, model: torch.nn.Module, sizes: Sizes, strategy: Strategy) -> list[str]:
@@ -170,7 +201,7 @@ def peak_lines(recipe: Recipe, model: torch.nn.Module, sizes: Sizes, strategy: S
     recomputed = {"none": [0], "all": [layers], "auto": [0, layers // 2, layers]}[recipe.recompute]
     rows = []
     for count in recomputed:
-        work = Work(layers, config.hidden_size, tokens, count)
+        work = Work(layers, config.hidden_size, config.vocab_size, tokens, count)
         peak = sum(peak_by_part(recipe, sizes, work, strategy.zero_stage, strategy.processes).values())
         rows.append([tr("{count:,} of {layers:,}", count=count, layers=layers), f"{peak / 2**30:,.1f}"])
     return [

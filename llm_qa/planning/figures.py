@@ -9,6 +9,8 @@ from llm_qa.console import counted, format_seconds
 from llm_qa.language import tr
 
 FEW_UPDATES = 50
+# Without a tokenizer: tokens of polyglot-ko's a character of Korean prose, roughly, and characters of a pair's format.
+TOKENS_PER_CHARACTER, FORMAT_CHARACTERS = 0.6, 20
 
 
 @dataclass(frozen=True)

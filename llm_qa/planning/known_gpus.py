@@ -18,7 +18,7 @@ class Gpu:
     """A GPU: GiB that torch finds on it, dense peaks in FLOP/s with fp32 accumulation by the vendor's data sheet.
 
     `fp8` is 0 without fp8 units. `measured` is True where this project's speeds were measured on the GPU itself.
-    `calibration` says what the rates were scaled by (calibration.py).
+    `share` of the computed speeds was reached on this machine, as `calibration` says (calibration.py).
     """
 
     name: str
@@ -28,6 +28,7 @@ class Gpu:
     capability: tuple[int, int]
     link: float = PCIE4
     measured: bool = False
+    share: float = 1.0
     calibration: str = ""
 
 

@@ -11,6 +11,9 @@ from dataclasses import dataclass
 from llm_qa.config.recipe import Recipe
 from llm_qa.language import later, tr
 
+# The parts of a GPU's memory by the names that JSON holds; `tr` says them in the chosen language.
+WEIGHTS, SCALES, LORA = later("weights"), later("scales of 4-bit weights"), "LoRA"
+GRADIENTS, OPTIMIZER = later("gradients"), later("optimizer")
 GPU_COUNTS = (1, 2, 8, 64)
 NF4_BYTES = 4 / 8
 SCALE_BITS, DOUBLE_QUANT_BITS = 32 / 64, 8 / 64 + 32 / (64 * 256)  # a weight; Dettmers et al. 2023, section 3
@@ -18,6 +21,9 @@ SCALE_BITS, DOUBLE_QUANT_BITS = 32 / 64, 8 / 64 + 32 / (64 * 256)  # a weight; D
 # CPU memory in bytes per trained weight under DeepSpeed's CPU AdamW: fp32 master weight and two moments, a fp32
 # gradient for the update, and the 16-bit gradient that is accumulated over passes.
 OFFLOADED_OPTIMIZER = 4 + 8 + 4 + 2
+# CPU memory of a process that trains on a GPU: libraries, CUDA, the tokenised data.
+PROCESS_BYTES = 3 * 2**30
+OFFLOADS = ("", "optimizer", "all")  # what ZeRO-3 keeps in the machine's memory; "all": the weights too
 
 
 @dataclass(frozen=True)
@@ -34,8 +40,14 @@ def weight_bytes(recipe: Recipe, sizes: Sizes) -> float:
     wide = 4 if recipe.base_precision == "fp32" else 2
     if recipe.base_precision != "nf4":
         return (sizes.linear + sizes.other) * wide
-    scales = (DOUBLE_QUANT_BITS if recipe.double_quant else SCALE_BITS) / 8
-    return sizes.linear * (NF4_BYTES + scales) + sizes.other * wide
+    return sizes.linear * NF4_BYTES + scale_bytes(recipe, sizes) + sizes.other * wide
+
+
+def scale_bytes(recipe: Recipe, sizes: Sizes) -> float:
+    """Bytes of what nf4 keeps beside its 4 bits to give weights their size back; 0 in other precisions."""
+    if recipe.base_precision != "nf4":
+        return 0.0
+    return sizes.linear * (DOUBLE_QUANT_BITS if recipe.double_quant else SCALE_BITS) / 8
 
 
 @dataclass(frozen=True)
@@ -74,32 +86,70 @@ def checkpoint_bytes(width: int, optim: str, stage: int) -> int:
     return kept.weight * (2 if stage else 1) + kept.optimizer
 
 
+def states_by_part(recipe: Recipe, sizes: Sizes, stage: int, gpus: int, offload: str = "") -> dict[str, float]:
+    """Part -> bytes on each of `gpus` GPUs of weights, nf4's scales, LoRA, gradients and optimizer.
+
+    `stage` is ZeRO's, 0 for one process or DDP; `offload` is one of OFFLOADS.
+    """
+    kept, lora = of_recipe(recipe, stage), recipe.method == "lora"
+    frozen, scales = (weight_bytes(recipe, sizes), scale_bytes(recipe, sizes)) if lora else (0.0, 0.0)
+    weights = 1 if stage < 3 else 0 if offload == "all" else 1 / gpus
+    states = 0 if offload else 1 / gpus if stage else 1
+    parts = {
+        WEIGHTS: weights * (frozen - scales + (0 if lora else sizes.trained * kept.weight)),
+        SCALES: weights * scales,
+        LORA: weights * sizes.trained * kept.weight if lora else 0.0,
+        GRADIENTS: states * sizes.trained * kept.gradient,
+        OPTIMIZER: states * sizes.trained * kept.optimizer,
+    }
+    return {name: count for name, count in parts.items() if count}
+
+
 def memory_per_gpu(recipe: Recipe, sizes: Sizes, stage: int, gpus: int) -> float:
     """Bytes of weights, gradients and optimizer on each of `gpus` GPUs. Stage 0 is one process or DDP."""
-    frozen = weight_bytes(recipe, sizes) if recipe.method == "lora" else 0.0
-    kept = of_recipe(recipe, stage)
-    if stage == 0:
-        return frozen + sizes.trained * (kept.weight + kept.gradient + kept.optimizer)
-    if stage == 2:
-        return frozen + sizes.trained * (kept.weight + (kept.gradient + kept.optimizer) / gpus)
-    return (frozen + sizes.trained * (kept.weight + kept.gradient + kept.optimizer)) / gpus
+    return sum(states_by_part(recipe, sizes, stage, gpus).values())
 
 
-def traffic_per_step(recipe: Recipe, sizes: Sizes, stage: int, gpus: int, passes: int) -> float:
-    """Bytes that each GPU sends in an update of `passes` forward passes.
+def host_bytes(recipe: Recipe, sizes: Sizes, offload: str, processes: int, machines: int) -> float:
+    """Bytes of each machine's memory that `processes` of it take, without what the system can drop (files read).
+
+    Each has its libraries; offload adds what it moves there. A model all of whose weights train is written from a copy
+    in 16 bits, an adapter from one of a few MB.
+    """
+    offloaded = sizes.trained * OFFLOADED_OPTIMIZER if offload else 0.0
+    offloaded += weight_bytes(recipe, sizes) if offload == "all" else 0.0
+    written = 2.0 * (sizes.linear + sizes.other) if recipe.method == "full" else 0.0
+    return processes * PROCESS_BYTES + offloaded / machines + written
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """What a GPU sends in an update of `passes`: `sent` bytes.
+
+    Under ZeRO-3 each pass gathers `weights` bytes twice (whole, of which a GPU lacks its share no more) and shares out
+    `gradients`.
+    """
+
+    sent: float
+    passes: int
+    weights: float = 0.0
+    gradients: float = 0.0
+
+
+def traffic_of_update(recipe: Recipe, sizes: Sizes, stage: int, gpus: int, passes: int) -> Traffic:
+    """The bytes that each GPU sends in an update of `passes` forward passes.
 
     DDP's all-reduce and ZeRO-2's reduce-scatter with all-gather send 2 numbers a trained weight; ZeRO-3 gathers all
     weights for the forward and again for the backward pass of every micro-batch, and reduce-scatters the gradients.
     """
-    if gpus == 1:
-        return 0.0
     share = (gpus - 1) / gpus
     if stage == 0:
-        return share * 2 * sizes.trained * of_recipe(recipe, stage).gradient
+        return Traffic(share * 2 * sizes.trained * of_recipe(recipe, stage).gradient, passes)
     if stage == 2:
-        return share * sizes.trained * (2 * passes + 2)  # gradients each pass, weights once
-    weights = weight_bytes(recipe, sizes) if recipe.method == "lora" else 0.0
-    return share * passes * (2 * (weights + 2 * sizes.trained) + 2 * sizes.trained)
+        return Traffic(share * sizes.trained * (2 * passes + 2), passes)  # gradients each pass, weights once
+    gradients = 2.0 * sizes.trained
+    weights = gradients + (weight_bytes(recipe, sizes) if recipe.method == "lora" else 0.0)
+    return Traffic(share * passes * (2 * weights + gradients), passes, weights, gradients)
 
 
 def sharing_rows(recipe: Recipe, sizes: Sizes) -> list[list[str]]:
@@ -110,7 +160,7 @@ def sharing_rows(recipe: Recipe, sizes: Sizes) -> list[list[str]]:
         for gpus in GPU_COUNTS:
             passes = max(1, recipe.global_batch_size // (recipe.micro_batch_size * gpus))
             memory = memory_per_gpu(recipe, sizes, stage, gpus) / 2**30
-            sent = traffic_per_step(recipe, sizes, stage, gpus, passes) / 2**30
+            sent = traffic_of_update(recipe, sizes, stage, gpus, passes).sent / 2**30
             cells.append(f"{memory:,.1f} / {sent:,.2f}")
         rows.append([tr(name), *cells])
     return rows

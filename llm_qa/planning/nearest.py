@@ -16,7 +16,7 @@ def nearest_that_fits(recipe: Recipe, strategy: Strategy, gpu: Gpu | None, gpu_b
     """A clause with the way, its GiB of a GPU and its command; "" for unknown GPUs or models, or where none fits.
 
     `gpu_bytes` is the memory of each GPU, `host_bytes` what is free of the machine's. Ways that train the same weights
-    (all, or LoRA's) come first, then the fastest; those with offload, whose speed is not known, come last.
+    (all, or LoRA's) come first, then the fastest; those with offload come last.
     """
     shape = SHAPES.get(recipe.model)
     if gpu is None or shape is None or shape.model_type != "gpt_neox" or not RECIPES.is_dir():
@@ -30,9 +30,9 @@ def nearest_that_fits(recipe: Recipe, strategy: Strategy, gpu: Gpu | None, gpu_b
     best = max(
         fitting,
         key=lambda plan: (
-            plan.tokens_per_second is not None,
+            not plan.way.offload,
             plan.way.recipe.startswith("full") == trains_all,
-            plan.tokens_per_second or 0.0,
+            plan.tokens_per_second,
         ),
     )
     return tr(

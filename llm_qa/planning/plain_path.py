@@ -1,6 +1,6 @@
 """Peak memory of GPT-2 and Llama shapes on the plain path beside what was measured of them.
 
-Every layer recomputed needs what `footprint.plain_pass_bytes` says, which was not fitted to these runs; what layers
+Every layer recomputed needs what `footprint.plain_activations` says, which was not fitted to these runs; what layers
 keep otherwise is fitted to them. Their speed has no formula.
 """
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from llm_qa.config.recipe import load_recipe
 from llm_qa.models.shapes import SHAPES
-from llm_qa.planning.footprint import LOGIT_BYTES, plain_pass_bytes
+from llm_qa.planning.footprint import LOGIT_BYTES, Work, plain_activations
 from llm_qa.planning.memory import Sizes, memory_per_gpu
 from llm_qa.planning.ways import RECIPES
 
@@ -89,7 +89,8 @@ def plain_gib(run: PlainRun) -> float:
     recipe, model = load_recipe(RECIPES / f"{run.recipe}.yaml"), run.model
     states = memory_per_gpu(recipe, model.sizes(recipe.method, recipe.lora_r), 0, 1)
     if run.recomputed:
-        passing = plain_pass_bytes(model.layers, model.d_model, model.vocabulary, run.tokens)
+        work = Work(model.layers, model.d_model, model.vocabulary, run.tokens, run.recomputed, plain=True)
+        passing = sum(plain_activations(work).values())
     else:
         layers = model.layers * model.d_model * KEPT[model.family]
         passing = run.tokens * (layers + LOGIT_BYTES * model.vocabulary)

@@ -9,13 +9,14 @@ from llm_qa.console import say
 from llm_qa.language import tr
 from llm_qa.models.fast.plan import FastPath
 from llm_qa.models.shapes import SHAPES
+from llm_qa.planning.calibration import FILE, calibrated
 from llm_qa.planning.figures import Figures
-from llm_qa.planning.footprint import Work
+from llm_qa.planning.footprint import Work, peak_by_part
 from llm_qa.planning.known_gpus import Gpu, find_gpu
-from llm_qa.planning.memory import traffic_per_step
+from llm_qa.planning.memory import traffic_of_update
 from llm_qa.planning.speed import Products, tokens_per_second, trust
 from llm_qa.planning.this_gpu import device_name
-from llm_qa.planning.ways import gpu_bytes, growth_of, sizes_of
+from llm_qa.planning.ways import sizes_of
 from llm_qa.training.data_sets import DataSets, count_updates
 from llm_qa.training.strategy import Strategy, accumulation_steps, micro_batch_size
 
@@ -23,8 +24,12 @@ from llm_qa.training.strategy import Strategy, accumulation_steps, micro_batch_s
 def predict_run(
     recipe: Recipe, strategy: Strategy, path: FastPath, data: DataSets, arguments: TrainingArguments
 ) -> Figures | None:
-    """The figures of a run on this machine's GPUs, said in a line; None where no formula holds (`predict`)."""
+    """The figures of a run on this machine's GPUs, said in a line; None where no formula holds (`predict`).
+
+    Speeds are scaled as `make plan ARGS=--calibrate` measured them here, if it did.
+    """
     gpu = find_gpu(device_name())
+    gpu = calibrated(gpu, FILE) if gpu else None
     _, epochs = count_updates(arguments, data.train, recipe)
     figures = predict(recipe, strategy, path, gpu, epochs * len(data.pairs.tokens))
     if figures and gpu:
@@ -54,8 +59,9 @@ def predict(recipe: Recipe, strategy: Strategy, path: FastPath, gpu: Gpu | None,
     tokens = micro_batch_size(recipe, gpus) * recipe.pack_length
     recomputed = path.recomputed if path.active else shape.layers
     copied = path.fp8_products and recipe.base_precision == "16bit"
-    work = Work(shape.layers, shape.d_model, tokens, recomputed, path.inputs_on_host, copied, passes)
-    parts = gpu_bytes(recipe, shape, sizes, work, stage, gpus, plain=not path.active)
+    shapes = (shape.layers, shape.d_model, shape.vocabulary, tokens, recomputed)
+    work = Work(*shapes, path.inputs_on_host, copied, passes, plain=not path.active)
+    parts = peak_by_part(recipe, sizes, work, stage, gpus)
     if not path.active:
         kind = "plain path"
     elif recipe.method == "full":
@@ -64,6 +70,6 @@ def predict(recipe: Recipe, strategy: Strategy, path: FastPath, gpu: Gpu | None,
         kind = "fp8" if path.fp8_products else "fp16"
     engine = f"zero{stage}" if stage else "ddp" if gpus > 1 else "one"
     products = Products(kind, sizes.linear, recomputed / shape.layers, shape.d_model)
-    sent = traffic_per_step(recipe, sizes, stage, gpus, passes)
-    speed = tokens_per_second(gpu, gpus, growth_of(recipe, engine), products, sent, gpus * passes * tokens)
+    traffic = traffic_of_update(recipe, sizes, stage, gpus, passes)
+    speed = tokens_per_second(gpu, gpus, engine, products, traffic, gpus * passes * tokens)
     return Figures(sum(parts.values()), speed, trained / speed)

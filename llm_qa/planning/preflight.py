@@ -19,7 +19,6 @@ def check_machine(recipe: Recipe, strategy: Strategy) -> Precision:
     capability = gpu_capability()
     check_hardware(recipe, capability)
     check_strategy(recipe, strategy, torch.cuda.device_count() if torch.cuda.is_available() else None)
-    check_fit(recipe, strategy)
     if recipe.retrieval_embedder:
         check_installed()
         check_folder(recipe.retrieval_embedder)
@@ -27,7 +26,7 @@ def check_machine(recipe: Recipe, strategy: Strategy) -> Precision:
 
 
 def first_micro_batch(recipe: Recipe, strategy: Strategy, run_dir: Path, *, auto: bool, anew: bool) -> Recipe:
-    """The recipe with the micro-batch that this start of a run begins with.
+    """The recipe with the micro-batch that this start of a run begins with; UserError where the run does not fit.
 
     That is what an earlier start found to fit, unless the run begins `anew`; without one, and where the user asks for
     an `auto`matic choice, the largest that should fit (`widest_pass`).
@@ -36,4 +35,5 @@ def first_micro_batch(recipe: Recipe, strategy: Strategy, run_dir: Path, *, auto
         recipe = with_stored_micro_batch(recipe, run_dir)
     if auto and (anew or not micro_batch_file(run_dir).is_file()):
         recipe = widest_pass(recipe, strategy)
+    check_fit(recipe, strategy, auto=auto)
     return recipe

@@ -12,20 +12,22 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from llm_qa.language import tr
-from llm_qa.planning.known_gpus import NVLINK, Gpu
+from llm_qa.planning import growth
+from llm_qa.planning.known_gpus import NVLINK, PCIE4, PCIE5, Gpu
+from llm_qa.planning.memory import Traffic
 
 # By kind of products: the share of the peak that a very wide model reaches in the first and the last pass, the same of
 # what is recomputed, the width at which it is half of that, and the seconds of an update beside its passes.
 REACHED = {"fp8": 0.58, "fp16": 0.57, "all weights": 0.70, "plain path": 0.23}
 RECOMPUTED = {"fp8": 0.75, "fp16": 0.80, "all weights": 0.80, "plain path": 0.23}
 HALF_WIDTH = {"fp8": 1240}
-UPDATE_SECONDS = {"fp8": 0.014, "fp16": 0.014, "all weights": 0.123}
+UPDATE_SECONDS = {"fp8": 0.014, "fp16": 0.014}
+PASS_SECONDS = {"all weights": 0.123}  # the same of each pass: without CUDA graphs every kernel is started anew
 GROWTH = {"ddp": 0.95, "zero2": 0.90}  # a doubling of the GPUs keeps
-# Under ZeRO-3 a pass waits for what it gathers; as in training/growth.py: bytes a second that a GPU receives by NVLink
-# while it computes, by which share of that time products are slowed down, and seconds of the optimizer for a weight.
-RECEIVED, SLOWED, UPDATE = 120e9, 0.8, 0.56 / 12.9e9
-SHARDED_REACHED, SHARDED_RECOMPUTED = 0.56, 0.75  # what a GPU reaches there, in 16 bits
-ZERO3 = ("zero3", "zero3, all weights")  # engines
+SHARDED = 0.61  # share of the peak under ZeRO-3, where every layer is recomputed (growth.py has the gathers)
+UPDATE = 0.56 / 12.9e9  # seconds of 8-bit Adam for a weight on one GPU under ZeRO-3, which shares it out
+# Seconds of DeepSpeed's Adam for a weight in the machine's memory, on all its cores; from a single run, on two H200.
+CPU_UPDATE = 0.76e-9
 UNCERTAIN = 2.0  # factor by which times of GPUs that were not measured may be off; a judgement
 UNCERTAIN_PLAIN = 4.0  # the same before Ampere: the share there is of one run, on an H100
 MEASURED_WITHIN = 0.15  # share by which they are off on GPUs that were
@@ -41,33 +43,51 @@ class Products:
     d_model: int
 
 
-def tokens_per_second(gpu: Gpu, gpus: int, engine: str, products: Products, gathered: float, tokens: int) -> float:
+def tokens_per_second(
+    gpu: Gpu,
+    gpus: int,
+    engine: str,
+    products: Products,
+    traffic: Traffic,
+    tokens: int,
+    *,
+    offload: str = "",
+    machines: int = 1,
+) -> float:
     """Tokens a second of all `gpus` together.
 
-    `engine` is a key of GROWTH, "one" or in ZERO3. `gathered` are the bytes that each GPU sends in an update of
-    `tokens` tokens. Under ZeRO-3 they are hidden behind the products as far as these take as long. Where GPUs have no
-    NVLink their time is added: nothing is hidden.
+    `engine` is a key of GROWTH, "one" or "zero3", `tokens` are those of an update, `traffic` what a GPU sends in it.
+    Under ZeRO-3 it is hidden behind the products as far as these take as long. Where GPUs have no NVLink its time is
+    added: nothing is hidden. `offload` is one of memory.OFFLOADS: its time is added too.
     """
     peak = gpu.fp8 if products.kind == "fp8" else gpu.fp16
     trained = 2.0 if products.kind == "all weights" else 0.0
-    if engine in ZERO3:
-        passes = 4 / (SHARDED_REACHED * peak) + 2 * products.recomputed / (SHARDED_RECOMPUTED * peak)
-        passes *= (6 + trained) / 6
-        update = UPDATE * products.weights / gpus if trained else 0.0  # the optimizer is shared out
+    if engine == "zero3":
+        rate, forward = SHARDED * peak, 2.0 * products.weights
+        backward = products.weights * (2 + trained + 2 * products.recomputed)
+        linked = gpu.link >= NVLINK
+        gathers = (traffic.weights, traffic.gradients) if linked else (0.0, 0.0)
+        work = growth.Work(forward, backward, rate, *gathers)
+        passes = traffic.passes * growth.pass_seconds(work, tokens // (gpus * traffic.passes), gpus)
+        update = UPDATE * products.weights / gpus if trained else 0.0
+        if offload:
+            update = CPU_UPDATE * products.weights / machines + _copied_weights(gpu, gpus, traffic, offload)
     else:
         narrow = 1 + HALF_WIDTH.get(products.kind, 0) / products.d_model
-        passes = (4 + trained) / (REACHED[products.kind] * peak)
-        passes = narrow * (passes + 2 * products.recomputed / (RECOMPUTED[products.kind] * peak))
+        token = (4 + trained) / (REACHED[products.kind] * peak)
+        token = narrow * (token + 2 * products.recomputed / (RECOMPUTED[products.kind] * peak))
+        grown = 1.0 if gpus == 1 else GROWTH[engine] ** (gpus.bit_length() - 1)
+        passes = tokens * products.weights * token / (gpus * grown)
+        passes += traffic.passes * PASS_SECONDS.get(products.kind, 0.0)
         update = UPDATE_SECONDS.get(products.kind, 0.0)
-    growth = 1.0 if gpus == 1 else GROWTH.get(engine, 1.0) ** (gpus.bit_length() - 1)
-    seconds = products.weights * passes / (gpus * growth)
-    if engine in ZERO3 and gpu.link >= NVLINK:
-        transfer = gathered / RECEIVED / tokens
-        seconds = max(seconds, transfer) + SLOWED * transfer
-    seconds += update / tokens
-    if gpu.link < NVLINK and gpus > 1:
-        seconds += gathered / gpu.link / tokens
-    return 1 / seconds
+    sent = traffic.sent / gpu.link if gpu.link < NVLINK else 0.0
+    return gpu.share * tokens / (passes + update + sent)
+
+
+def _copied_weights(gpu: Gpu, gpus: int, traffic: Traffic, offload: str) -> float:
+    """Seconds in which each GPU reads its share of the weights from the machine's memory, twice a pass."""
+    link = min(gpu.link, PCIE5 if gpu.capability >= (9, 0) else PCIE4)
+    return 2 * traffic.passes * traffic.weights / gpus / link if offload == "all" else 0.0
 
 
 def uncertainty(gpu: Gpu) -> float:

@@ -10,27 +10,25 @@ from pathlib import Path
 from llm_qa.config.recipe import Recipe, load_recipe, recipe_flags
 from llm_qa.language import later, tr
 from llm_qa.models.shapes import SHAPES, Shape
-from llm_qa.planning.footprint import CACHED, STATES, Work, peak_by_part, plain_pass_bytes
+from llm_qa.planning.footprint import (
+    CACHED,
+    LAYER_INPUT,
+    MOST_TOKENS,
+    Work,
+    copy_fits,
+    least_peak,
+    peak_by_part,
+    usable_bytes,
+)
 from llm_qa.planning.known_gpus import GPUS, Gpu
 from llm_qa.planning.measured import Measured
-from llm_qa.planning.memory import (
-    OFFLOADED_OPTIMIZER,
-    Sizes,
-    checkpoint_bytes,
-    memory_per_gpu,
-    of_recipe,
-    traffic_per_step,
-    weight_bytes,
-)
+from llm_qa.planning.memory import Sizes, checkpoint_bytes, host_bytes, of_recipe, traffic_of_update, weight_bytes
 from llm_qa.planning.speed import Products, tokens_per_second
 
 RECIPES = Path("scripts/recipes")
-CONTEXT = 0.6  # GiB of a GPU that CUDA and its libraries take
-USABLE = 0.94  # share of the rest that can be allocated: 66.5 GiB were reserved for 65.6
-# The share of that up to which training all weights is taken to recompute nothing: a choice by which 5.8B does so on an
-# H200 and 12.8B recomputes every layer, as was seen.
+# The share of the usable memory up to which training all weights is taken to recompute nothing: a choice by which 5.8B
+# does so on an H200 and 12.8B recomputes every layer, as was seen.
 ALL_WEIGHTS_USABLE = 0.9
-MOST_TOKENS = 8192  # of a pass: no longer one was measured
 CHECKPOINTS = 2  # that a run keeps (save_total_limit)
 STAGE = {"one": 0, "ddp": 0, "zero2": 2, "zero3": 3}
 TARGET = {"one": "train", "ddp": "train-ddp", "zero2": "train-zero2", "zero3": "train-zero3"}
@@ -75,7 +73,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Plan:
-    """A way on paper. GiB of each GPU by part and usable; times in hours, None where no speed was ever measured."""
+    """A way on paper. GiB of each GPU by part and usable; times in hours."""
 
     way: Way
     parts: dict[str, float]
@@ -83,11 +81,11 @@ class Plan:
     recomputed: int
     layers: int
     micro_batch: int
-    host_gib: float  # of each machine, that offload takes
-    disk_gib: float
-    tokens_per_second: float | None
-    epoch_hours: float | None
-    total_hours: float | None
+    host_gib: float  # of each machine's memory
+    disk_gib: float  # of two checkpoints and the result
+    tokens_per_second: float
+    epoch_hours: float
+    total_hours: float
     sessions: int | None
     updates: int  # in all
     epochs: float
@@ -103,6 +101,11 @@ class Plan:
     def fits(self) -> bool:
         """Whether that is usable on the GPU."""
         return self.gib <= self.usable
+
+    @property
+    def lacking(self) -> float:
+        """GiB of a GPU that are missing; below 0 those that stay."""
+        return self.gib - self.usable
 
 
 def ways(gpu: Gpu, gpus: int) -> Iterator[Way]:
@@ -145,8 +148,8 @@ def in_fp8(recipe: Recipe, sizes: Sizes, gpu: Gpu, engine: str) -> bool:
     """Whether frozen weights meet fp8 units and are not gathered; of 16-bit ones a copy must fit into half the rest."""
     if not gpu.fp8 or engine == "zero3" or recipe.method == "full" or recipe.compute_dtype not in ("auto", "fp8"):
         return False
-    free = USABLE * (gpu.gib - CONTEXT) * 2**30 - weight_bytes(recipe, sizes)
-    return recipe.base_precision in ("nf4", "fp8") or CACHED * sizes.linear <= free / 2
+    free = usable_bytes(gpu.gib * 2**30) - weight_bytes(recipe, sizes)
+    return recipe.base_precision in ("nf4", "fp8") or copy_fits(CACHED * sizes.linear, free)
 
 
 def products_of(recipe: Recipe, shape: Shape, sizes: Sizes, gpu: Gpu, engine: str, recomputed: int) -> Products:
@@ -158,11 +161,6 @@ def products_of(recipe: Recipe, shape: Shape, sizes: Sizes, gpu: Gpu, engine: st
     else:
         kind = "fp8" if in_fp8(recipe, sizes, gpu, engine) else "fp16"
     return Products(kind, sizes.linear, recomputed / shape.layers, shape.d_model)
-
-
-def growth_of(recipe: Recipe, engine: str) -> str:
-    """The key of speed.GROWTH."""
-    return "zero3, all weights" if engine == "zero3" and recipe.method == "full" else engine
 
 
 def all_plans(job: Job) -> list[Plan]:
@@ -181,81 +179,67 @@ def plan(job: Job, way: Way) -> Plan:
         recipe = replace(recipe, global_batch_size=batch)
         flags += ["--global-batch-size", str(batch)]
     shape, sizes = SHAPES[job.model], sizes_of(SHAPES[job.model], recipe)
-    usable = USABLE * (job.gpu.gib - CONTEXT)
+    usable = usable_bytes(job.gpu.gib * 2**30)
     share = recipe.global_batch_size // job.all_gpus
     sharded = way.engine == "zero3" or job.gpu.capability < (8, 0)
     counts = [shape.layers] if sharded else range(shape.layers + 1)
     if recipe.method == "full" and not sharded:
         counts = [0, shape.layers]
     best: Plan | None = None
+    least: tuple[dict[str, float], Work] | None = None
     most = max(1, min(share, MOST_TOKENS // recipe.pack_length))
+    shared = (STAGE[way.engine], job.all_gpus, way.offload)
     for micro in (size for size in range(most, 0, -1) if share % size == 0):
         for count in counts:
-            parts = _parts(job, way, recipe, shape, sizes, micro, count)
+            work = _work(job, way, recipe, shape, sizes, micro, count)
+            parts = peak_by_part(recipe, sizes, work, *shared)
             # Where all weights train and nothing is recomputed the fast path keeps more free.
             room = usable if recipe.method == "lora" or count else ALL_WEIGHTS_USABLE * usable
-            if sum(parts.values()) <= room or (micro == 1 and count == shape.layers):
-                found = _plan(job, way, recipe, sizes, flags, parts, usable, count, micro)
-                if best is None or (found.tokens_per_second or 0) > (best.tokens_per_second or 0):
+            if sum(parts.values()) <= room:
+                found = _plan(job, way, recipe, sizes, flags, parts, work)
+                if best is None or found.tokens_per_second > best.tokens_per_second:
                     best = found
                 break
-        if best and best.fits and (sharded or not best.recomputed):
-            break
-    assert best
-    return best
+        if best and (sharded or not best.recomputed):
+            return best
+        parts = least_peak(recipe, sizes, work, *shared)
+        if least is None or sum(parts.values()) < sum(least[0].values()):
+            least = parts, replace(work, inputs_on_host=not sharded)
+    assert least
+    return best or _plan(job, way, recipe, sizes, flags, *least)
 
 
-def gpu_bytes(
-    recipe: Recipe, shape: Shape, sizes: Sizes, work: Work, stage: int, gpus: int, *, plain: bool
-) -> dict[str, float]:
-    """Part -> bytes of a GPU at the peak, on the fast path or the `plain` one, which recomputes every layer."""
-    if not plain:
-        return peak_by_part(recipe, sizes, work, stage, gpus)
-    states = memory_per_gpu(recipe, sizes, stage, gpus)
-    passing = plain_pass_bytes(shape.layers, shape.d_model, shape.vocabulary, work.tokens)
-    return {STATES: states, later("activations, logits"): passing}
-
-
-def _parts(
-    job: Job, way: Way, recipe: Recipe, shape: Shape, sizes: Sizes, micro: int, recomputed: int
-) -> dict[str, float]:
-    """Part -> GiB of a GPU."""
-    tokens, gpus = micro * recipe.pack_length, job.all_gpus
-    # Where all weights train and all layers are recomputed, their inputs go to the machine's memory.
-    on_host = recipe.method == "full" and STAGE[way.engine] == 0 and recomputed == shape.layers
-    copied = recipe.base_precision == "16bit" and in_fp8(recipe, sizes, job.gpu, way.engine)
-    passes = recipe.global_batch_size // (micro * gpus)
-    work = Work(shape.layers, shape.d_model, tokens, recomputed, on_host, copied, passes)
-    plain = job.gpu.capability < (8, 0)
-    parts = gpu_bytes(recipe, shape, sizes, work, STAGE[way.engine], gpus, plain=plain)
-    if way.offload:
-        parts[STATES] = weight_bytes(recipe, sizes) / gpus if way.offload != "all" else 0.0
-    return {name: count / 2**30 for name, count in parts.items()}
+def _work(job: Job, way: Way, recipe: Recipe, shape: Shape, sizes: Sizes, micro: int, recomputed: int) -> Work:
+    """A pass of `micro` packs."""
+    return Work(
+        shape.layers,
+        shape.d_model,
+        shape.vocabulary,
+        micro * recipe.pack_length,
+        recomputed,
+        # Where all weights train and all layers are recomputed, their inputs go to the machine's memory.
+        inputs_on_host=recipe.method == "full" and STAGE[way.engine] == 0 and recomputed == shape.layers,
+        copied=recipe.base_precision == "16bit" and in_fp8(recipe, sizes, job.gpu, way.engine),
+        passes=recipe.global_batch_size // (micro * job.all_gpus),
+        plain=job.gpu.capability < (8, 0),
+    )
 
 
 def _plan(
-    job: Job,
-    way: Way,
-    recipe: Recipe,
-    sizes: Sizes,
-    flags: list[str],
-    parts: dict[str, float],
-    usable: float,
-    recomputed: int,
-    micro: int,
+    job: Job, way: Way, recipe: Recipe, sizes: Sizes, flags: list[str], parts: dict[str, float], work: Work
 ) -> Plan:
     shape, gpus, stage = SHAPES[job.model], job.all_gpus, STAGE[way.engine]
-    update = recipe.global_batch_size * recipe.pack_length
-    speed = None
-    if not way.offload:  # the time of offload was never measured
-        passes = recipe.global_batch_size // (micro * gpus)
-        products = products_of(recipe, shape, sizes, job.gpu, way.engine, recomputed)
-        gathered = traffic_per_step(recipe, sizes, stage, gpus, passes)
-        speed = tokens_per_second(job.gpu, gpus, growth_of(recipe, way.engine), products, gathered, update)
-    epoch = job.tokens / speed / 3600 if speed else None
-    total = epoch * job.epochs if epoch is not None else None
-    host = sizes.trained * OFFLOADED_OPTIMIZER if way.offload else 0.0
-    host += weight_bytes(recipe, sizes) if way.offload == "all" else 0.0
+    update, micro = recipe.global_batch_size * recipe.pack_length, work.tokens // recipe.pack_length
+    products = products_of(recipe, shape, sizes, job.gpu, way.engine, work.recomputed)
+    traffic = traffic_of_update(recipe, sizes, stage, gpus, work.passes)
+    speed = tokens_per_second(
+        job.gpu, gpus, way.engine, products, traffic, update, offload=way.offload, machines=job.machines
+    )
+    epoch = job.tokens / speed / 3600
+    total = epoch * job.epochs
+    host = host_bytes(recipe, sizes, way.offload, job.gpus, job.machines)
+    if work.inputs_on_host:
+        host += job.gpus * LAYER_INPUT * work.layers * work.tokens * work.d_model
     trained = of_recipe(recipe, stage)
     saved = CHECKPOINTS * checkpoint_bytes(trained.weight, recipe.training.get("optim", ""), stage)
     last = 4 * sizes.trained if recipe.method == "lora" else 2 * (sizes.linear + sizes.other)
@@ -263,17 +247,17 @@ def _plan(
         flags = [*flags, "--micro-batch-size", str(micro)]
     return Plan(
         way,
-        parts,
-        usable,
-        recomputed,
+        {name: count / 2**30 for name, count in parts.items()},
+        usable_bytes(job.gpu.gib * 2**30) / 2**30,
+        work.recomputed,
         shape.layers,
         micro,
-        host / job.machines / 2**30,
+        host / 2**30,
         (saved * sizes.trained + last) / 2**30,
         speed,
         epoch,
         total,
-        math.ceil(total / job.hours) if total is not None and job.hours else None,
+        math.ceil(total / job.hours) if job.hours else None,
         math.ceil(math.ceil(job.tokens / recipe.pack_length) / recipe.global_batch_size * job.epochs),
         job.epochs,
         recipe.global_batch_size,
@@ -291,10 +275,9 @@ def _command(job: Job, way: Way, flags: list[str]) -> str:
 
 
 def best_of(plans: list[Plan]) -> Plan | None:
-    """The fastest plan that fits; LoRA's variants differ little in what they learn."""
-    timed = [plan for plan in plans if plan.fits and plan.tokens_per_second]
+    """The fastest plan that fits, one with offload last; LoRA's variants differ little in what they learn."""
     fitting = [plan for plan in plans if plan.fits]
-    return max(timed, key=lambda plan: plan.tokens_per_second or 0.0) if timed else next(iter(fitting), None)
+    return max(fitting, key=lambda plan: (not plan.way.offload, plan.tokens_per_second), default=None)
 
 
 def measured_recipe(row: Measured) -> Recipe:
@@ -305,11 +288,13 @@ def measured_recipe(row: Measured) -> Recipe:
 def predicted(row: Measured) -> tuple[float, float]:
     """(GiB a GPU, tokens a second of all GPUs) by the formulas for a run that was measured."""
     recipe, shape = measured_recipe(row), SHAPES[row.model]
-    sizes, engine = sizes_of(shape, recipe), row.engine.partition(",")[0]
+    sizes, stage = sizes_of(shape, recipe), STAGE[row.engine]
     copied = recipe.base_precision == "16bit" and row.kind == "fp8"
-    work = Work(shape.layers, shape.d_model, row.tokens, row.recomputed, row.inputs_on_host, copied)
-    parts = peak_by_part(recipe, sizes, work, STAGE[engine], row.gpus)
+    work = Work(shape.layers, shape.d_model, shape.vocabulary, row.tokens, row.recomputed, row.inputs_on_host, copied)
+    parts = peak_by_part(recipe, sizes, replace(work, passes=row.passes), stage, row.gpus, row.offload)
     products = Products(row.kind, sizes.linear, row.recomputed / shape.layers, shape.d_model)
-    sent = traffic_per_step(recipe, sizes, STAGE[engine], row.gpus, passes=1)
-    speed = tokens_per_second(GPUS[row.gpu], row.gpus, row.engine, products, sent, row.tokens * row.gpus)
+    traffic = traffic_of_update(recipe, sizes, stage, row.gpus, row.passes)
+    tokens = row.passes * row.tokens * row.gpus
+    gpu = GPUS[row.gpu]
+    speed = tokens_per_second(gpu, row.gpus, row.engine, products, traffic, tokens, offload=row.offload)
     return sum(parts.values()) / 2**30, speed

@@ -91,6 +91,7 @@ def set_up_fast_path(
         zero_stage=strategy.zero_stage,
         capability=gpu_capability(),
         replaced=gradients_replace_activations(recipe, arguments.gradient_accumulation_steps, strategy.processes),
+        processes=strategy.processes,
     )
     use_fast_path(arguments, path)
     say(path.report)

@@ -1,15 +1,17 @@
 """--dry-run: every recipe at its true shapes on the meta device."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from llm_qa.config.recipe import load_recipe, make_recipe
 from llm_qa.console import UserError
+from llm_qa.data.records import QARecord
 from llm_qa.models.shapes import SHAPES
 from llm_qa.planning import dry_run as planning_dry_run
-from llm_qa.planning.dry_run import check_context, check_fit, check_hardware, dry_run, widest_pass
+from llm_qa.planning.dry_run import check_context, check_fit, check_hardware, count_packs, dry_run, widest_pass
 from llm_qa.training.strategy import Strategy
 
 RECIPES = sorted(Path("scripts/recipes").glob("*.yaml"))
@@ -68,6 +70,7 @@ ZERO3 = Strategy(2, 2, 1, zero_stage=3)
 
 def test_a_model_too_large_for_its_gpus_is_refused_from_its_shapes_alone(monkeypatch):
     monkeypatch.setattr(planning_dry_run, "gpu_total_bytes", lambda: 80 * 2**30)
+    monkeypatch.setattr(planning_dry_run, "free_host_bytes", lambda: 128 * 2**30)
     with pytest.raises(UserError, match="on each GPU with ZeRO-3, 2 processes, .*--optim adamw_8bit"):
         check_fit(load_recipe("scripts/recipes/full_12.8b.yaml"), ZERO3)
     check_fit(load_recipe("scripts/recipes/full_12.8b_zero3.yaml"), ZERO3)
@@ -77,7 +80,7 @@ def test_a_model_too_large_for_its_gpus_is_refused_from_its_shapes_alone(monkeyp
 def test_a_machine_too_small_for_what_is_offloaded_is_refused(monkeypatch):
     monkeypatch.setattr(planning_dry_run, "free_host_bytes", lambda: 64 * 2**30)
     offload = Strategy(2, 2, 1, zero_stage=3, offload_optimizer=True)
-    with pytest.raises(UserError, match=r"216\.1 GiB in this machine's memory, of which 64\.0 GiB are free"):
+    with pytest.raises(UserError, match=r"246\.2 GiB in this machine's memory, of which 64\.0 GiB are free"):
         check_fit(load_recipe("scripts/recipes/full_12.8b.yaml"), offload)
 
 
@@ -102,3 +105,17 @@ def test_the_peak_is_told_where_its_formulas_were_measured(tmp_path, monkeypatch
     plain = load_recipe("scripts/recipes/qlora_12.8b.yaml", {**packs, "fast": "off"})
     assert "layers recomputed" not in dry_run(plain, None, Strategy())
     assert "layers recomputed" not in dry_run(load_recipe("scripts/recipes/full_kogpt2.yaml"), None, Strategy())
+
+
+def test_without_the_tokenizer_references_are_estimated_too():
+    records = [QARecord(f"r{n}", (f"{n}번 벽지는 왜 우나요?",), (f"{n}번은 습기 때문입니다.",)) for n in range(9)]
+    counts = {}
+    for number in (0, 2):
+        recipe = load_recipe("scripts/recipes/qlora_12.8b.yaml", {"retrieval": number})
+        packs, counts[number], how = count_packs(recipe, records)
+        assert how.startswith("estimated at 0.6 tokens a character")
+        assert packs == -(-counts[number] // 512)
+    reference = "참고 질문: 0번 벽지는 왜 우나요?\n참고 답변: 0번은 습기 때문입니다."
+    assert counts[2] - counts[0] == pytest.approx(9 * 0.6 * (2 * len(reference) + len("\n\n")), abs=1)
+    long = replace(recipe, max_length=30, pack_length=30)
+    assert count_packs(long, records)[1] == 9 * 30, "no document is longer"

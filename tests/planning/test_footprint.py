@@ -35,12 +35,14 @@ def test_gradients_of_earlier_passes_lie_beside_the_activations():
     """A single pass holds the larger of the two, as was measured; a second one both, and so does DDP with its copy."""
     recipe, shape = load_recipe("scripts/recipes/full_12.8b.yaml"), SHAPES["EleutherAI/polyglot-ko-5.8b"]
     sizes = sizes_of(shape, recipe)
-    one = Work(shape.layers, shape.d_model, 2048, 0)
-    two = Work(shape.layers, shape.d_model, 2048, 0, passes=2)
+    one = Work(shape.layers, shape.d_model, shape.vocabulary, 2048, 0)
+    two = Work(shape.layers, shape.d_model, shape.vocabulary, 2048, 0, passes=2)
     states = 10 * sizes.trained
     assert sum(peak_by_part(recipe, sizes, one).values()) == states
     assert sum(peak_by_part(recipe, sizes, two).values()) == states + activations(two, SAVED_TRAINING)
-    assert peak_by_part(recipe, sizes, one, gpus=2)["activations"] == activations(one, SAVED_TRAINING)
+    together = peak_by_part(recipe, sizes, one, gpus=2)
+    assert together["activations"] == activations(one, SAVED_TRAINING)
+    assert together["buffers of the engine"] == together["gradients"] == 2 * sizes.trained
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from llm_qa.planning.memory import (
     checkpoint_bytes,
     memory_per_gpu,
     sharing_rows,
-    traffic_per_step,
+    traffic_of_update,
     weight_bytes,
 )
 
@@ -26,9 +26,9 @@ def test_the_papers_traffic():
     """Section 7: 2 numbers a weight for data parallelism and stage 2, 3 for stage 3, in 16 bits."""
     many = 10**6
     for stage, numbers in ((0, 2), (2, 2), (3, 3)):
-        sent = traffic_per_step(FULL, PAPER, stage, many, passes=1)
+        sent = traffic_of_update(FULL, PAPER, stage, many, passes=1).sent
         assert sent / (2 * PAPER.trained) == pytest.approx(numbers, rel=1e-5)
-        assert traffic_per_step(FULL, PAPER, stage, 1, passes=1) == 0
+        assert traffic_of_update(FULL, PAPER, stage, 1, passes=1).sent == 0
 
 
 def test_nf4_takes_half_a_byte_and_its_scales():

@@ -26,6 +26,7 @@ from llm_qa.training.strategy import Strategy
 )
 def test_the_refusal_names_the_nearest_way_that_fits(gpu, gib, recipe, strategy, nearest, monkeypatch):
     monkeypatch.setattr(dry_run, "gpu_total_bytes", lambda: int(gib * 2**30))
+    monkeypatch.setattr(dry_run, "free_host_bytes", lambda: 128 * 2**30)
     monkeypatch.setattr(dry_run, "device_name", lambda: gpu)
     with pytest.raises(UserError) as refusal:
         dry_run.check_fit(load_recipe(f"scripts/recipes/{recipe}.yaml"), strategy)

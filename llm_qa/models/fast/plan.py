@@ -6,7 +6,9 @@ Planning runs one layer on the GPU and leaves the model as it was; only install(
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from transformers import GPTNeoXForCausalLM
@@ -21,7 +23,7 @@ from llm_qa.models.fast.report import Plan, report
 from llm_qa.models.fast.sharded import ShardedNeoX
 from llm_qa.models.linear_modules import linear_layers
 from llm_qa.models.precision import BF16_CAPABILITY, SHORT, Precision
-from llm_qa.planning.footprint import room_for_activations
+from llm_qa.planning.footprint import KEPT_FREE, copy_fits, engine_bytes, room_for_activations
 from llm_qa.planning.memory import trained_weight
 from llm_qa.planning.this_gpu import flops_per_token, free_memory_bytes
 
@@ -29,7 +31,6 @@ LAST_LAYER_INPUTS = 3  # the last layer is not compiled and saves about so many 
 MAX_DIFFERENCE, MAX_DIFFERENCE_FP8 = 0.05, 0.2  # relative, of a layer's gradients from those of the plain path
 OFFLOAD_BELOW = 3  # with less than so many times its size free, the embedding is offloaded before a layer is measured
 GRAPH_POOL_WASTE = 0.1  # share of the CUDA graphs' memory pool that stays unused: 14.3 GiB were reserved for 12.9
-KEPT_FREE = 0.06  # share of the memory that is left to fragmentation, the head's logits and cuBLAS
 
 
 @dataclass(frozen=True)
@@ -83,12 +84,13 @@ def choose_fast_path(
     zero_stage: int,
     capability: tuple[int, int] | None,
     replaced: bool = False,
+    processes: int = 1,
 ) -> FastPath:
     """Plan the fast path for `model` (plain or with LoRA), and install it where it is valid.
 
     A forward pass has `tokens` tokens, of which at most `max_label_tokens` are label tokens. `replaced`: gradients come
-    while activations go (`gradients_replace_activations`). Where the plain path is
-    chosen, the model is left as it was. Raises UserError where compute_dtype fp8 was asked for and is not possible.
+    while activations go (`gradients_replace_activations`). Where the plain path is chosen, the model is left as it was.
+    Raises UserError where compute_dtype fp8 was asked for and is not possible.
     """
     causal = model.get_base_model() if hasattr(model, "get_base_model") else model
     if reason := reason_against(causal, recipe, capability):
@@ -113,7 +115,8 @@ def choose_fast_path(
         if zero_stage == 3:
             plan = plan_sharded(fast, recipe, precision)
         else:
-            plan = make_plan(fast, model, recipe, precision, zero_stage, replaced)
+            budget = partial(measure_memory_budget, fast, model, recipe, zero_stage, replaced, processes)
+            plan = make_plan(fast, recipe, precision, budget)
     except Exception as error:
         if type(error).__name__ != "OutOfResources":  # by name, because Triton cannot be imported without a GPU
             raise
@@ -132,22 +135,18 @@ def choose_fast_path(
     return FastPath(True, report(fast, plan, precision), plan.recomputed, skipped, plan.fp8_products, plan.offloaded)
 
 
-def make_plan(
-    fast: FastNeoX, model: torch.nn.Module, recipe: Recipe, precision: Precision, zero_stage: int, replaced: bool
-) -> Plan:
+def make_plan(fast: FastNeoX, recipe: Recipe, precision: Precision, measure: Callable[[], MemoryBudget]) -> Plan:
     """Compare gradients, measure a layer's memory, choose; the model is left as it was, also after an error.
 
     Raises Triton's OutOfResources where a kernel does not fit the GPU.
     """
     try:
-        return _make_plan(fast, model, recipe, precision, zero_stage, replaced)
+        return _make_plan(fast, recipe, precision, measure)
     finally:
         fast.restore()
 
 
-def _make_plan(
-    fast: FastNeoX, model: torch.nn.Module, recipe: Recipe, precision: Precision, zero_stage: int, replaced: bool
-) -> Plan:
+def _make_plan(fast: FastNeoX, recipe: Recipe, precision: Precision, measure: Callable[[], MemoryBudget]) -> Plan:
     cuda_graphs = fast.cuda_graphs
     if free_memory_bytes()[0] < OFFLOAD_BELOW * fast.model.get_input_embeddings().weight.nbytes:
         fast.offload_to_cpu()
@@ -161,7 +160,7 @@ def _make_plan(
     elif cached_bytes:  # a layer with cached weights is compiled apart: compile the kind that will probably be used
         likely = recipe.recompute != "all" and cached_bytes <= free_memory_bytes()[0] / 2
         fast.prepare(1, fp8=fp8_products, dequantized=likely)
-    budget = measure_memory_budget(fast, model, recipe, zero_stage, replaced)
+    budget = measure()
     needed = layers * (budget.saved_bytes if recipe.recompute == "none" else budget.layer_input_bytes)
     cuda_graphs = cuda_graphs and not fast.offloaded
     available_beside_graphs = int((budget.available_bytes - budget.graph_bytes) * (1 - GRAPH_POOL_WASTE))
@@ -213,7 +212,7 @@ def choose_products(fast: FastNeoX, recipe: Recipe, precision: Precision) -> tup
             odd=odd[0],
         )
     elif not precision.nf4 and (
-        cached_bytes > free_bytes / 2 or (recipe.recompute != "auto" and recipe.compute_dtype == "auto")
+        not copy_fits(cached_bytes, free_bytes) or (recipe.recompute != "auto" and recipe.compute_dtype == "auto")
     ):
         reason = tr(
             "an fp8 copy of the {base} weights takes {gib:.1f} GiB, and --base-precision fp8 needs no copy",
@@ -283,12 +282,17 @@ def plain_path(reason: str, recipe: Recipe, precision: Precision) -> FastPath:
 
 
 def measure_memory_budget(
-    fast: FastNeoX, model: torch.nn.Module, recipe: Recipe, zero_stage: int = 0, replaced: bool = False
+    fast: FastNeoX,
+    model: torch.nn.Module,
+    recipe: Recipe,
+    zero_stage: int = 0,
+    replaced: bool = False,
+    processes: int = 1,
 ) -> MemoryBudget:
     """One layer's measured need, and what is left beside gradients, the optimizer's states and the pass of a layer.
 
-    The weights are on the GPU already. ZeRO-2 divides gradients and states among the GPUs, which is not counted on.
-    `replaced`: see `choose_fast_path`.
+    The weights are on the GPU already; the engine's buffers (DDP's, of several `processes`, or ZeRO-2's) come later.
+    ZeRO-2 divides gradients and states among the GPUs, which is not counted on. `replaced`: see `choose_fast_path`.
     """
     saved_bytes, passing, layer_input_bytes = fast.measure_layer()
     optim = str(recipe.training.get("optim", ""))
@@ -300,6 +304,8 @@ def measure_memory_budget(
             optimizer += parameter.numel() * kept.optimizer
             graphs += parameter.numel() * 2 * kept.gradient  # the backward graph's gradients and their copies
     free_bytes, total = free_memory_bytes()
-    beside = free_bytes - LAST_LAYER_INPUTS * layer_input_bytes - passing
+    beside = (
+        free_bytes - engine_bytes(gradients, zero_stage, processes) - LAST_LAYER_INPUTS * layer_input_bytes - passing
+    )
     available = int(room_for_activations(beside, optimizer, gradients, int(KEPT_FREE * total), replaced))
     return MemoryBudget(available, free_bytes, saved_bytes, layer_input_bytes, graphs)

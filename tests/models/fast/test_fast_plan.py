@@ -1,5 +1,6 @@
 import pytest
 import torch
+from accelerate import DistributedDataParallelKwargs
 
 from llm_qa.config.recipe import make_recipe
 from llm_qa.console import UserError
@@ -84,11 +85,11 @@ def test_as_few_layers_are_recomputed_as_the_memory_allows(monkeypatch, free_gib
         ("bf16", "adamw_torch", 0, 8),
         ("fp32", "adamw_torch", 0, 12),
         ("fp32", "adamw_8bit", 0, 6),
-        ("bf16", "adamw_torch", 2, 14),
+        ("bf16", "adamw_torch", 2, 16),
     ],
 )
 def test_what_training_keeps_of_a_weight_is_not_for_layers(monkeypatch, base, optim, zero_stage, bytes_a_weight):
-    """bf16 weights keep gradient, two moments and Kahan's compensation in two bytes each; ZeRO fp32 masters."""
+    """bf16 weights: gradient, two moments and Kahan's compensation in two bytes each; ZeRO: fp32 masters, a bucket."""
     recipe = make_recipe({"method": "full", "base_precision": base, "optim": optim})
     model = tiny_model().to(resolve_precision(recipe, None).weights)
     fast = FastNeoX(model, torch.float32, 128, 128, compiled=False)
@@ -96,6 +97,18 @@ def test_what_training_keeps_of_a_weight_is_not_for_layers(monkeypatch, base, op
     monkeypatch.setattr("llm_qa.models.fast.plan.free_memory_bytes", lambda: (2**30, 0))
     budget = measure_memory_budget(fast, model, recipe, zero_stage)
     assert 2**30 - budget.available_bytes == bytes_a_weight * model.num_parameters()
+
+
+@pytest.mark.parametrize(("base", "bytes_a_weight"), [("bf16", 2), ("fp32", 4)])
+def test_ddp_keeps_a_copy_of_the_gradients(monkeypatch, base, bytes_a_weight):
+    recipe = make_recipe({"method": "full", "base_precision": base})
+    model = tiny_model().to(resolve_precision(recipe, None).weights)
+    fast = FastNeoX(model, torch.float32, 128, 128, compiled=False)
+    monkeypatch.setattr(fast, "measure_layer", lambda: (0, 0, 0))
+    monkeypatch.setattr("llm_qa.models.fast.plan.free_memory_bytes", lambda: (2**30, 0))
+    alone, two = (measure_memory_budget(fast, model, recipe, processes=number) for number in (1, 2))
+    assert alone.available_bytes - two.available_bytes == bytes_a_weight * model.num_parameters()
+    assert not DistributedDataParallelKwargs().gradient_as_bucket_view, "or the buckets would be the gradients"
 
 
 @pytest.mark.parametrize("replaced", [False, True])

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from llm_qa.training import growth
-from llm_qa.training.growth import Work, hidden_from, pass_seconds, tokens_per_second, transfer_seconds
+from llm_qa.planning import growth
+from llm_qa.planning.growth import Work, hidden_from, pass_seconds, tokens_per_second, transfer_seconds
 
 N = 12_893_603_840  # weights of polyglot-ko-12.8b, gathered in 16 bits
 # Two H200, micro-batches of 16 packs of 512 (7,966 real tokens), 2026-11-26; the rate is that of one process under
