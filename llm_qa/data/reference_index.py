@@ -6,6 +6,7 @@ nearer.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -31,6 +32,9 @@ class MorphemeIndex:
     """BM25 (Lucene's variant, by bm25s) over the content morphemes of all texts of a reference."""
 
     def __init__(self, texts: Texts):
+        # Where jax is installed (on Kaggle and Colab it is), bm25s starts it on import, and jax would reserve three
+        # quarters of the GPU's memory: bm25s/selection.py, 0.3.16.
+        os.environ.setdefault("JAX_PLATFORMS", "cpu")
         import bm25s
 
         words = [

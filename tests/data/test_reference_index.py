@@ -1,5 +1,8 @@
-"""References by sentence embeddings: the nearest text counts, stored vectors are those of the same embedder."""
+"""How near references are: by BM25 without a GPU, by sentence embeddings with stored vectors of the same embedder."""
 
+import os
+import subprocess
+import sys
 from functools import partial
 
 import numpy as np
@@ -55,3 +58,16 @@ def test_records_and_passages_are_found_by_embeddings_and_never_those_of_the_own
     references = References(records, Retrieval(2, 1.0, 1), [passage], partial(EmbeddingIndex, embed=counted))
     assert references.nearest("가가나?", 2) == [records[0], passage]
     assert references.nearest("가가나?", 3, beside=[records[0]]) == [passage, records[1]], "3 shares an answer with 1"
+
+
+def test_bm25s_does_not_start_jax_on_a_gpu(tmp_path):
+    (tmp_path / "jax").mkdir()
+    (tmp_path / "jax" / "__init__.py").write_text("import os\nprint('jax on', os.environ.get('JAX_PLATFORMS'))\n")
+    (tmp_path / "jax" / "lax.py").write_text("def top_k(values, k):\n    return values[:k], range(k)\n")
+    code = (
+        "from llm_qa.data.reference_index import MorphemeIndex; print(MorphemeIndex([['벽지']]).scores('벽지').shape)"
+    )
+    path = os.pathsep.join([str(tmp_path), *sys.path])
+    environment = {k: v for k, v in os.environ.items() if k != "JAX_PLATFORMS"} | {"PYTHONPATH": path}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.stdout.splitlines() == ["jax on cpu", "(1,)"], done.stderr
