@@ -18,13 +18,14 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import SaveStrategy
 
@@ -209,7 +210,8 @@ class CheckpointingTrainer(Trainer):
     def _stage(self, model, trial) -> None:
         """Trainer's own save, into the staging folder."""
         self.state.best_global_step = None  # else Trainer would record the staged folder (reduce_lr_on_plateau)
-        super()._save_checkpoint(model, trial)
+        with without_crc32():
+            super()._save_checkpoint(model, trial)
         if is_main_process():
             staged = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
             (staged / "training_args.bin").unlink(missing_ok=True)  # a pickle that nobody reads
@@ -271,6 +273,20 @@ class CheckpointingTrainer(Trainer):
                 tr("{sentence}. Make room, or correct the folder, and run the same command again.", sentence=sentence)
             )
         say(tr("{sentence}, and {and_now}.", sentence=sentence, and_now=tr(and_now)))
+
+
+@contextmanager
+def without_crc32() -> Iterator[None]:
+    """Let torch.save leave its CRC32 out, which takes longer than the writing: the manifest has a SHA-256 of each file.
+
+    https://docs.pytorch.org/docs/stable/notes/serialization.html#torch.serialization.set_crc32_options
+    """
+    before = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)
+    try:
+        yield
+    finally:
+        torch.serialization.set_crc32_options(before)
 
 
 def let_training_go_first() -> None:

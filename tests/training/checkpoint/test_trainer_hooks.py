@@ -5,6 +5,7 @@ import json
 import os
 import random
 import shutil
+import zipfile
 from concurrent.futures import wait
 
 import pytest
@@ -46,6 +47,15 @@ def test_a_finished_run_has_two_whole_checkpoints_and_nothing_else(undisturbed):
     assert not any(invalid_reasons(path) for path in all_checkpoints(undisturbed / "checkpoints"))
     assert [line["step"] for line in outcome(undisturbed)[1]] == [3, 6]
     assert not list(undisturbed.rglob("training_args.bin"))
+
+
+def test_its_states_carry_no_crc32_beside_the_manifest_and_other_files_do(undisturbed, tmp_path):
+    torch.save(torch.ones(3), tmp_path / "other.pt")
+    checkpoint = newest_checkpoint(undisturbed)
+    assert not any(entry.CRC for entry in zipfile.ZipFile(checkpoint / "optimizer.pt").infolist())
+    assert all(entry.CRC for entry in zipfile.ZipFile(tmp_path / "other.pt").infolist())
+    assert "optimizer.pt" in read_manifest(checkpoint)["files"]
+    assert torch.load(checkpoint / "optimizer.pt", weights_only=True)["state"]
 
 
 def test_a_kill_between_any_two_steps_of_a_save_loses_nothing(undisturbed, tmp_path):
