@@ -21,6 +21,7 @@ from pathlib import Path
 from llm_qa import files
 from llm_qa.config.recipe import Recipe
 from llm_qa.console import ArgumentParser, UserError, format_table, run_script, say
+from llm_qa.inference.settings import named_settings
 
 DTYPES = ("base", "fp16", "bf16", "fp32")
 
@@ -68,7 +69,8 @@ def main() -> int:
     else:
         export(options, recipe)
     if options.gguf:
-        out = write_gguf(options.out, options.gguf, load_tokenizer(options.out), options.gguf_type)
+        longest = named_settings("greedy", run=options.run).max_new_tokens
+        out = write_gguf(options.out, options.gguf, load_tokenizer(options.out), options.gguf_type, longest)
         size = out.stat().st_size / 2**30
         say(f"{out}: {size:,.2f} GiB for llama.cpp; for Ollama: ollama create NAME -f {out.parent}/Modelfile")
     return 0

@@ -21,7 +21,7 @@ from llm_qa.benchmark.stopwatch import Stopwatch
 from llm_qa.config.recipe import Recipe
 from llm_qa.console import UserError
 from llm_qa.data.packing import IGNORED, TokenizedPairs, count_real_tokens, pack_collator
-from llm_qa.models.fast.plan import FastPath
+from llm_qa.models.fast.choice import FastPath
 from llm_qa.training.callbacks.logging import RealTokens
 from llm_qa.training.callbacks.non_finite import StopOnNonFinite
 from llm_qa.training.optimizer import choose_optimizer

@@ -13,7 +13,7 @@ from llm_qa.benchmark.trace import Trace
 from llm_qa.config.recipe import EMBEDDED_MODEL, Recipe
 from llm_qa.data.packing import PackedDataset, TokenizedPairs
 from llm_qa.models import embedded as models_embedded
-from llm_qa.models.fast.plan import FastPath
+from llm_qa.models.fast.choice import FastPath
 from llm_qa.models.precision import Precision
 from llm_qa.models.random_weights import random_base
 from llm_qa.models.registry import model_config

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
@@ -14,7 +15,7 @@ from safetensors.torch import save_file
 from transformers.utils import cached_file
 
 from llm_qa import files
-from llm_qa.console import UserError
+from llm_qa.console import UserError, say
 from llm_qa.models.safety import refuse_unsafe_weights
 from llm_qa.training.checkpoint.manifest import flush
 
@@ -112,17 +113,39 @@ def check_written(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
 
 @contextlib.contextmanager
 def staged_folder(folder: Path) -> Iterator[Path]:
-    """A new folder to write into, renamed to `folder` when all is written, and deleted if anything fails."""
+    """A new folder to write into, renamed to `folder` when all is written, and deleted if anything fails.
+
+    What a killed export left there is deleted first. UserError where another export is writing to it.
+    """
     staged = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(staged, ignore_errors=True)
+    with contextlib.ExitStack() as leaving:
+        try:
+            staged.mkdir(parents=True, exist_ok=True)
+            held = os.open(staged, os.O_RDONLY)
+            leaving.callback(os.close, held)
+            lock_folder(held, folder)
+            leaving.callback(shutil.rmtree, staged, ignore_errors=True)
+            for left in staged.iterdir():
+                left.unlink()
+            yield staged
+            os.replace(staged, folder)
+            flush(folder.parent)
+        except OSError as error:
+            raise UserError(
+                f"{folder} cannot be written ({error.strerror or error}): set --out to another folder."
+            ) from error
+
+
+def lock_folder(opened: int, folder: Path) -> None:
+    """Hold an opened folder, in which `folder` is prepared, until it is closed; UserError where another holds it.
+
+    The system lets go of it when a process ends. A file system without locks is not locked.
+    """
     try:
-        staged.mkdir(parents=True)
-        yield staged
-        os.replace(staged, folder)
-        flush(folder.parent)
-    except OSError as error:
+        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
         raise UserError(
-            f"{folder} cannot be written ({error.strerror or error}): set --out to another folder."
-        ) from error
-    finally:
-        shutil.rmtree(staged, ignore_errors=True)
+            f"--out {folder} is being written by another export: wait for it, or name another folder."
+        ) from None
+    except OSError as error:
+        say(f"{folder.parent} has no file locks ({error.strerror}): start no second export to {folder}")

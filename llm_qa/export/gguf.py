@@ -68,10 +68,11 @@ def check_llama_cpp(llama_cpp: Path) -> None:
         )
 
 
-def write_gguf(folder: Path, llama_cpp: Path, tokenizer, numbers: str = "f16") -> Path:
+def write_gguf(folder: Path, llama_cpp: Path, tokenizer, numbers: str, max_new_tokens: int) -> Path:
     """Convert an exported folder to `<folder>/<name>.gguf` of `numbers` (f16, bf16, q8_0), and check what it says.
 
-    Writes the Modelfile beside it. Raises UserError with the converter's last line where it refuses the model.
+    Writes the Modelfile beside it, with answers of at most `max_new_tokens`. Raises UserError with the converter's last
+    line where it refuses the model.
     """
     check_llama_cpp(llama_cpp)
     out = folder / f"{folder.resolve().name}.gguf"
@@ -80,7 +81,8 @@ def write_gguf(folder: Path, llama_cpp: Path, tokenizer, numbers: str = "f16") -
     config = files.read_json(folder / "config.json")
     check_metadata(json.loads(run_python(READ, llama_cpp.resolve(), out)), config, out)
     ends = config["eos_token_id"] if isinstance(config["eos_token_id"], list) else [config["eos_token_id"]]
-    files.write_text(folder / "Modelfile", modelfile(tokenizer, out.name, tokenizer.convert_ids_to_tokens(ends)))
+    stops = tokenizer.convert_ids_to_tokens(ends)
+    files.write_text(folder / "Modelfile", modelfile(tokenizer, out.name, stops, max_new_tokens))
     return out
 
 
@@ -124,7 +126,7 @@ def check_metadata(found: dict[str, Any], config: dict[str, Any], path: Path) ->
             raise RuntimeError(f"{path} says {key} = {found.get(key)!r}, and the model's config {value!r}.")
 
 
-def modelfile(tokenizer, gguf_name: str, ends: Sequence[str], max_new_tokens: int = 256) -> str:
+def modelfile(tokenizer, gguf_name: str, ends: Sequence[str], max_new_tokens: int) -> str:
     """Ollama's Modelfile: the prompt that was trained, greedy answers, and the tokens that end them."""
     question = "\ue000"
     alone = show_prompt(tokenizer, question).replace(question, "{{ .Prompt }}")

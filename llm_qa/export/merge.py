@@ -93,6 +93,8 @@ def merged(
             tensor = update.added_to(tensor)
             if not torch.isfinite(tensor.to(wanted)).all():
                 raise UserError(f"{stored} is not finite in {wanted}: set --dtype to bf16 or fp32.")
+        else:
+            tensor = tensor.clone()  # a tensor of the file would keep all of the file in memory while it lives
         yield stored, tensor.to(wanted)
     if left:
         raise UserError(f"The base's checkpoint has no {sorted(left)[0]}, which the adapter changes.")

@@ -31,7 +31,7 @@ def fit_questions(tokenizer, config, questions: Questions, settings: GenerationS
         )
     fitted = list(questions)
     for i in too_long:
-        fitted[i] = _with_shorter_context(tokenizer, *questions[i], room)
+        fitted[i] = with_shorter_context(tokenizer, *questions[i], room)
     if too_long:
         say(
             f"warning: {len(too_long):,} of {len(questions):,} questions do not fit into the model's context of "
@@ -40,7 +40,7 @@ def fit_questions(tokenizer, config, questions: Questions, settings: GenerationS
     return fitted
 
 
-def _with_shorter_context(tokenizer, question: str, context: Context, room: int) -> tuple[str, Context]:
+def with_shorter_context(tokenizer, question: str, context: Context, room: int) -> tuple[str, Context]:
     """The question with the longest end of its context that fits, found by bisection over characters or turns.
 
     A conversation keeps its system messages and starts with a question, as chat templates demand; where its system

@@ -7,7 +7,7 @@ from transformers import TrainingArguments
 from llm_qa.config.recipe import Recipe
 from llm_qa.console import say
 from llm_qa.language import tr
-from llm_qa.models.fast.plan import FastPath
+from llm_qa.models.fast.choice import FastPath
 from llm_qa.models.shapes import SHAPES
 from llm_qa.planning.calibration import FILE, calibrated
 from llm_qa.planning.figures import Figures

@@ -26,6 +26,7 @@ from llm_qa.data.plain_prompt import Context
 from llm_qa.data.prompts import encode_prompts
 from llm_qa.data.text import invalid_reason
 from llm_qa.data.tokenization import encode_texts
+from llm_qa.inference.fitting import with_shorter_context
 from llm_qa.inference.settings import GenerationSettings
 from llm_qa.serving.answer_text import AnswerText
 from llm_qa.serving.engine import Engine, Job
@@ -127,6 +128,19 @@ def build_app(
             raise ApiError(400, f"max_tokens is at most {limits.max_tokens:,} here.", param="max_tokens")
         return asked or min(room, limits.default_tokens)
 
+    def prompt_of(question: str, before: Context, asked: int | None) -> list[int]:
+        """The prompt of a chat, in which the server's own references give way to what the client sent and the answer.
+
+        What the client sent is never shortened: `fitting` refuses it where it is too long.
+        """
+        context, room = context_of(question, before or ""), limits.context - (asked or limits.default_tokens)
+        prompt, own = encode_prompts(tokenizer, [(question, context), (question, before)])
+        if len(prompt) <= room or context == before:
+            return prompt
+        if len(own) > room:
+            return own
+        return encode_prompts(tokenizer, [with_shorter_context(tokenizer, question, context, room)])[0]
+
     async def answer(request: Request, body: Body, prompt: list[int], asked: int | None, shape: Shape):
         sampled = bool(body.temperature)
         settings = GenerationSettings(
@@ -217,12 +231,12 @@ def build_app(
     async def chat(request: Request):
         body = await read(request, ChatBody)
         question, before = read_messages(body.messages)
+        asked = body.max_completion_tokens or body.max_tokens
         try:
-            given = await asyncio.to_thread(context_of, question, before)
-            (prompt,) = await asyncio.to_thread(encode_prompts, tokenizer, [(question, given)])
+            prompt = await asyncio.to_thread(prompt_of, question, before, asked)
         except UserError as error:  # a template may want roles in turn, or have no place for the system's message
             raise ApiError(400, str(error), param="messages") from None
-        return await answer(request, body, prompt, body.max_completion_tokens or body.max_tokens, CHAT)
+        return await answer(request, body, prompt, asked, CHAT)
 
     @app.post("/v1/completions")
     async def completion(request: Request):

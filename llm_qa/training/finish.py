@@ -13,7 +13,7 @@ from llm_qa.console import StoppedEarly, format_seconds, is_main_process, say
 from llm_qa.distributed import gather_over_ranks, run_on_main
 from llm_qa.language import tr
 from llm_qa.migrations import stamped
-from llm_qa.models.fast.plan import FastPath
+from llm_qa.models.fast.choice import FastPath
 from llm_qa.models.loading import EMBEDDED_BASE
 from llm_qa.planning import this_gpu
 from llm_qa.training.callbacks.best import Kept, choose_best

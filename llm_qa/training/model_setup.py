@@ -15,7 +15,8 @@ from llm_qa.data.chat import choose_prompt
 from llm_qa.data.packing import PackedDataset
 from llm_qa.language import tr
 from llm_qa.models.embedded import embedded_model
-from llm_qa.models.fast.plan import FastPath, choose_fast_path
+from llm_qa.models.fast.choice import FastPath
+from llm_qa.models.fast.plan import choose_fast_path
 from llm_qa.models.left_out import left_out_report
 from llm_qa.models.loading import align_special_tokens, check_tokenizer_fits, load_base, load_tokenizer
 from llm_qa.models.lora import add_lora, linear_parameters, parameter_counts, trainable_report

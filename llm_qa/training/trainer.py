@@ -18,7 +18,7 @@ from llm_qa.console import UserError, progress, say
 from llm_qa.data.packing import IGNORED, PackedDataset, pack_collator
 from llm_qa.distributed import sum_over_ranks
 from llm_qa.language import tr
-from llm_qa.models.fast.plan import FastPath
+from llm_qa.models.fast.choice import FastPath
 from llm_qa.models.precision import Precision
 from llm_qa.training.callbacks.best import check_early_stopping
 from llm_qa.training.callbacks.tracking import check_trackers

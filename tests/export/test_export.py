@@ -206,6 +206,21 @@ def test_the_script_writes_a_card_and_refuses_in_a_sentence(tmp_path, tokenizer)
     assert "is not a run" in nothing.stderr
 
 
+def test_two_exports_to_one_folder_at_once_do_not_share_what_is_unfinished(tmp_path):
+    out = tmp_path / "out"
+    stale = tmp_path / ".out.part"
+    stale.mkdir()
+    (stale / "shard-0.safetensors").write_text("of an export that was killed")
+    with checkpoint.staged_folder(out) as staged:
+        assert list(staged.iterdir()) == []
+        (staged / "config.json").write_text("{}")
+        refused = pytest.raises(UserError, match=r"--out .*out is being written by another export: wait for it")
+        with refused, checkpoint.staged_folder(out):
+            pytest.fail("both write")
+        assert (staged / "config.json").is_file(), "the second has not touched the first one's"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
 REOPEN = """
 import json, sys, torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, __version__

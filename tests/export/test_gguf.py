@@ -50,14 +50,15 @@ def test_a_file_that_says_otherwise_than_the_config_is_an_error():
 
 
 def test_the_modelfile_asks_as_the_model_was_trained(tokenizer):
-    plain = modelfile(tokenizer, "m.gguf", [tokenizer.eos_token])
+    plain = modelfile(tokenizer, "m.gguf", [tokenizer.eos_token], 200)
     assert plain.startswith("FROM ./m.gguf\n")
     assert '{{ else }}### 질문: {{ .Prompt }}\n\n### 답변:{{ end }}"""' in plain
     assert "### 맥락: {{ .System }}\n\n### 질문" in plain
     assert f'PARAMETER stop "{tokenizer.eos_token}"' in plain
+    assert "PARAMETER num_predict 200\n" in plain
     llama = make_tokenizer(*FAMILIES["Llama"])
     choose_prompt(llama, "chat")
-    chat = modelfile(llama, "m.gguf", ["<|eot_id|>", "<|end_of_text|>"])
+    chat = modelfile(llama, "m.gguf", ["<|eot_id|>", "<|end_of_text|>"], 200)
     assert "<|begin_of_text|>" not in chat, "llama.cpp puts it before every prompt"
     assert "<|start_header_id|>user<|end_header_id|>\n\n{{ .Prompt }}<|eot_id|>" in chat
     assert 'PARAMETER stop "<|eot_id|>"\nPARAMETER stop "<|end_of_text|>"\n' in chat
@@ -85,7 +86,7 @@ def test_llama_cpp_reads_the_same_tokens_and_answers_the_same(tmp_path):
     base = make_base(tmp_path / "base", tokenizer, "gpt_neox")
     run = make_run(tmp_path / "run", base, tokenizer)
     export_model(run, tmp_path / "out", "card")
-    out = write_gguf(tmp_path / "out", Path(os.environ["LLAMA_CPP"]), tokenizer, "f16")
+    out = write_gguf(tmp_path / "out", Path(os.environ["LLAMA_CPP"]), tokenizer, "f16", 200)
     assert out.read_bytes()[:4] == b"GGUF"
     assert (tmp_path / "out" / "Modelfile").is_file()
     if not (python := os.environ.get("LLAMA_CPP_PYTHON")):

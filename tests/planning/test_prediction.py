@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from llm_qa.config.recipe import load_recipe
-from llm_qa.models.fast.plan import FastPath
+from llm_qa.models.fast.choice import FastPath
 from llm_qa.planning.known_gpus import GPUS
 from llm_qa.planning.measured import MEASURED
 from llm_qa.planning.prediction import predict

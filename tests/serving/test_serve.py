@@ -124,8 +124,8 @@ def test_a_client_that_hangs_up_frees_its_row(url, stream):
     assert chat(url).choices[0].message.content
 
 
-def test_references_of_a_run_go_before_the_question(tokenizer):
-    from llm_qa.data.prompts import encode_prompts
+def prompts_of_app(tokenizer, context_of, context, *bodies):
+    """(statuses, prompts that reach the engine) of chats with an app whose model has so much context."""
     from llm_qa.serving.app import Limits, build_app
 
     prompts = []
@@ -141,16 +141,42 @@ def test_references_of_a_run_go_before_the_question(tokenizer):
         def cancel(self, job):
             pass
 
-    def context_of(question, messages):
-        return (*messages, ("passage", f"{question}의 참고"))
-
     async def ask():
-        app = build_app(EndsAtOnce(), tokenizer, "tiny", Limits(10_000, 512, 8, 8), None, context_of)
+        app = build_app(EndsAtOnce(), tokenizer, "tiny", Limits(100_000, context, 64, 8), None, context_of)
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://127.0.0.1") as web:
-            return await web.post("/v1/chat/completions", json={"model": "tiny", "messages": ASKED})
+            return [(await web.post("/v1/chat/completions", json={"model": "tiny", **body})) for body in bodies]
 
-    assert asyncio.run(ask()).status_code == 200
+    return [answer.status_code for answer in asyncio.run(ask())], prompts
+
+
+def test_references_of_a_run_go_before_the_question(tokenizer):
+    from llm_qa.data.prompts import encode_prompts
+
+    def context_of(question, before):
+        return f"{question}의 참고" if isinstance(before, str) else (*before, ("passage", f"{question}의 참고"))
+
+    statuses, prompts = prompts_of_app(tokenizer, context_of, 512, {"messages": ASKED})
+    assert statuses == [200]
     assert prompts == encode_prompts(tokenizer, [(QUESTION, f"{QUESTION}의 참고")])
+
+
+def test_references_that_do_not_fit_are_shortened_and_what_the_client_sent_is_not(tokenizer):
+    from llm_qa.data.prompts import encode_prompts
+
+    long = "벽지가 들뜨면 풀을 다시 바릅니다 " * 40
+
+    def context_of(question, before):
+        return long if isinstance(before, str) else (("passage", long), *before)
+
+    earlier = [{"role": "user", "content": "왜?"}, {"role": "assistant", "content": "네."}]
+    too_long = [{"role": "user", "content": long}]
+    bodies = [{"messages": ASKED}, {"messages": ASKED, "max_tokens": 32}, {"messages": [*earlier, *ASKED]}]
+    statuses, prompts = prompts_of_app(tokenizer, context_of, 96, *bodies, {"messages": too_long})
+    assert statuses == [200, 200, 200, 400]
+    assert [96 - len(prompt) >= answer for prompt, answer in zip(prompts, (8, 32, 8), strict=True)] == [True] * 3
+    (alone,) = encode_prompts(tokenizer, [(QUESTION, "")])
+    assert len(alone) < len(prompts[1]) < len(prompts[0]), "as much of the references as fits"
+    assert prompts[2] == encode_prompts(tokenizer, [(QUESTION, (("user", "왜?"), ("assistant", "네.")))])[0]
 
 
 def test_work_for_a_client_that_has_gone_is_cancelled():

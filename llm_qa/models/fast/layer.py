@@ -19,6 +19,7 @@ from llm_qa.models.fast.ops.lora import dropout_threshold
 from llm_qa.models.fast.ops.lora_attention import apply_rotary, attention
 from llm_qa.models.fast.ops.lora_layer import lora_product, residual
 from llm_qa.models.fast.ops.lora_mlp import mlp
+from llm_qa.models.fast.rows import take_rows
 from llm_qa.models.fast.trained_product import last_product
 
 
@@ -98,26 +99,6 @@ def layer_weights(
         norm(layer.post_attention_layernorm),
         *map(linear, linear_modules(layer)),
     )
-
-
-class _Rows(torch.autograd.Function):
-    """x[rows] for distinct rows: the backward pass copies the gradient, where indexing would have to accumulate."""
-
-    @staticmethod
-    def forward(ctx, x, rows):
-        ctx.save_for_backward(rows)
-        ctx.tokens = len(x)
-        return x.index_select(0, rows)
-
-    @staticmethod
-    def backward(ctx, grad):
-        (rows,) = ctx.saved_tensors
-        return grad.new_zeros((ctx.tokens, grad.shape[1])).index_copy_(0, rows, grad), None
-
-
-def take_rows(x: Tensor, rows: Tensor | None) -> Tensor:
-    """The rows (n,), all different, of x (tokens, d): (n, d); x itself where rows is None."""
-    return x if rows is None else _Rows.apply(x, rows)
 
 
 def layer_forward(

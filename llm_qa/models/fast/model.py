@@ -24,9 +24,7 @@ from llm_qa.models.fast.ops.attention import document_bounds, document_mask
 from llm_qa.models.fast.ops.cross_entropy import linear_cross_entropy
 from llm_qa.models.fast.ops.frozen_linear import FP8_LAYOUTS, cache_dequantized, frozen_weight, with_fp8_scales
 from llm_qa.models.fast.ops.recomputation import recomputing
-
-TILE = 128  # the number of computed rows is rounded up to a multiple of the GPU's matrix tiles
-MOST_CHOSEN = 0.8  # with a larger share of label tokens, selecting their rows costs more than it saves
+from llm_qa.models.fast.rows import computed_rows, label_rows
 
 
 class HostEmbedding(torch.nn.Module):
@@ -63,8 +61,7 @@ class FastNeoX:
         self.model, self.usual = model, model.forward
         self.shape = layer_shape(model, dtype)
         self.tokens, self.cuda_graphs, self.recomputed, self.offloaded = tokens, cuda_graphs, 0, False
-        rows = -(-max_label_tokens // TILE) * TILE
-        self.max_label_tokens = rows if rows <= MOST_CHOSEN * tokens else tokens
+        self.max_label_tokens = computed_rows(max_label_tokens, tokens)
         self.graphs: GraphedPass | None = None
         self.prepared: dict[torch.nn.Module, list[Tensor]] = {}
         self.resident: torch.nn.Module | None = None  # the embedding that offload_to_cpu() replaced
@@ -96,9 +93,7 @@ class FastNeoX:
         )
         count = (targets != IGNORED).sum()
         if torch.is_grad_enabled() and self.max_label_tokens < len(targets):
-            torch._assert_async(count <= self.max_label_tokens, "a batch has more label tokens than max_label_tokens")
-            label_tokens_first = torch.argsort((targets == IGNORED).int(), stable=True)
-            rows = label_tokens_first[: self.max_label_tokens]
+            rows = label_rows(targets, self.max_label_tokens)
             inputs, targets = (*inputs, rows), targets[rows]
         return self.head_loss(self.run(*inputs), targets) / (count if items is None else items)
 

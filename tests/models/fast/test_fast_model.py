@@ -9,6 +9,7 @@ from llm_qa.config.recipe import make_recipe
 from llm_qa.data.packing import IGNORED, collate_packs
 from llm_qa.models import embedded
 from llm_qa.models.fast import model as fast_model
+from llm_qa.models.fast import rows as fast_rows
 from llm_qa.models.fast.layer import layer_forward
 from llm_qa.models.fast.model import FastNeoX
 from llm_qa.models.fast.ops.cross_entropy import linear_cross_entropy
@@ -84,7 +85,7 @@ def test_loss_and_gradients_are_those_of_the_plain_path(batch, values, bound):
 @pytest.mark.parametrize("values", [{"base_precision": "nf4"}, {"base_precision": "fp32", "method": "full"}])
 @pytest.mark.parametrize("recomputed", [0, 2])
 def test_only_learned_tokens_go_through_the_last_layer(batch, monkeypatch, values, recomputed):
-    monkeypatch.setattr(fast_model, "TILE", 8)
+    monkeypatch.setattr(fast_rows, "TILE", 8)
     model, fast = build(**({} if values.get("method") == "full" else {"lora_dropout": 0.0}), **values)
     wanted_loss = fast.loss(**batch)
     wanted = gradients(model, wanted_loss)
@@ -101,7 +102,7 @@ def test_only_learned_tokens_go_through_the_last_layer(batch, monkeypatch, value
 
 
 def test_validation_s_batches_may_have_more_learned_tokens(batch, monkeypatch):
-    monkeypatch.setattr(fast_model, "TILE", 8)
+    monkeypatch.setattr(fast_rows, "TILE", 8)
     _, fast = build(base_precision="fp32")
     fast.model.eval()
     wanted = fast.loss(**batch).item()
@@ -144,7 +145,7 @@ def test_flops_of_products_that_are_not_made(batch):
 
 
 def test_more_label_tokens_than_the_maximum_are_an_error(batch, monkeypatch):
-    monkeypatch.setattr(fast_model, "TILE", 8)
+    monkeypatch.setattr(fast_rows, "TILE", 8)
     _, fast = build(base_precision="fp32")
     fast = FastNeoX(fast.model, fast.shape.dtype, TOKENS, int((batch["labels"] != IGNORED).sum()) // 2, compiled=False)
     with pytest.raises(RuntimeError, match="more label tokens than"):

@@ -5,9 +5,9 @@ from accelerate import DistributedDataParallelKwargs
 from llm_qa.config.recipe import make_recipe
 from llm_qa.console import UserError
 from llm_qa.models import embedded
-from llm_qa.models.fast.budget import layers_to_recompute
+from llm_qa.models.fast.budget import layers_to_recompute, measure_memory_budget
 from llm_qa.models.fast.model import FastNeoX, HostEmbedding
-from llm_qa.models.fast.plan import choose_fast_path, measure_memory_budget, reason_against
+from llm_qa.models.fast.plan import choose_fast_path, reason_against
 from llm_qa.models.lora import add_lora
 from llm_qa.models.precision import resolve_precision
 from llm_qa.models.random_weights import random_base
@@ -47,10 +47,9 @@ def test_what_cannot_take_it_is_told_why(model, values, capability, reason):
     assert reason in reason_against(with_lora(tiny_model(**model)), make_recipe(values), capability)
 
 
-def test_linear_layers_without_lora_and_other_architectures_take_the_plain_path():
+def test_linear_layers_without_lora_take_the_plain_path():
     narrow = make_recipe({"lora_targets": ["dense"]})
     assert "--lora-targets" in reason_against(with_lora(tiny_model(), lora_targets=["dense"]), narrow, H200)
-    assert "Linear" in reason_against(torch.nn.Linear(2, 2), make_recipe({}), H200)
 
 
 def test_the_plain_path_is_said_aloud_and_changes_nothing():
@@ -68,7 +67,7 @@ def test_as_few_layers_are_recomputed_as_the_memory_allows(monkeypatch, free_gib
     fast = FastNeoX(tiny_model(), torch.float32, 128, 128, compiled=False)
     monkeypatch.setattr(fast, "measure_layer", lambda: (17 * 2**26, 10 * 2**30, 2**26))
     monkeypatch.setattr(
-        "llm_qa.models.fast.plan.free_memory_bytes", lambda: (free_gib * 2**30 + 5 * 2**29, 100 * 2**30)
+        "llm_qa.planning.this_gpu.free_memory_bytes", lambda: (free_gib * 2**30 + 5 * 2**29, 100 * 2**30)
     )
     frozen = torch.nn.Linear(1, 1).requires_grad_(False)
     budget = measure_memory_budget(fast, frozen, make_recipe({}))
@@ -94,7 +93,7 @@ def test_what_training_keeps_of_a_weight_is_not_for_layers(monkeypatch, base, op
     model = tiny_model().to(resolve_precision(recipe, None).weights)
     fast = FastNeoX(model, torch.float32, 128, 128, compiled=False)
     monkeypatch.setattr(fast, "measure_layer", lambda: (0, 0, 0))
-    monkeypatch.setattr("llm_qa.models.fast.plan.free_memory_bytes", lambda: (2**30, 0))
+    monkeypatch.setattr("llm_qa.planning.this_gpu.free_memory_bytes", lambda: (2**30, 0))
     budget = measure_memory_budget(fast, model, recipe, zero_stage)
     assert 2**30 - budget.available_bytes == bytes_a_weight * model.num_parameters()
 
@@ -105,7 +104,7 @@ def test_ddp_keeps_a_copy_of_the_gradients(monkeypatch, base, bytes_a_weight):
     model = tiny_model().to(resolve_precision(recipe, None).weights)
     fast = FastNeoX(model, torch.float32, 128, 128, compiled=False)
     monkeypatch.setattr(fast, "measure_layer", lambda: (0, 0, 0))
-    monkeypatch.setattr("llm_qa.models.fast.plan.free_memory_bytes", lambda: (2**30, 0))
+    monkeypatch.setattr("llm_qa.planning.this_gpu.free_memory_bytes", lambda: (2**30, 0))
     alone, two = (measure_memory_budget(fast, model, recipe, processes=number) for number in (1, 2))
     assert alone.available_bytes - two.available_bytes == bytes_a_weight * model.num_parameters()
     assert not DistributedDataParallelKwargs().gradient_as_bucket_view, "or the buckets would be the gradients"
@@ -117,7 +116,7 @@ def test_where_gradients_replace_activations_fewer_layers_are_recomputed(monkeyp
     model = tiny_model()
     fast, states = FastNeoX(model, torch.float32, 128, 128, compiled=False), 12 * model.num_parameters()
     monkeypatch.setattr(fast, "measure_layer", lambda: (2 * model.num_parameters(), 0, 0))
-    monkeypatch.setattr("llm_qa.models.fast.plan.free_memory_bytes", lambda: (states, 0))
+    monkeypatch.setattr("llm_qa.planning.this_gpu.free_memory_bytes", lambda: (states, 0))
     budget = measure_memory_budget(fast, model, recipe, 0, replaced)
     assert layers_to_recompute(budget, recipe, 2)[0] == (0 if replaced else 2)
 
@@ -127,7 +126,7 @@ def test_the_sizes_of_a_pass_reach_it(monkeypatch):
     precision = resolve_precision(recipe, H200)
     model = add_lora(random_base(embedded.model_config(500, 0), precision, "cpu"), recipe)
     monkeypatch.setattr(FastNeoX, "measure_layer", lambda self: (2**20, 2**20, 2**10))
-    monkeypatch.setattr("llm_qa.models.fast.plan.free_memory_bytes", lambda: (2**30, 2**30))
+    monkeypatch.setattr("llm_qa.planning.this_gpu.free_memory_bytes", lambda: (2**30, 2**30))
     path = choose_fast_path(model, recipe, precision, 256, 100, 0, H200)
     fast = model.get_base_model().forward.func.__self__
     assert (fast.tokens, fast.max_label_tokens) == (256, 128)
@@ -145,7 +144,7 @@ def test_nf4_is_dequantised_once_where_the_copy_fits_beside_what_layers_keep(
     precision = resolve_precision(recipe, H200)
     model = add_lora(random_base(embedded.model_config(500, 0), precision, "cpu"), recipe)
     monkeypatch.setattr(FastNeoX, "measure_layer", lambda self: (2**20, 2**20, 2**10))
-    monkeypatch.setattr("llm_qa.models.fast.plan.free_memory_bytes", lambda: (free_mib * 2**20, free_mib * 2**20))
+    monkeypatch.setattr("llm_qa.planning.this_gpu.free_memory_bytes", lambda: (free_mib * 2**20, free_mib * 2**20))
     path = choose_fast_path(model, recipe, precision, 128, 128, 0, H200)
     assert path.active
     assert ("converted once to" in path.report) == dequantized
@@ -163,7 +162,7 @@ def test_where_memory_is_short_there_are_no_graphs(monkeypatch, recompute, free_
     model = add_lora(random_base(embedded.model_config(500, 0), precision, "cpu"), recipe)
     saved_bytes, layer_input_bytes, free_bytes = 2**20, 2**10, int(free_mib * 2**20)
     monkeypatch.setattr(FastNeoX, "measure_layer", lambda self: (saved_bytes, 2**20, layer_input_bytes))
-    monkeypatch.setattr("llm_qa.models.fast.plan.free_memory_bytes", lambda: (free_bytes, free_bytes))
+    monkeypatch.setattr("llm_qa.planning.this_gpu.free_memory_bytes", lambda: (free_bytes, free_bytes))
     path = choose_fast_path(model, recipe, precision, 128, 128, 0, H200)
     fast = model.get_base_model().forward.func.__self__
     assert fast.cuda_graphs == graphed
@@ -184,7 +183,7 @@ def test_where_memory_is_too_short_the_machine_keeps_what_it_can(monkeypatch, fr
     compare, before = FastNeoX.difference, []
     monkeypatch.setattr(FastNeoX, "difference", lambda self: before.append(self.offloaded) or compare(self))
     monkeypatch.setattr(FastNeoX, "measure_layer", lambda self: (2**24, 2**20, inputs_mib * 2**20))
-    monkeypatch.setattr("llm_qa.models.fast.plan.free_memory_bytes", lambda: (int(free_mib * 2**20),) * 2)
+    monkeypatch.setattr("llm_qa.planning.this_gpu.free_memory_bytes", lambda: (int(free_mib * 2**20),) * 2)
     path = choose_fast_path(model, recipe, precision, 128, 128, 0, H200)
     assert before == [first]
     assert ("layers' inputs and the embedding offloaded to CPU memory" in path.report) == offloaded
@@ -195,7 +194,7 @@ def test_full_fine_tuning_has_no_graphs_to_leave_out(monkeypatch):
     recipe = make_recipe({"method": "full", "base_precision": "fp32", "compute_dtype": "bf16"})
     precision = resolve_precision(recipe, H200)
     monkeypatch.setattr(FastNeoX, "measure_layer", lambda self: (2**20, 2**20, 2**10))
-    monkeypatch.setattr("llm_qa.models.fast.plan.free_memory_bytes", lambda: (2**20, 2**20))
+    monkeypatch.setattr("llm_qa.planning.this_gpu.free_memory_bytes", lambda: (2**20, 2**20))
     path = choose_fast_path(tiny_model(), recipe, precision, 128, 128, 0, H200)
     assert path.active
     assert "graphs" not in path.report
@@ -212,7 +211,7 @@ def test_a_kernel_that_does_not_fit_the_gpu_leaves_the_plain_path(monkeypatch):
     model = add_lora(tiny_model(), recipe)
     before = model.get_base_model().forward
     monkeypatch.setattr(FastNeoX, "difference", too_large)
-    monkeypatch.setattr("llm_qa.models.fast.plan.free_memory_bytes", lambda: (2**30, 2**30))
+    monkeypatch.setattr("llm_qa.planning.this_gpu.free_memory_bytes", lambda: (2**30, 2**30))
     path = choose_fast_path(model, recipe, resolve_precision(recipe, None), 128, 128, 0, H200)
     assert not path.active
     assert (
@@ -230,7 +229,7 @@ def planned(monkeypatch, values, free_mib=100, differences=(), measure=None):
     given, compare = iter(differences), FastNeoX.difference
     monkeypatch.setattr(FastNeoX, "difference", lambda self: next(given, None) or compare(self))
     monkeypatch.setattr(FastNeoX, "measure_layer", measure or (lambda self: (2**20, 2**20, 2**10)))
-    monkeypatch.setattr("llm_qa.models.fast.plan.free_memory_bytes", lambda: (int(free_mib * 2**20),) * 2)
+    monkeypatch.setattr("llm_qa.planning.this_gpu.free_memory_bytes", lambda: (int(free_mib * 2**20),) * 2)
     return model, lambda: choose_fast_path(model, recipe, precision, 128, 128, 0, H200)
 
 
