@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from transformers import AutoConfig, GPT2Config, GPTNeoXConfig, PretrainedConfig
 
 from llm_qa.console import UserError
@@ -49,6 +51,19 @@ def shape_config(shape: Shape) -> PretrainedConfig:
         bos_token_id=2,
         eos_token_id=2,
     )
+
+
+def known_shape(model: str) -> Shape | None:
+    """The shape of a known hub id, or that of a folder whose config.json has the same numbers; None for others."""
+    if model in SHAPES or not Path(model).is_dir():
+        return SHAPES.get(model)
+    config = model_config(model)
+    numbers = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "vocab_size")
+
+    def key(config: PretrainedConfig) -> list:
+        return [config.model_type, *(getattr(config, name, None) for name in numbers)]
+
+    return next((shape for shape in SHAPES.values() if key(shape_config(shape)) == key(config)), None)
 
 
 def model_config(model: str) -> PretrainedConfig:

@@ -8,7 +8,7 @@ from llm_qa.config.recipe import Recipe
 from llm_qa.console import say
 from llm_qa.language import tr
 from llm_qa.models.fast.choice import FastPath
-from llm_qa.models.shapes import SHAPES
+from llm_qa.models.registry import known_shape
 from llm_qa.planning.calibration import FILE, calibrated
 from llm_qa.planning.figures import Figures
 from llm_qa.planning.footprint import Work, peak_by_part
@@ -49,7 +49,7 @@ def predict(recipe: Recipe, strategy: Strategy, path: FastPath, gpu: Gpu | None,
     None where no formula holds: for unknown GPUs and models, LoRA on some linear layers alone (`lora_targets`),
     padded pairs, offload, and the plain path with nothing recomputed.
     """
-    shape = SHAPES.get(recipe.model)
+    shape = known_shape(recipe.model)
     if gpu is None or shape is None or shape.model_type != "gpt_neox" or not recipe.pack_length or recipe.lora_targets:
         return None
     if strategy.offload_optimizer or strategy.offload_weights or (not path.active and recipe.recompute == "none"):

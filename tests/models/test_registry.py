@@ -5,7 +5,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from llm_qa.console import UserError
-from llm_qa.models.registry import model_config
+from llm_qa.models.registry import known_shape, model_config
 from llm_qa.models.shapes import SHAPES
 
 
@@ -36,3 +36,11 @@ def test_a_local_checkpoint_is_read_and_an_unknown_one_is_one_sentence(neox_fold
     assert model_config(str(neox_folder)).hidden_size == 64
     with pytest.raises(UserError, match="'nobody/nothing' is not in the project's table"):
         model_config("nobody/nothing")
+
+
+def test_a_folder_with_a_known_shape_is_known(tmp_path, neox_folder):
+    name = "EleutherAI/polyglot-ko-5.8b"
+    model_config(name).save_pretrained(tmp_path)
+    assert known_shape(str(tmp_path)) == known_shape(name) == SHAPES[name]
+    for other in (str(neox_folder), "somebody/else", "embedded"):
+        assert known_shape(other) is None
