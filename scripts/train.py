@@ -95,6 +95,7 @@ def main() -> int:
         return 0
     precision = preflight.check_machine(recipe, strategy)
     dry_run.check_context(recipe)
+    gpu = prediction.gpu_here()
     quiet_other_ranks()
     requested = recipe
     recipe = preflight.first_micro_batch(recipe, strategy, options.run, auto=options.auto_micro_batch, anew=anew)
@@ -138,7 +139,7 @@ def main() -> int:
     memory_handling = {"recipe": recipe, "run_dir": options.run, "strategy": strategy, "fit": options.auto_micro_batch}
     with memory_for_training(**memory_handling):
         fast_path = model_setup.set_up_fast_path(trainable.model, recipe, precision, strategy, arguments, data.train)
-    predicted = prediction.predict_run(recipe, strategy, fast_path, data, arguments)
+    predicted = prediction.predict_run(recipe, strategy, fast_path, data, arguments, gpu)
 
     # --- training ------------------------------------------------------------------------------------------------
     samples, trackers = choose_samples(tokenizer, records, recipe, strategy), take_trackers(arguments)

@@ -21,15 +21,19 @@ from llm_qa.training.data_sets import DataSets, count_updates
 from llm_qa.training.strategy import Strategy, accumulation_steps, micro_batch_size
 
 
-def predict_run(
-    recipe: Recipe, strategy: Strategy, path: FastPath, data: DataSets, arguments: TrainingArguments
-) -> Figures | None:
-    """The figures of a run on this machine's GPUs, said in a line; None where no formula holds (`predict`).
+def gpu_here() -> Gpu | None:
+    """This machine's GPU, as fast as `make plan ARGS=--calibrate` found it to be, if it did; None for an unknown one.
 
-    Speeds are scaled as `make plan ARGS=--calibrate` measured them here, if it did.
+    UserError where what --calibrate wrote is damaged.
     """
     gpu = find_gpu(device_name())
-    gpu = calibrated(gpu, FILE) if gpu else None
+    return calibrated(gpu, FILE) if gpu else None
+
+
+def predict_run(
+    recipe: Recipe, strategy: Strategy, path: FastPath, data: DataSets, arguments: TrainingArguments, gpu: Gpu | None
+) -> Figures | None:
+    """The figures of a run on `gpu`s, said in a line; None where no formula holds (`predict`)."""
     _, epochs = count_updates(arguments, data.train, recipe)
     figures = predict(recipe, strategy, path, gpu, epochs * len(data.pairs.tokens))
     if figures and gpu:

@@ -1,15 +1,19 @@
 """The prediction of the very run that starts: what make plan says of the same, and none where no formula holds."""
 
+import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
 from llm_qa.config.recipe import load_recipe
+from llm_qa.console import UserError
 from llm_qa.models.fast.choice import FastPath
+from llm_qa.planning import prediction
 from llm_qa.planning.known_gpus import GPUS
 from llm_qa.planning.measured import MEASURED
 from llm_qa.planning.prediction import predict
-from llm_qa.planning.ways import STAGE, Job, all_plans, measured_recipe
+from llm_qa.planning.ways import STAGE, Job, all_plans, best_of, measured_recipe
 from llm_qa.training.strategy import Strategy
 
 QLORA = load_recipe("scripts/recipes/qlora_12.8b.yaml")
@@ -64,3 +68,26 @@ def test_every_measured_run_is_predicted_within_10_percent(row):
 )
 def test_nothing_is_predicted_where_no_formula_holds(recipe, strategy, path, gpu):
     assert predict(recipe, strategy, path, gpu, 1.0) is None
+
+
+def test_a_run_is_as_fast_as_the_calibration_of_its_gpu_found(tmp_path, monkeypatch, capsys):
+    """After 3 measured updates the line before training, and so the one at the end, have their speed."""
+    kept = tmp_path / "calibration.json"
+    monkeypatch.setattr(prediction, "FILE", kept)
+    monkeypatch.setattr(prediction, "device_name", lambda: "NVIDIA H100 80GB HBM3")
+    monkeypatch.setattr(prediction, "count_updates", lambda arguments, train, recipe: (100, 3.0))
+    data = SimpleNamespace(train=None, pairs=SimpleNamespace(tokens=range(TOKENS)))
+    computed = prediction.predict_run(QLORA, ONE, fast(), data, None, prediction.gpu_here())
+    assert "within 15% of what was measured on this GPU" in " ".join(capsys.readouterr().out.split())
+    best = best_of(all_plans(Job(QLORA.model, GPUS["H100"], 1, 1, TOKENS, 3)))
+    measured = {"gpu": "H100", "way": best.way.name, "model": QLORA.model, "date": "2026-11-27"}
+    measured |= {"tokens_per_second": best.tokens_per_second / 2, "share": 0.5}
+    kept.write_text(json.dumps(measured))
+    found = prediction.predict_run(QLORA, ONE, fast(), data, None, prediction.gpu_here())
+    assert found.tokens_per_second == pytest.approx(computed.tokens_per_second / 2)
+    assert found.seconds == pytest.approx(2 * computed.seconds)
+    assert found.peak_bytes == computed.peak_bytes
+    assert "measured in 3 updates of" in " ".join(capsys.readouterr().out.split())
+    kept.write_text("{}")
+    with pytest.raises(UserError, match="is not what --calibrate writes"):
+        prediction.gpu_here()

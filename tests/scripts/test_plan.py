@@ -35,7 +35,7 @@ def test_the_table_fits_80_columns_and_marks_the_fastest():
         table = text[text.index("  way") : text.index("GiB: of each")].splitlines()
         assert max(map(len, table)) <= 80
     assert sum(line.startswith("*") for line in table) == 1
-    assert "  full, DDP                144.2    30  40/40      1  70.3 over" in text
+    assert "  full, DDP                144.2    28  40/40      1  70.3 over" in text
     assert "within 15% of what was measured on this GPU" in text
 
 
