@@ -111,10 +111,10 @@ def shapes_of(recipe: Recipe) -> torch.nn.Module | None:
         return None
 
 
-def layers_of(model: torch.nn.Module, recipe: Recipe) -> Layers:
+def layers_of(model: torch.nn.Module, recipe: Recipe, strategy: Strategy) -> Layers:
     """The shapes of a model that its activations depend on, and its path on this machine's GPU."""
     config = model.config.get_text_config()
-    plain = takes_plain_path(recipe, config.model_type, gpu_capability())
+    plain = takes_plain_path(recipe, config.model_type, gpu_capability(), strategy.zero_stage)
     return Layers(config.num_hidden_layers, config.hidden_size, config.vocab_size, plain)
 
 
@@ -127,7 +127,9 @@ def check_fit(recipe: Recipe, strategy: Strategy, *, auto: bool = False) -> None
     if model is None:
         return
     try:
-        check_memory(recipe, sizes_of(model, recipe), layers_of(model, recipe), strategy, gpu, host, auto=auto)
+        check_memory(
+            recipe, sizes_of(model, recipe), layers_of(model, recipe, strategy), strategy, gpu, host, auto=auto
+        )
     except UserError as error:
         nearest = nearest_that_fits(recipe, strategy, find_gpu(device_name()), gpu, host) if gpu else ""
         if not nearest:
@@ -140,7 +142,7 @@ def widest_pass(recipe: Recipe, strategy: Strategy) -> Recipe:
     gpu, model = gpu_total_bytes(), shapes_of(recipe) if strategy.zero_stage == 3 else None
     if gpu is None or model is None:
         return recipe
-    size = largest_micro_batch(recipe, sizes_of(model, recipe), layers_of(model, recipe), strategy, gpu)
+    size = largest_micro_batch(recipe, sizes_of(model, recipe), layers_of(model, recipe, strategy), strategy, gpu)
     if size != recipe.micro_batch_size:
         say(
             tr(

@@ -15,6 +15,7 @@ import torch
 from llm_qa.config.recipe import Recipe
 from llm_qa.console import UserError
 from llm_qa.language import tr
+from llm_qa.models.fast.choice import reason_of_machine
 from llm_qa.models.precision import BF16_CAPABILITY
 from llm_qa.planning.footprint import COPIES, MOST_TOKENS, Work, least_peak, peak_by_part, usable_bytes
 from llm_qa.planning.memory import Sizes, host_bytes
@@ -31,10 +32,14 @@ class Layers:
     plain: bool = False
 
 
-def takes_plain_path(recipe: Recipe, model_type: str, capability: tuple[int, int] | None) -> bool:
-    """What is known of the path before the model is loaded; without a GPU the fast one is assumed."""
-    too_old = capability is not None and capability < BF16_CAPABILITY
-    return too_old or model_type != "gpt_neox" or recipe.fast == "off" or bool(recipe.lora_targets)
+def takes_plain_path(recipe: Recipe, model_type: str, capability: tuple[int, int] | None, stage: int) -> bool:
+    """Whether it is known before the model is loaded that no fast path, which needs less, is taken (None: any GPU).
+
+    Those of other architectures than GPT-NeoX train LoRA alone, and not under ZeRO-3 (`stage`).
+    """
+    if reason_of_machine(recipe, capability or BF16_CAPABILITY):
+        return True
+    return model_type != "gpt_neox" and (recipe.method == "full" or stage == 3 or not recipe.pack_length)
 
 
 def offload_of(strategy: Strategy) -> str:

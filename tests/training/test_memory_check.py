@@ -104,11 +104,16 @@ def test_the_plain_path_counts_its_logits():
     plain = replace(POLYGLOT, plain=True)
     more = least_bytes(recipe, sizes, plain, Strategy(), 4) - least_bytes(recipe, sizes, POLYGLOT, Strategy(), 4)
     assert more > 10 * 4 * 512 * POLYGLOT.vocabulary
-    for changed in ({"fast": "off"}, {"lora_targets": ["dense"]}):
-        assert takes_plain_path(replace(recipe, **changed), "gpt_neox", (8, 0))
-    assert takes_plain_path(recipe, "gpt_neox", (7, 5))
-    assert takes_plain_path(recipe, "llama", (9, 0))
-    assert not takes_plain_path(recipe, "gpt_neox", (9, 0))
+
+
+def test_a_path_is_plain_where_no_fast_one_can_be_taken():
+    recipe = load_recipe("scripts/recipes/qlora_12.8b.yaml")
+    assert takes_plain_path(recipe, "gpt_neox", (7, 5), 0)
+    assert takes_plain_path(replace(recipe, fast="off"), "gpt_neox", (9, 0), 0)
+    assert not takes_plain_path(recipe, "gpt_neox", (9, 0), 3)
+    assert not takes_plain_path(recipe, "llama", (9, 0), 2)
+    assert takes_plain_path(recipe, "llama", (9, 0), 3)
+    assert takes_plain_path(full(), "llama", (9, 0), 0)
 
 
 def strategy_of(plan, gpus):
@@ -129,7 +134,7 @@ def test_what_the_plan_says_does_not_fit_is_refused_and_nothing_else(gpu, model,
         for plan in all_plans(Job(f"EleutherAI/{model}", card, gpus, 1, 476_560, 3)):
             flags = plan.command.partition('ARGS="')[2].rstrip('"').split()
             recipe = load_recipe(RECIPES / f"{plan.way.recipe}.yaml", recipe_flags(flags))
-            plain = takes_plain_path(recipe, shape.model_type, card.capability)
+            plain = takes_plain_path(recipe, shape.model_type, card.capability, STAGE[plan.way.engine])
             layers = Layers(shape.layers, shape.d_model, shape.vocabulary, plain)
             how = (sizes_of(shape, recipe), layers, strategy_of(plan, gpus), int(gib * GIB), 2**50)
             verdicts.add(plan.fits)
