@@ -12,12 +12,11 @@ import argparse
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
-from functools import partial
 from pathlib import Path
 
 from llm_qa import files
 from llm_qa.console import ArgumentParser, UserError, positive_int, run_script, say
-from llm_qa.data.plain_prompt import Context
+from llm_qa.data.plain_prompt import Context, Messages
 from llm_qa.data.text import LINE_BREAKS
 from llm_qa.evaluation.predict.batches import delete_partial_results
 from llm_qa.evaluation.predict.run_data import line_breaks_of_run
@@ -82,8 +81,8 @@ def parse_arguments() -> argparse.Namespace:
 
 def stream(
     model, tokenizer, question: str, context: Context, settings: GenerationSettings, decoder, named: Named
-) -> None:
-    """Print an answer as it is generated, by a static decoder or, where it is None, by transformers' generate.
+) -> str:
+    """Print an answer as it is generated, by a static decoder or, without one, by transformers; returns its text.
 
     `named` gives the names of a question's references in its context, which are printed in a line after the answer.
 
@@ -104,7 +103,7 @@ def stream(
         if not answer.stopped:
             say(tr("(cut after {tokens:,} tokens: --max-new-tokens)", tokens=settings.max_new_tokens))
         say_references(named(*fitting[0]))
-        return
+        return answer.text
     (prompt,) = encode_prompts(tokenizer, fitting)
     last: list[int] = []
 
@@ -112,12 +111,15 @@ def stream(
         for last[:] in stream_tokens(model, tokenizer, prompt, settings, decoder):
             yield list(last)
 
+    text = ""
     for piece in text_pieces(tokenizer, watched()):
         print(piece, end="", flush=True)
+        text += piece
     print()
     if set(end_tokens(model, tokenizer)).isdisjoint(last):
         say(tr("(cut after {tokens:,} tokens: --max-new-tokens)", tokens=settings.max_new_tokens))
     say_references(named(*fitting[0]))
+    return text.strip()
 
 
 def say_references(names: list[str]) -> None:
@@ -128,19 +130,29 @@ def say_references(names: list[str]) -> None:
 
 HELP = later("""\
 /base QUESTION   the answer of the model before training; /base alone: to the last question
+/new             forgets the earlier questions and answers, which a model with a chat template is given
 /help            these lines
 /quit            ends, as Ctrl-D does; Ctrl-C ends an answer
 the arrow keys edit the line and bring earlier questions back""")
 
 
 def converse(
-    model, tokenizer, context_of: Callable[[str], Context], settings: GenerationSettings, decoder, named: Named
+    model,
+    tokenizer,
+    context_of: Callable[[str, Messages], Context],
+    settings: GenerationSettings,
+    decoder,
+    named: Named,
 ) -> None:
     """Answer questions typed at the prompt until /quit or the end of input; piped in, also until an empty line.
 
-    `context_of` gives what stands before a question, `named` the names of its references in that.
+    A model with a chat template is given the earlier questions and answers that were typed, as many of the last as fit.
+    `context_of` gives what stands before a question that has these before it, `named` the names of references in that.
     """
+    from llm_qa.data.chat import uses_chat
+
     typed = sys.stdin.isatty()
+    earlier: Messages = ()
     if typed:
         with suppress(ImportError):  # with it, input() edits the line and keeps a history; Windows has none
             import readline  # noqa: F401
@@ -159,6 +171,9 @@ def converse(
         command = question.partition(" ")[0] if typed and question.startswith("/") else ""
         if command == "/quit" or not (question or typed):
             return
+        if command == "/new":
+            earlier, last = (), ""
+            continue
         if command == "/base":
             question = question.removeprefix("/base").strip() or last
         elif command:
@@ -170,10 +185,13 @@ def converse(
         last = question
         try:
             if command == "/base":
+                before = earlier[:-2] if earlier and question == earlier[-2][1] else earlier
                 with base_of(model):
-                    stream(model, tokenizer, question, context_of(question), settings, None, named)
-            else:
-                stream(model, tokenizer, question, context_of(question), settings, decoder, named)
+                    stream(model, tokenizer, question, context_of(question, before), settings, None, named)
+                continue
+            answer = stream(model, tokenizer, question, context_of(question, earlier), settings, decoder, named)
+            if typed and uses_chat(tokenizer) and answer:
+                earlier = (*earlier, ("user", question), ("assistant", answer))
         except UserError as error:
             say(tr("{error} Type another.", error=error))
         except KeyboardInterrupt:
@@ -219,7 +237,11 @@ def main() -> int:
     if question:
         stream(model, tokenizer, question, given, settings, decoder, source.references_in)
     else:
-        context_of = partial(source.with_references, context=context)
+        passage: Messages = (("passage", context),) if context else ()
+
+        def context_of(asked: str, earlier: Messages) -> Context:
+            return source.with_references(asked, (*passage, *earlier) if earlier else context)
+
         converse(model, tokenizer, context_of, settings, decoder, source.references_in)
     return 0
 

@@ -1,4 +1,4 @@
-"""Questions too long for the model: the passage is shortened, with a warning; a question too long itself is refused."""
+"""Questions too long for the model: what stands before them is shortened, and one too long itself is refused."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def fit_questions(tokenizer, config, questions: Questions, settings: GenerationS
     if too_long:
         say(
             f"warning: {len(too_long):,} of {len(questions):,} questions do not fit into the model's context of "
-            f"{context_length(config):,} tokens with their passage: the beginning of the passage is left out"
+            f"{context_length(config):,} tokens with what stands before them: its beginning is left out"
         )
     return fitted
 

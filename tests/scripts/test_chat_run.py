@@ -8,11 +8,14 @@ import yaml
 from architectures import small_config
 from command_line import run_script
 from data.test_chat import FAMILIES, make_tokenizer
+from scripts.test_ask import Terminal
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 from llm_qa import files
 from llm_qa.data.prompts import encode_prompts
-from llm_qa.models.loading import load_tokenizer, save_tokenizer
+from llm_qa.inference.generate import generate_answers
+from llm_qa.inference.settings import GenerationSettings
+from llm_qa.models.loading import load_run, load_tokenizer, save_tokenizer
 
 RECIPE = """model: {base}
 base_precision: 16bit
@@ -94,3 +97,26 @@ def test_asked_evaluated_and_exported_it_is_the_same_tokens(run, tmp_path):
     ]
     assert [done.returncode for done in asked] == [0, 0], asked
     assert asked[0].stdout.splitlines()[-1] == asked[1].stdout.splitlines()[-1]
+
+
+def test_a_conversation_at_the_prompt_keeps_its_turns_until_new(run):
+    folder, *_ = run
+    model, tokenizer = load_run(folder)
+    settings = GenerationSettings(max_new_tokens=8)
+
+    def answer(question, *earlier):
+        return generate_answers(model, tokenizer, [(question, earlier)], settings, quiet=True)[0].text.strip()
+
+    first, second = "벽지가 뭔가요?", "왜 곰팡이가 생기나요?"
+    said = answer(first)
+    after, alone = answer(second, ("user", first), ("assistant", said)), answer(second)
+    assert said
+    assert after != alone, "the turns before it change the answer"
+    terminal = Terminal("--run", folder, "--max-new-tokens", "8")
+    assert said in terminal.type(f"{first}\r")
+    assert after in terminal.type(f"{second}\r")
+    assert "/new" in terminal.type("/help\r")
+    terminal.type("/new\r")
+    assert alone in terminal.type(f"{second}\r")
+    terminal.type("/quit\r")
+    assert terminal.ended() == 0
