@@ -42,7 +42,7 @@ def few_updates(updates: int, epochs: float, batch: int, *, warms_up: bool) -> s
     first = tr(", the first of them at a learning rate near 0") if warms_up else ""
     return tr(
         "{updates} in all are few to learn from{first}: {smaller}raise --num-train-epochs (now {epochs:g}; {enough} "
-        "give about {wanted} updates), or add data",
+        "give about {wanted} updates), or add data; make tune finds learning rate, batch size and epochs for your data",
         updates=counted(updates, "update"),
         first=first,
         smaller=smaller,

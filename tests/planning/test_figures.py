@@ -18,4 +18,5 @@ def test_few_updates_are_said_with_the_epochs_that_would_do():
     assert "raise --num-train-epochs (now 3; 25 give about 50 updates)" in said
     without = few_updates(1, 1, 1, warms_up=False)
     assert "--global-batch-size" not in without, "it cannot be lowered"
-    assert "learning rate" not in without
+    assert "at a learning rate near 0" not in without
+    assert without.endswith("make tune finds learning rate, batch size and epochs for your data")
