@@ -36,11 +36,11 @@ from llm_qa.evaluation.metrics.catalogue import BITS_PER_CHARACTER, CHARACTER_F1
 from llm_qa.evaluation.report.views import format_p, reading_text
 from llm_qa.evaluation.statistics.comparison import apply_holm, compare_predictions
 from llm_qa.evaluation.statistics.verdict import count_words
-from llm_qa.language import tr
+from llm_qa.language import later, tr
 from llm_qa.migrations import read_json
 
 SCRIPTS = Path(__file__).parent
-LOSSES = ("answer", "everything")
+LOSSES = {"answer": later("loss on answer"), "everything": later("loss on everything")}
 SHOWN = (CHARACTER_F1, "chrf", "rougeL", BITS_PER_CHARACTER, "stopped_share")
 PREPARATION = ("question-column", "answer-column", "category-column", "id-column", "validation")
 COMPARED = (CHARACTER_F1, BITS_PER_CHARACTER)
@@ -65,7 +65,7 @@ def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
     options, rest = parser.parse_known_args(words[first_flag:])
     options.inputs = words[:first_flag]
     if Path(options.name).name != options.name:
-        raise UserError(f"--name {options.name} is a path: give a plain name.")
+        raise UserError(tr("--name {name} is a path: give a plain name.", name=options.name))
     return options, rest
 
 
@@ -83,7 +83,12 @@ def run(script: str, *arguments: str | Path) -> None:
     done = subprocess.run(command, env={**os.environ, IS_STEP: "1"})
     if done.returncode:
         kind = UserError if done.returncode == EXIT_USER_ERROR else RuntimeError
-        raise kind(f"scripts/{script} ended with code {done.returncode}; the same command goes on from there.")
+        told = tr(
+            "scripts/{script} ended with code {code}; the same command goes on from there.",
+            script=script,
+            code=done.returncode,
+        )
+        raise kind(told)
 
 
 def evaluation_of(run: Path) -> Evaluation:
@@ -100,10 +105,11 @@ def score_table(runs: Runs) -> str:
         scores = evaluation_of(folder).scores
         steps = read_json(folder / files.TRAINING)["steps"]
         values = [MEASURES[key].format(scores["metrics"][key]["value"]) for key in SHOWN]
-        different = f"{scores['different_answers']:,} of {scores['questions']:,}"
-        rows.append([cleaning, f"loss on {loss}", f"{steps:,}", *values, different])
+        different = tr("{count:,} of {total:,}", count=scores["different_answers"], total=scores["questions"])
+        rows.append([cleaning, tr(LOSSES[loss]), f"{steps:,}", *values, different])
     titles = [f"{MEASURES[key].title} {MEASURES[key].arrow}" for key in SHOWN]
-    return format_table(["training texts", "", "steps", *titles, "different answers"], rows)
+    header = [tr("training texts"), "", tr("steps"), *titles, tr("different answers")]
+    return format_table(header, rows)
 
 
 def difference_table(runs: Runs) -> str:
@@ -117,29 +123,28 @@ def difference_table(runs: Runs) -> str:
         cells = []
         for key in COMPARED:
             values, signed = comparison["metrics"][key], MEASURES[key].format_difference
-            span = f"{signed(values['low'])} to {signed(values['high'])}"
             cells += [
                 signed(values["difference"]),
-                span,
+                tr("{low} to {high}", low=signed(values["low"]), high=signed(values["high"])),
                 format_p(values["p_holm"]),
                 reading_text(values, comparison) or UNKNOWN,
             ]
-        rows.append([cleaning, f"loss on {loss}", *cells])
-    titles = [title for key in COMPARED for title in (MEASURES[key].title, "95% interval", "p (Holm)", "is")]
-    return (
-        f"{format_table(['minus raw, loss on answer', '', *titles], rows)}\n"
-        f"{count_words(compared[0])}. Intervals and tests are over groups: another training seed may differ by more."
-    )
+        rows.append([cleaning, tr(LOSSES[loss]), *cells])
+    columns = tr("95% interval"), tr("p (Holm)"), tr("is")
+    titles = [title for key in COMPARED for title in (MEASURES[key].title, *columns)]
+    header = [tr("minus raw, loss on answer"), "", *titles]
+    note = tr("Intervals and tests are over groups: another training seed may differ by more.")
+    return f"{format_table(header, rows)}\n{count_words(compared[0])}. {note}"
 
 
 def main() -> int:
     """Phases: data, training and scores of each variant, report."""
     options, training = parse_arguments()
     if options.stopwords and not Path(options.stopwords).is_file():
-        raise UserError(f"--stopwords {options.stopwords} does not exist.")
+        raise UserError(tr("--stopwords {stopwords} does not exist.", stopwords=options.stopwords))
     load_recipe(options.recipe, recipe_flags(training))  # raises UserError for a bad flag
     if not options.stopwords:
-        say("note: without --stopwords FILE the original notebooks' stopwords are left out")
+        say(tr("note: without --stopwords FILE the original notebooks' stopwords are left out"))
     columns = [f"--{name}={value}" for name in PREPARATION for value in getattr(options, name.replace("-", "_"))]
     data = {cleaning: Path("data") / f"{options.name}-{cleaning}" for cleaning in cleanings(options.stopwords)}
     for cleaning, flags in cleanings(options.stopwords).items():
@@ -150,7 +155,7 @@ def main() -> int:
     began, variants = time.monotonic(), len(data) * len(LOSSES)
     for cleaning, folder in data.items():
         for loss in LOSSES:
-            say(f"== {cleaning}, loss on {loss} ==")
+            say(f"== {cleaning}, {tr(LOSSES[loss])} ==")
             runs[cleaning, loss] = Path("runs") / f"{options.name}-{cleaning}-{loss}"
             variant: list[str | Path] = ["--data", folder, "--run", runs[cleaning, loss], "--loss-on", loss]
             run("train.py", options.recipe, *variant, *training)
@@ -162,7 +167,7 @@ def main() -> int:
     run("report.py", *runs.values(), "--out", out)
     tables = f"{score_table(runs)}\n\n{difference_table(runs)}"
     files.write_text(out / "ablation.txt", tables + "\n")
-    say(f"\n{tables}\nwritten to {out}")
+    say(f"\n{tables}\n{tr('written to {path}', path=out)}")
     return 0
 
 

@@ -65,15 +65,17 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--decoder", default="auto", choices=DECODERS, help=DECODER_HELP)
     options = parser.parse_args()
     if bool(options.file) != bool(options.out):
-        raise UserError("--file and --out go together: a CSV of questions in, a CSV of answers out.")
+        raise UserError(tr("--file and --out go together: a CSV of questions in, a CSV of answers out."))
     if options.file and options.question:
-        raise UserError("Give a question or --file, not both.")
+        raise UserError(tr("Give a question or --file, not both."))
     if columns := [name for name in ("question_column", "id_column") if getattr(options, name) and not options.file]:
-        raise UserError(f"--{columns[0].replace('_', '-')} names a column of a --file: name one, or leave it out.")
+        raise UserError(
+            tr("--{flag} names a column of a --file: name one, or leave it out.", flag=columns[0].replace("_", "-"))
+        )
     if options.out:
         check_csv_name(options.out, "--out")
     if options.out and options.out.resolve() == options.file.resolve():
-        raise UserError(f"--out {options.out} would overwrite the questions: name another file.")
+        raise UserError(tr("--out {out} would overwrite the questions: name another file.", out=options.out))
     if options.run:
         files.check_run(options.run)
     return options
@@ -201,7 +203,7 @@ def converse(
 def base_of(model) -> AbstractContextManager:
     """Within it, `model` is the base of its adapter; UserError for one without. A static decoder does not notice."""
     if not hasattr(model, "disable_adapter"):
-        raise UserError("/base switches LoRA off, and this model has none: ask its base by --model.")
+        raise UserError(tr("/base switches LoRA off, and this model has none: ask its base by --model."))
     return model.disable_adapter()
 
 

@@ -17,7 +17,7 @@ from llm_qa import files
 from llm_qa.console import ArgumentParser, UserError, positive_int, run_script, say
 from llm_qa.data.marks import check_marks_file
 from llm_qa.inference.settings import DECODER_HELP, DECODERS, MAX_NEW_TOKENS_HELP, named_settings
-from llm_qa.language import language
+from llm_qa.language import language, tr
 from llm_qa.serving.address import LOCAL_HOSTS, bound_socket, check_port, run_server, url
 
 PASSWORD_VARIABLE = "LLM_QA_PASSWORD"
@@ -41,7 +41,9 @@ def parse_arguments() -> argparse.Namespace:
     options = parser.parse_args()
     options.password = options.password or os.environ.get(PASSWORD_VARIABLE) or None
     if options.host not in LOCAL_HOSTS and not options.password:
-        raise UserError(f"--host {options.host} lets other machines ask: give a --password that they must type.")
+        raise UserError(
+            tr("--host {host} lets other machines ask: give a --password that they must type.", host=options.host)
+        )
     check_port(options.port)
     files.check_run(options.run)
     options.marks = options.marks or options.run / files.MARKS
@@ -53,9 +55,11 @@ def main() -> int:
     options = parse_arguments()
     check_marks_file(options.marks)
     if options.data and not files.is_prepared(options.data):
-        raise UserError(f"--data {options.data} is not prepared data (prepare_data.py makes it): leave it out.")
+        raise UserError(
+            tr("--data {data} is not prepared data (prepare_data.py makes it): leave it out.", data=options.data)
+        )
     if importlib.util.find_spec("gradio") is None:
-        raise UserError("The page needs gradio: make chat installs it, or pip install -e '.[chat]'.")
+        raise UserError(tr("The page needs gradio: make chat installs it, or pip install -e '.[chat]'."))
     bound = bound_socket(options.host, options.port)
     settings = named_settings("greedy", options.max_new_tokens, run=options.run)
     # Gradio and the hub's client read these when they are imported; neither is to call anyone.
@@ -77,7 +81,7 @@ def main() -> int:
     name = options.run.resolve().name
     chat = Chat(answerer, training, options.marks, model=name, language=language(), nearest=options.nearest)
     app = build_app(chat, options.password)
-    say(f"the page of {name!r} is at {url(options.host, options.port)}; Ctrl-C ends")
+    say(tr("the page of {name!r} is at {url}; Ctrl-C ends", name=name, url=url(options.host, options.port)))
     run_server(app, bound, timeout_graceful_shutdown=3)
     return 0
 

@@ -35,9 +35,12 @@ from llm_qa.evaluation.metrics.embedding import COMPETITION_EMBEDDER, with_cosin
 from llm_qa.evaluation.predict.contamination import contamination, nearest_rows, with_closest
 from llm_qa.evaluation.predict.run_data import data_name, data_of_run, groups_of_split, held_out_of, training_records
 from llm_qa.inference.settings import CANDIDATES_HELP, DECODER_HELP, DECODERS, MAX_NEW_TOKENS_HELP, named_settings
-from llm_qa.language import tr
+from llm_qa.language import later, tr
 from llm_qa.migrations import renamed_flags
 from llm_qa.models.embedder import load_embedder
+
+# What evaluations are called that are not of the tuned model or its base, where Korean names them.
+NAMES = (later("joined"), later("merged"), later("with-references"), later("base-with-references"))
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -85,9 +88,9 @@ def parse_arguments() -> argparse.Namespace:
     if options.merged:
         files.check_exists([options.merged / "config.json"], "--merged")
         if options.base:
-            raise UserError("--base and --merged are both given: evaluate one after the other.")
+            raise UserError(tr("--base and --merged are both given: evaluate one after the other."))
         if options.retrieval:
-            raise UserError("--retrieval and --merged are both given: evaluate one after the other.")
+            raise UserError(tr("--retrieval and --merged are both given: evaluate one after the other."))
     return options
 
 
@@ -107,7 +110,10 @@ def main() -> int:
         evaluate(options)
     except KeyboardInterrupt:
         raise StoppedEarly(
-            f"stopped: every batch of answers so far is kept in {options.run / 'eval'}, and the same command goes on"
+            tr(
+                "stopped: every batch of answers so far is kept in {folder}, and the same command goes on",
+                folder=options.run / "eval",
+            )
         ) from None
     return 0
 
@@ -155,11 +161,25 @@ def evaluate(options: argparse.Namespace) -> None:
         return files.evaluation_dir(options.run, options.split, label, place)
 
     if place:
-        say(f"{data_dir} is not the data of {options.run}: its evaluation goes to {folder_of(files.TUNED)}")
+        say(
+            tr(
+                "{data_dir} is not the data of {run}: its evaluation goes to {folder}",
+                data_dir=data_dir,
+                run=options.run,
+                folder=folder_of(files.TUNED),
+            )
+        )
     if writes and (training := training_records(options.run, data_dir)):
         rows = with_closest(rows, training)
         if trained_on := contamination(rows)["trained_on_questions"]:
-            say(f"warning: {trained_on:,} of {len(rows):,} {options.split} questions are in the training data")
+            say(
+                tr(
+                    "warning: {trained_on:,} of {count:,} {split} questions are in the training data",
+                    trained_on=trained_on,
+                    count=len(rows),
+                    split=options.split,
+                )
+            )
         copied = with_cosines(nearest_rows(rows, training), embedder)
         whose = {**about, "label": files.NEAREST, "model": "nearest training answer"}
         write_evaluation(folder_of(files.NEAREST), copied, whose, seed=options.seed)
@@ -185,7 +205,7 @@ def evaluate(options: argparse.Namespace) -> None:
         if kept:
             again = tr(
                 "{label}: the answers of an earlier evaluation are scored again (--overwrite generates new ones)",
-                label=label,
+                label=tr(label),
             )
             say(again)
             answers, whose = kept
@@ -194,7 +214,7 @@ def evaluate(options: argparse.Namespace) -> None:
                 model = None  # frees the first model before the second is loaded
                 model, tokenizer = merged.load() if options.merged else load_run(options.run, base=of_base)
                 is_base = of_base
-            of = {"label": label, "count": len(asked_records), "data": data_dir, "split": options.split}
+            of = {"label": tr(label), "count": len(asked_records), "data": data_dir, "split": options.split}
             say(tr("{label} model, {count:,} records of {data}/{split}", **of))
             uncovered = of_base and not whole
             with model.disable_adapter() if uncovered else contextlib.nullcontext():

@@ -31,7 +31,7 @@ from llm_qa.evaluation.kobest import (
     tested_tasks,
 )
 from llm_qa.evaluation.metrics.catalogue import UNKNOWN
-from llm_qa.evaluation.report.views import reading_text, span
+from llm_qa.evaluation.report.views import span
 from llm_qa.evaluation.statistics.comparison import apply_holm
 from llm_qa.language import tr
 from llm_qa.migrations import stamped
@@ -68,7 +68,7 @@ def main() -> int:
     write_json_lines(options.kobest_dir, tasks, needed_splits(options.shots), data)
 
     model, tokenizer = load_run(options.run)
-    say(f"tuned model on {', '.join(tasks)}")
+    say(tr("tuned model on {tasks}", tasks=", ".join(tasks)))
     began = time.monotonic()
     tuned = score_model(model, tokenizer, data, tasks, **how)
     took = format_seconds(time.monotonic() - began)
@@ -93,21 +93,21 @@ def main() -> int:
     files.write_jsonl(folder / files.PREDICTIONS, choice_rows(base, tuned))
     files.write_json(folder / files.SCORES, stamped(scores))
     say(table(scores))
-    say(f"written to {folder / files.SCORES}")
+    say(tr("written to {path}", path=folder / files.SCORES))
     return 0
 
 
 def table(scores: dict) -> str:
     """Macro F1 of every task. Tests are corrected for these tasks here, and in a report for all of its tests."""
     comparison = apply_holm([tested_tasks(scores)], [tuple(scores["tasks"])])[0]
-    header = ["macro F1", "records", "base", "tuned", "difference", "95% interval", "tuned is", "base, published"]
+    header = [tr("macro F1"), tr("base"), tr("tuned"), tr("difference (95%)"), tr("tuned is"), tr("published")]
     rows = []
     for task, found in comparison["metrics"].items():
         published = published_scores(scores["model"], task, scores["num_fewshot"])
         shown, signed = MACRO_F1.format, MACRO_F1.format_difference
         interval = span(found, signed, found["records"]) or UNKNOWN
-        rows.append([task, f"{found['records']:,}", shown(found["base"]), shown(found["tuned"])])
-        rows[-1] += [signed(found["difference"]), interval, reading_text(found, comparison), shown(published)]
+        rows.append([f"{task} ({found['records']:,})", shown(found["base"]), shown(found["tuned"])])
+        rows[-1] += [interval, tr(found.get("outcome") or UNKNOWN), shown(published)]
     return format_table(header, rows)
 
 

@@ -22,6 +22,7 @@ from llm_qa import files
 from llm_qa.config.recipe import Recipe
 from llm_qa.console import ArgumentParser, UserError, format_table, run_script, say
 from llm_qa.inference.settings import named_settings
+from llm_qa.language import tr
 
 DTYPES = ("base", "fp16", "bf16", "fp32")
 
@@ -50,7 +51,7 @@ def parse_arguments() -> argparse.Namespace:
     files.check_run(options.run)
     options.out = options.out or Path("exports") / options.run.resolve().name
     if options.out.exists() and not (options.gguf and (options.out / "config.json").is_file()):
-        raise UserError(f"--out {options.out} is there already: name another folder, or remove it.")
+        raise UserError(tr("--out {out} is there already: name another folder, or remove it.", out=options.out))
     return options
 
 
@@ -65,14 +66,21 @@ def main() -> int:
     if options.gguf:
         check_llama_cpp(options.gguf)
     if options.out.exists():
-        say(f"{options.out} is there already: only its GGUF file is made")
+        say(tr("{out} is there already: only its GGUF file is made", out=options.out))
     else:
         export(options, recipe)
     if options.gguf:
         longest = named_settings("greedy", run=options.run).max_new_tokens
         out = write_gguf(options.out, options.gguf, load_tokenizer(options.out), options.gguf_type, longest)
         size = out.stat().st_size / 2**30
-        say(f"{out}: {size:,.2f} GiB for llama.cpp; for Ollama: ollama create NAME -f {out.parent}/Modelfile")
+        say(
+            tr(
+                "{out}: {size:,.2f} GiB for llama.cpp; for Ollama:",
+                out=out,
+                size=size,
+            )
+        )
+        say(f"ollama create NAME -f {out.parent}/Modelfile", as_is=True)
     return 0
 
 
@@ -83,15 +91,33 @@ def export(options: argparse.Namespace, recipe: Recipe) -> None:
 
     exported = export_model(options.run, options.out, model_card(options.run), dtype=options.dtype)
     if exported.left_out:
-        say(f"left out: {len(exported.left_out)} tensors that no model has, such as {exported.left_out[0]}")
-    say(f"{exported.folder}: {exported.weight_bytes / 2**30:,.2f} GiB of weights, written and read back equal")
+        say(
+            tr(
+                "left out: {count} tensors that no model has, such as {example}",
+                count=len(exported.left_out),
+                example=exported.left_out[0],
+            )
+        )
+    say(
+        tr(
+            "{folder}: {gib:,.2f} GiB of weights, written and read back equal",
+            folder=exported.folder,
+            gib=exported.weight_bytes / 2**30,
+        )
+    )
     if recipe.retrieval:
         say(
-            f"note: the run was trained with retrieval {recipe.retrieval}, so a program that asks this model must put "
-            f"the nearest of {files.REFERENCES} before each question, as scripts/serve.py --run {options.run} does"
+            tr(
+                "note: the run was trained with retrieval {retrieval}, so a program that asks this model "
+                "must put the nearest of {references} before each question, as scripts/serve.py --run "
+                "{run} does",
+                retrieval=recipe.retrieval,
+                references=files.REFERENCES,
+                run=options.run,
+            )
         )
     if recipe.method == "full":
-        say("its weights are the run's own, so the run's evaluation holds for them")
+        say(tr("its weights are the run's own, so the run's evaluation holds for them"))
     elif options.evaluate:
         evaluate(options.run, options.out)
         files.write_text(options.out / "README.md", model_card(options.run))
@@ -104,8 +130,13 @@ def evaluate(run: Path, merged: Path) -> None:
     command = [str(Path(__file__).with_name("evaluate.py")), "--run", str(run), "--merged", str(merged)]
     if subprocess.run([sys.executable, *command]).returncode:
         raise UserError(
-            f"{merged} is written and complete, but its test was not: mend what the message above says and run "
-            f".venv/bin/python scripts/evaluate.py --run {run} --merged {merged}, or leave it out by --no-evaluate."
+            tr(
+                "{merged} is written and complete, but its test was not: mend what the message "
+                "above says and run .venv/bin/python scripts/evaluate.py --run {run} --merged "
+                "{merged}, or leave it out by --no-evaluate.",
+                merged=merged,
+                run=run,
+            )
         )
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from llm_qa import files
 from llm_qa.console import ArgumentParser, UserError, positive_int, run_script, say
 from llm_qa.inference.settings import DECODER_HELP, DECODERS, MAX_NEW_TOKENS_HELP, named_settings
+from llm_qa.language import tr
 from llm_qa.serving.address import LOCAL_HOSTS, bound_socket, check_port, run_server, url
 
 KEY_VARIABLE = "LLM_QA_API_KEY"
@@ -40,9 +41,11 @@ def parse_arguments() -> argparse.Namespace:
     options = parser.parse_args()
     options.api_key = options.api_key or os.environ.get(KEY_VARIABLE) or None
     if options.host not in LOCAL_HOSTS and not options.api_key:
-        raise UserError(f"--host {options.host} lets other machines ask: give an --api-key that they must send.")
+        raise UserError(
+            tr("--host {host} lets other machines ask: give an --api-key that they must send.", host=options.host)
+        )
     if options.api_key and not (options.api_key.isascii() and options.api_key.isprintable()):
-        raise UserError("The --api-key goes into an HTTP header: use printable ASCII characters.")
+        raise UserError(tr("The --api-key goes into an HTTP header: use printable ASCII characters."))
     check_port(options.port)
     if options.run:
         files.check_run(options.run)
@@ -53,7 +56,12 @@ def main() -> int:
     """Phases: flags, model, server."""
     options = parse_arguments()
     if missing := [name for name in ("fastapi", "uvicorn") if importlib.util.find_spec(name) is None]:
-        raise UserError(f"Serving needs {' and '.join(missing)}: make install-serve, or pip install -e '.[serve]'.")
+        raise UserError(
+            tr(
+                "Serving needs {packages}: make install-serve, or pip install -e '.[serve]'.",
+                packages=" and ".join(missing),
+            )
+        )
     bound = bound_socket(options.host, options.port)
     settings = named_settings("greedy", options.max_new_tokens, run=options.run)
     # Imported here, because they take seconds that --help and errors in flags should not wait for.
@@ -73,9 +81,16 @@ def main() -> int:
     app = build_app(engine, tokenizer, name, limits, options.api_key, source.with_references)
 
     where = url(options.host, options.port)
-    say(f"serving {name!r} at {where}/v1, {engine.rows:,} requests at once; Ctrl-C ends")
+    say(
+        tr(
+            "serving {name!r} at {where}/v1, {rows:,} requests at once; Ctrl-C ends",
+            name=name,
+            where=where,
+            rows=engine.rows,
+        )
+    )
     run_server(app, bound, http="h11")
-    say("every request that was taken is answered")
+    say(tr("every request that was taken is answered"))
     return 0
 
 

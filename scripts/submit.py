@@ -29,6 +29,7 @@ from llm_qa.inference.question_files import (
     write_answers,
 )
 from llm_qa.inference.settings import CANDIDATES_HELP, DECODER_HELP, DECODERS, MAX_NEW_TOKENS_HELP, named_settings
+from llm_qa.language import tr
 from llm_qa.models.embedder import embed, load_embedder
 
 
@@ -61,9 +62,11 @@ def parse_arguments() -> argparse.Namespace:
         if path:
             check_csv_name(path, f"--{flag}")
         if path and path.resolve() == options.file.resolve():
-            raise UserError(f"--{flag} {path} would overwrite the questions: name another file.")
+            raise UserError(
+                tr("--{flag} {path} would overwrite the questions: name another file.", flag=flag, path=path)
+            )
     if options.answers and options.answers.resolve() == options.out.resolve():
-        raise UserError(f"--answers and --out are both {options.out}: name two files.")
+        raise UserError(tr("--answers and --out are both {out}: name two files.", out=options.out))
     if options.run:
         files.check_run(options.run)
     return options
@@ -89,13 +92,32 @@ def main() -> int:
     if options.answers:
         write_answers(options.answers, questions, texts)
     if empty := sum(not text for text in texts):
-        say(f"warning: {empty:,} of {len(texts):,} answers are empty and are embedded as such")
+        say(
+            tr(
+                "warning: {empty:,} of {count:,} answers are empty and are embedded as such",
+                empty=empty,
+                count=len(texts),
+            )
+        )
     vectors = embed(embedder, texts)
     if vectors.shape[1] != COMPETITION_DIMENSIONS:
-        say(f"warning: --embedder has {vectors.shape[1]} dimensions, the competition's {COMPETITION_DIMENSIONS}")
+        say(
+            tr(
+                "warning: --embedder has {dimensions} dimensions, the competition's {wanted}",
+                dimensions=vectors.shape[1],
+                wanted=COMPETITION_DIMENSIONS,
+            )
+        )
     write_submission(options.out, [row.id for row in questions], vectors)
     delete_partial_results(part)
-    say(f"{len(texts):,} answers of {vectors.shape[1]} dimensions written to {options.out}")
+    say(
+        tr(
+            "{count:,} answers of {dimensions} dimensions written to {out}",
+            count=len(texts),
+            dimensions=vectors.shape[1],
+            out=options.out,
+        )
+    )
     return 0
 
 

@@ -21,6 +21,7 @@ from llm_qa.config.recipe import Recipe, load_recipe, recipe_flags
 from llm_qa.console import ArgumentParser, UserError, counted, is_main_process, run_script, say
 from llm_qa.data.preparation_flags import add_preparation_flags, preparation_options
 from llm_qa.distributed import first_to_say, run_on_main
+from llm_qa.language import tr
 from llm_qa.migrations import renamed_flags
 from llm_qa.training.agreement import check_ranks_agree
 from llm_qa.training.lock import hold_lock
@@ -63,8 +64,11 @@ def parse_arguments() -> tuple[argparse.Namespace, Recipe]:
     files.check_exists(arguments.data or (), "--data")
     if arguments.documents and not recipe.retrieval:
         raise UserError(
-            f"--documents {arguments.documents} would not be read, as retrieval is 0: set --retrieval to how many "
-            "references stand before a question, or leave --documents out."
+            tr(
+                "--documents {documents} would not be read, as retrieval is 0: set --retrieval to "
+                "how many references stand before a question, or leave --documents out.",
+                documents=arguments.documents,
+            )
         )
     arguments.run = arguments.run or Path("runs") / arguments.recipe.stem
     return arguments, recipe
@@ -118,7 +122,7 @@ def main() -> int:
     run_on_main(lambda: open_run(options.run, requested, records.folder, signature, **resuming))
     check_ranks_agree(options.run, signature)
     if run_on_main(lambda: is_finished(options.run, recipe)):
-        say(f"{options.run} is already finished; name another --run, or set it aside with --resume never")
+        say(tr("{run} is already finished; name another --run, or set it aside with --resume never", run=options.run))
         end_together(watchdog.stop)
         return 0
 
@@ -161,15 +165,21 @@ def main() -> int:
         trainable.model, tokenizer, arguments, data.train, data.validation, callbacks.in_order(), saving
     )
     if checkpoint:
-        say(f"going on from {checkpoint}")
+        say(tr("going on from {checkpoint}", checkpoint=checkpoint))
     if checkpoint and convert_to_universal:
         run_on_main(lambda: make_universal(checkpoint))
         load_universal(arguments)
     say(
-        f"training: {counted(recipe.global_batch_size, 'sequence')} of {data.train.capacity:,} tokens per update "
-        f"({arguments.per_device_train_batch_size} per forward pass, "
-        f"{counted(arguments.gradient_accumulation_steps, 'gradient accumulation step')}) "
-        f"on {strategy}, {this_gpu.device_name()}"
+        tr(
+            "training: {sequences} of {tokens:,} tokens per update ({micro} per forward pass, {steps}) "
+            "on {strategy}, {device}",
+            sequences=counted(recipe.global_batch_size, "sequence"),
+            tokens=data.train.capacity,
+            micro=arguments.per_device_train_batch_size,
+            steps=counted(arguments.gradient_accumulation_steps, "gradient accumulation step"),
+            strategy=strategy,
+            device=this_gpu.device_name(),
+        )
     )
     callbacks.stop.catch_signals()
     with memory_for_training(**memory_handling):

@@ -23,6 +23,7 @@ from llm_qa import files
 from llm_qa.config.recipe import Recipe, load_recipe, recipe_flags
 from llm_qa.console import ArgumentParser, UserError, positive_int, positive_number, run_script, say
 from llm_qa.data.preparation_flags import add_preparation_flags, preparation_options
+from llm_qa.language import later, tr
 from llm_qa.migrations import renamed_flags
 from llm_qa.tuning.settings import (
     EPOCHS,
@@ -36,10 +37,10 @@ from llm_qa.tuning.settings import (
 
 SCRIPTS = Path(os.path.relpath(Path(__file__).parent))  # as it stands in the command that is shown
 DECIDED = {
-    "learning_rate": "give the values to try with --learning-rates",
-    "global_batch_size": "give the sizes to try with --batches",
-    "num_train_epochs": "give the epochs of each round with --epochs",
-    "keep": "each trial keeps its best weights, so leave it out",
+    "learning_rate": later("give the values to try with --learning-rates"),
+    "global_batch_size": later("give the sizes to try with --batches"),
+    "num_train_epochs": later("give the epochs of each round with --epochs"),
+    "keep": later("each trial keeps its best weights, so leave it out"),
 }
 SINGLE_GPU = SCRIPTS.parent / "accelerate_configs" / "single_gpu.yaml"
 
@@ -68,11 +69,18 @@ def parse_arguments() -> tuple[argparse.Namespace, Recipe]:
     add_preparation_flags(parser)
     options, rest = parser.parse_known_args(renamed_flags(sys.argv[1:]))
     if options.epochs != sorted(set(options.epochs)):
-        raise UserError(f"--epochs {' '.join(f'{e:g}' for e in options.epochs)}: every round needs more than the last.")
+        raise UserError(
+            tr(
+                "--epochs {epochs}: every round needs more than the last.",
+                epochs=" ".join(f"{e:g}" for e in options.epochs),
+            )
+        )
     options.given = given = recipe_flags(rest)
     for key, instead in DECIDED.items():
         if key in given:
-            raise UserError(f"--{key.replace('_', '-')} is what the search decides: {instead}.")
+            raise UserError(
+                tr("--{flag} is what the search decides: {instead}.", flag=key.replace("_", "-"), instead=tr(instead))
+            )
     recipe = load_recipe(options.recipe, given)
     check_tunable(recipe)
     for rate, batch in first_settings(recipe, options.learning_rates, options.batches):
@@ -110,8 +118,16 @@ def main() -> int:
     search.load()
     trials, epochs = left_at_most(search.first, search.epochs, search.losses)
     if trials:
-        work = f"at most {trials} trials, {epochs:g} epochs together"
-        say(f"{options.recipe} on {records.folder}: {work}, in {options.out}")
+        say(
+            tr(
+                "{recipe} on {folder}: at most {trials} trials, {epochs:g} epochs together, in {out}",
+                recipe=options.recipe,
+                folder=records.folder,
+                trials=trials,
+                epochs=epochs,
+                out=options.out,
+            )
+        )
     python = [sys.executable, "-m", "accelerate.commands.launch"]
     with Signals().caught() as signals:
         best = search.run(lambda keys, run: [*python, *training({"sample_answers": 0, **keys}, run)], signals)
@@ -121,9 +137,11 @@ def main() -> int:
     search.save(again)
     files.write_text(options.out / TABLE, f"{search.table()}\n\n{again}\n")
     say(f"\n{search.table()}\n")
-    say(f"best: {best.setting}. Its run is whole, and can be asked and evaluated: {run}")
-    say("kept of the others: recipe, log and output; their weights and all checkpoints are removed")
-    say(f"the command that trains with it:\n{again}\nwritten to {options.out / STATE} and {TABLE}")
+    say(tr("best: {setting}. Its run is whole, and can be asked and evaluated: {run}", setting=best.setting, run=run))
+    say(tr("kept of the others: recipe, log and output; their weights and all checkpoints are removed"))
+    say(tr("the command that trains with it:"))
+    say(again, as_is=True)
+    say(tr("written to {path} and {table}", path=options.out / STATE, table=TABLE))
     return 0
 
 

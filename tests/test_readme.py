@@ -73,8 +73,9 @@ def test_both_languages_give_the_same_commands_figures_code_and_sections():
     assert {code for code in inline(english) if code.startswith("--")} == {
         code for code in inline(korean) if code.startswith("--")
     }
-    for language in ("text", "python"):
-        assert blocks(english, language) == blocks(korean, language)
+    assert blocks(english, "python") == blocks(korean, "python")
+    screens = [re.findall(r"[\d.,%]+", " ".join(blocks(text, "text"))) for text in (english, korean)]
+    assert screens[0] == screens[1], "a screen in each language, of the same run"
     rows = [re.findall(r"^\|.*\|$", text, re.MULTILINE) for text in (english, korean)]
     assert len(rows[0]) > 2
     numbers = [[re.findall(r"\d[\d.,]*", row) for row in table] for table in rows]

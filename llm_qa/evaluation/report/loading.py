@@ -138,9 +138,9 @@ def load_report(
     """
     paths = [Path(run) for run in run_dirs]
     if not paths:
-        raise UserError("No run was named: give one or more run folders, like runs/tiny.")
+        raise UserError(tr("No run was named: give one or more run folders, like runs/tiny."))
     if len({path.resolve() for path in paths}) < len(paths):
-        raise UserError(f"A run is named twice ({', '.join(map(str, paths))}): name each run once.")
+        raise UserError(tr("A run is named twice ({paths}): name each run once.", paths=", ".join(map(str, paths))))
     short = [path.resolve().name for path in paths]
     names = [str(path) if short.count(name) > 1 else name for path, name in zip(paths, short, strict=True)]
     folders = [_load_run(path, name, split, data) for path, name in zip(paths, names, strict=True)]
@@ -173,31 +173,48 @@ def load_report(
 
 def _load_run(path: Path, name: str, split: str, data: Path | None) -> RunFolder:
     if not path.is_dir():
-        raise UserError(f"The run {path} does not exist: name a folder that scripts/train.py wrote with --run.")
+        raise UserError(
+            tr("The run {path} does not exist: name a folder that scripts/train.py wrote with --run.", path=path)
+        )
     remedy = evaluate_command(path, split, data=str(data or ""))
     place = evaluated_in(path, data)
     tuned = load_evaluation(path, split, files.TUNED, place, remedy=remedy)
     if tuned is None:
         others = sorted(found.parent.parent.name for found in path.glob(f"eval/*/{split}/{files.SCORES}"))
-        on = f" on {data}" if data else ""
-        elsewhere = f" (it was evaluated on other data, {', '.join(others)}: name that with --data)" if others else ""
+        on = tr(" on {data}", data=data) if data else ""
+        elsewhere = ""
+        if others:
+            elsewhere = tr(
+                " (it was evaluated on other data, {others}: name that with --data)", others=", ".join(others)
+            )
         raise UserError(
-            f"{path} has no evaluation of the {split} split{on}{elsewhere}: run `{remedy}` first, or choose another "
-            "--split."
+            tr(
+                "{path} has no evaluation of the {split} split{on}{elsewhere}: run `{remedy}` "
+                "first, or choose another --split.",
+                path=path,
+                split=split,
+                on=on,
+                elsewhere=elsewhere,
+                remedy=remedy,
+            )
         )
     base, nearest = (load_evaluation(path, split, label, place, remedy=remedy) for label in (files.BASE, files.NEAREST))
-    for what, evaluation in (("The base of", base), ("The nearest training answers of", nearest)):
+    for what, evaluation in (
+        (tr("The base of {path}", path=path), base),
+        (tr("The nearest training answers of {path}", path=path), nearest),
+    ):
         if evaluation:
-            check_same_data(f"{what} {path}", evaluation, "the tuned model", tuned, remedy)
-            check_same_questions(f"{what} {path}", evaluation, "its tuned model", tuned, remedy)
+            check_same_data(what, evaluation, tr("its tuned model"), tuned, remedy)
+            check_same_questions(what, evaluation, tr("its tuned model"), tuned, remedy)
     if base:
         check_same_generation(path, base, tuned, remedy)
     with_references = {}
     for label in (files.TUNED_WITH, files.BASE_WITH):
         if evaluation := load_evaluation(path, split, label, place, remedy=remedy):
             again = f"{remedy} --retrieval {evaluation.generation.get('retrieval')}"
-            check_same_data(f"{label} of {path}", evaluation, "the tuned model", tuned, again)
-            check_same_questions(f"{label} of {path}", evaluation, "its tuned model", tuned, again)
+            what = tr("{label} of {path}", label=label, path=path)
+            check_same_data(what, evaluation, tr("its tuned model"), tuned, again)
+            check_same_questions(what, evaluation, tr("its tuned model"), tuned, again)
             settings = {key: value for key, value in evaluation.generation.items() if key != "retrieval"}
             check_same_generation(path, replace(evaluation, generation=settings), tuned, again)
             with_references[label] = evaluation
@@ -244,6 +261,8 @@ def _optional_recipe(path: Path) -> dict[str, Any]:
     try:
         value = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not readable YAML: {' '.join(str(error).split())}.") from None
+        raise UserError(
+            tr("{path} is not readable YAML: {error}.", path=path, error=" ".join(str(error).split()))
+        ) from None
     values = {key: text for key, text in value.items() if key != FORMAT_KEY} if isinstance(value, dict) else {}
     return renamed_recipe_keys(values, str(path))[0]

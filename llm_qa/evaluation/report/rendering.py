@@ -121,7 +121,7 @@ def write_report(report: Report, out: str | Path) -> Path:
     """Write report.html, report.md, the plots as .svg and every answer as .csv and .xlsx; returns the HTML's path."""
     out = Path(out)
     if out.exists() and not out.is_dir():
-        raise UserError(f"--out {out} is a file: name a folder.")
+        raise UserError(tr("--out {out} is a file: name a folder.", out=out))
     drawn = draw_plots(report)
     page, markdown = render(report, drawn)
     for plot in drawn.values():
@@ -135,7 +135,7 @@ def write_report(report: Report, out: str | Path) -> Path:
 
 
 def final_screen(report: Report) -> str:
-    """Text for the terminal: questions trained on, then for each run base and tuned scores with the verdict."""
+    """Text for the terminal, its tables in 80 columns: questions trained on, then each run's scores and verdict."""
     blocks = trained_on(report)
     for run in report.runs:
         scores = run.tuned.scores
@@ -144,14 +144,13 @@ def final_screen(report: Report) -> str:
                 f"{row['measure'].title} {row['measure'].arrow}".rstrip(),
                 row["base"],
                 row["tuned"],
-                row["difference"],
-                row["difference_span"] or UNKNOWN,
-                row["outcome"] or UNKNOWN,
+                row["difference_span"] or row["difference"] or UNKNOWN,
+                row["reading"] or UNKNOWN,
             ]
             for row in _score_rows(run, report)
         ]
         title = f"{run.name}: {report.asked}, {count_words(scores)}"
-        header = ["", tr("base"), tr("tuned"), tr("difference"), tr("95% interval"), tr("tuned is")]
+        header = ["", tr("base"), tr("tuned"), tr("difference (95%)"), tr("tuned is")]
         table = format_table(header, rows)
         blocks.append(f"{title}\n\n{table}\n\n{run.verdict.text}")
     return visible("\n\n".join(blocks))

@@ -57,6 +57,7 @@ def score_rows(base: dict | None, tuned: dict, comparison: dict | None, keys: Se
                 "difference_span": span(change, measure.format_difference, groups),
                 "p": format_p(change.get("p_holm")),
                 "outcome": reading_text(change, comparison),
+                "reading": tr(change.get("outcome") or ""),
                 "groups": after["groups"],
             }
         )

@@ -233,7 +233,7 @@ def test_a_run_without_base_is_reported_without_comparison(tmp_path):
         assert f"scripts/evaluate.py --run {run} --base --data data/bundled --split test" in text.replace("\\", "")
     assert "Most improved" not in page
     screen = final_screen(load_report([run]))
-    assert re.search(r"Character F1 ↑ +– +0\.\d{3} +– +– +–", screen)
+    assert re.search(r"Character F1 ↑ +– +0\.\d{3} +– +–", screen)
 
 
 def test_data_without_categories(run, tmp_path):
@@ -248,7 +248,7 @@ def test_data_without_categories(run, tmp_path):
 def test_final_screen(run):
     screen = final_screen(load_report([run]))
     assert "tiny: test split, 12 records, 24 questions" in screen
-    assert re.search(r"Character F1 ↑ +0\.\d{3} +0\.\d{3} +\+0\.\d{3} +\+0\.\d{3} to \+0\.\d{3} +better", screen)
+    assert re.search(r"Character F1 ↑ +0\.\d{3} +0\.\d{3} +\+0\.\d{3} to \+0\.\d{3} +better", screen)
     assert "The tuned model is better" in screen
 
 
