@@ -58,6 +58,30 @@ class _ChooseLanguage(argparse.Action):
         set_language(values)
 
 
+class HelpFormatter(argparse.HelpFormatter):
+    """argparse's, that knows how wide Hangul is and keeps the commands of a description as they are."""
+
+    def __init__(self, prog: str):
+        super().__init__(prog, width=shutil.get_terminal_size().columns - 5)  # "usage: " is wider in Korean
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return wrapped(text, width).replace("\n  ", "\n").split("\n")
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        """Prose is filled anew; a line that begins with a space is a command, and a blank one ends a paragraph."""
+        lines: list[str] = []
+        joins = False
+        for line in text.strip().split("\n"):
+            is_prose = bool(line) and not line.startswith(" ")
+            if joins and is_prose:
+                lines[-1] += f" {line}"
+            else:
+                lines.append(line)
+            joins = is_prose
+        filled = (line if line.startswith(" ") else wrapped(line, width).replace("\n  ", "\n") for line in lines)
+        return "\n".join(filled)
+
+
 class ArgumentParser(argparse.ArgumentParser):
     """argparse's parser, with the script's docstring shown as it is written and mistakes in flags as a UserError.
 
@@ -67,7 +91,7 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def __init__(self, **settings):
         vars(argparse)["_"] = tr
-        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **settings)
+        super().__init__(formatter_class=HelpFormatter, **settings)
         self.add_argument(
             "--lang",
             choices=LANGUAGES,
@@ -83,6 +107,7 @@ class ArgumentParser(argparse.ArgumentParser):
         for group in self._action_groups:
             group.title = group.title and tr(group.title)
         self.description = self.description and tr(self.description)
+        self.usage = self.usage and tr(self.usage)
         return super().format_help()
 
     def error(self, message: str):

@@ -1,9 +1,9 @@
 """Ask a tuned model: one question, a file of questions, or a conversation at the prompt.
 
-python scripts/ask.py --run runs/tiny "벽지가 들뜨는 이유는 무엇인가요?"
-python scripts/ask.py --run runs/tiny --file test.csv --out answers.csv
-python scripts/ask.py --run runs/tiny
-python scripts/ask.py --model EleutherAI/polyglot-ko-1.3b "..."     a plain model, no run
+    python scripts/ask.py --run runs/tiny "벽지가 들뜨는 이유는 무엇인가요?"
+    python scripts/ask.py --run runs/tiny --file test.csv --out answers.csv
+    python scripts/ask.py --run runs/tiny
+    python scripts/ask.py --model EleutherAI/polyglot-ko-1.3b "..."     a plain model, no run
 
 After Ctrl-C with --file, the answers so far are kept and the same command continues.
 """

@@ -53,7 +53,12 @@ def parse_arguments() -> tuple[argparse.Namespace, list[Recipe]]:
     parser = ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("recipes", type=Path, nargs="*", metavar="RECIPE.yaml", help="files of scripts/recipes/")
     parser.add_argument(
-        "--baselines", nargs="+", choices=BASELINES_BY_NAME, default=list(BASELINES_BY_NAME), help="what is measured"
+        "--baselines",
+        nargs="+",
+        choices=BASELINES_BY_NAME,
+        default=list(BASELINES_BY_NAME),
+        metavar="NAME",
+        help=f"what is measured (default: {' '.join(BASELINES_BY_NAME)})",
     )
     parser.add_argument("--steps", type=positive_int, default=8, help="updates that are measured")
     parser.add_argument("--warmup", type=positive_int, default=3, help="updates before the measured ones")

@@ -96,7 +96,8 @@ def parse_arguments() -> argparse.Namespace:
     """The script's flags; what it does not know goes to bench.py."""
     parser = ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--gpus", nargs="+", type=positive_int, default=[1, 2, 4, 8], help="numbers of GPUs to measure")
-    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), help="what is measured")
+    ways = f"what is measured (default: {' '.join(WAYS)})"
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), metavar="WAY", help=ways)
     parser.add_argument("--recipe", type=Path, help="measure this recipe in place of each way's own")
     parser.add_argument(
         "--packs", type=positive_int, help="sequences a GPU is given in a pass (default: each way's own)"

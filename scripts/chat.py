@@ -1,8 +1,8 @@
 """A page in the browser to ask a tuned model, to see its base's answer beside, and to mark answers as good or bad.
 
-python scripts/chat.py --run runs/tiny
-python scripts/chat.py --run runs/tiny --lang ko --port 8080
-python scripts/chat.py --run runs/tiny --host 0.0.0.0 --password SECRET     for other machines
+    python scripts/chat.py --run runs/tiny
+    python scripts/chat.py --run runs/tiny --lang ko --port 8080
+    python scripts/chat.py --run runs/tiny --host 0.0.0.0 --password SECRET     for other machines
 
 Marks, and better answers that are written, are appended to runs/tiny/marks.jsonl (--marks), which prepare_data.py reads
 as data. It needs Gradio (make chat installs it). Ctrl-C ends.
@@ -36,7 +36,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at; any other needs --password")
     parser.add_argument("--port", type=positive_int, default=7860, help="port to listen at (7860)")
     parser.add_argument(
-        "--password", help=f"what users must type; the variable {PASSWORD_VARIABLE} is not seen by others"
+        "--password",
+        help=tr("what users must type; the variable {variable} is not seen by others", variable=PASSWORD_VARIABLE),
     )
     options = parser.parse_args()
     options.password = options.password or os.environ.get(PASSWORD_VARIABLE) or None

@@ -76,8 +76,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--embedder",
         metavar="MODEL",
-        help="also score by sentence embeddings, and choose among --candidates by them: a local sentence-transformers "
-        f"folder, or {COMPETITION_EMBEDDER}",
+        help=tr(
+            "also score by sentence embeddings, and choose among --candidates by them: a local sentence-transformers "
+            "folder, or {model}",
+            model=COMPETITION_EMBEDDER,
+        ),
     )
     parser.add_argument(
         "--overwrite", action="store_true", help="generate new answers, although the evaluation is finished"

@@ -42,7 +42,14 @@ def parse_arguments() -> argparse.Namespace:
     parser = ArgumentParser(description=__doc__)
     parser.add_argument("--run", type=Path, required=True, help="a run folder made by train.py")
     parser.add_argument("--kobest-dir", type=Path, required=True, help="folder of <task>/test.jsonl or <Task>/test.tsv")
-    parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=TASKS, help="default: all five")
+    parser.add_argument(
+        "--tasks",
+        nargs="+",
+        default=list(TASKS),
+        choices=TASKS,
+        metavar="TASK",
+        help=tr("default: {tasks}", tasks=" ".join(TASKS)),
+    )
     parser.add_argument("--shots", type=whole_number, default=0, help="worked examples in the prompt (default 0)")
     parser.add_argument("--batch-size", type=positive_int, default=16, help="choices scored at once")
     parser.add_argument("--limit", type=positive_int, help="only the first N records of each task")

@@ -52,17 +52,21 @@ def parse_arguments() -> argparse.Namespace:
     """The flags; UserError for values that mean nothing."""
     parser = ArgumentParser(description=__doc__)
     parser.add_argument("--data", nargs="+", help="a prepared folder, or raw files (default: the bundled data)")
-    parser.add_argument("--pairs", type=positive_int, help=f"in place of --data: pairs of {TOKENS_PER_PAIR} tokens")
+    parser.add_argument(
+        "--pairs", type=positive_int, help=tr("in place of --data: pairs of {tokens} tokens", tokens=TOKENS_PER_PAIR)
+    )
     parser.add_argument("--gpu", help="'RTX 4090', 'T4:2', 'H100:8' of each machine (default: those of this machine)")
     parser.add_argument("--machines", type=positive_int, default=1, help="machines with as many GPUs each (1)")
     parser.add_argument("--memory", type=gibibytes, help="GiB of each GPU, in place of what the table says")
-    parser.add_argument("--model", default="polyglot-ko-12.8b", help=f"one of {', '.join(KNOWN)}")
+    parser.add_argument("--model", default="polyglot-ko-12.8b", help=tr("one of {models}", models=", ".join(KNOWN)))
     parser.add_argument("--epochs", type=positive_number, default=3.0, help="passes over the data (3)")
     parser.add_argument("--hours", type=positive_number, help="that a session may last")
     parser.add_argument("--json", action="store_true", help="everything as JSON")
     parser.add_argument("--check", action="store_true", help="the formulas beside the runs that were measured")
     parser.add_argument("--calibrate", action="store_true", help="measure 3 updates on this GPU, and plan by them")
-    parser.add_argument("--calibration", type=Path, default=FILE, help=f"the file that --calibrate writes ({FILE})")
+    parser.add_argument(
+        "--calibration", type=Path, default=FILE, help=tr("the file that --calibrate writes ({path})", path=FILE)
+    )
     options = parser.parse_args()
     options.model = KNOWN.get(options.model.rpartition("/")[2])
     if options.model is None:

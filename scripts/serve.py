@@ -1,7 +1,7 @@
 """Serve a tuned model to programs that speak OpenAI's API: /v1/chat/completions, /v1/completions, /v1/models.
 
-python scripts/serve.py --run runs/tiny
-python scripts/serve.py --run runs/tiny --host 0.0.0.0 --api-key SECRET     for other machines
+    python scripts/serve.py --run runs/tiny
+    python scripts/serve.py --run runs/tiny --host 0.0.0.0 --api-key SECRET     for other machines
 
 It needs FastAPI and uvicorn (make install-serve). Ctrl-C or SIGTERM: it takes no more requests, answers those that it
 took, and ends.
@@ -32,7 +32,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--name", help="the model's name in requests (default: that of the folder)")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at; any other needs --api-key")
     parser.add_argument("--port", type=positive_int, default=8000, help="port to listen at (8000)")
-    parser.add_argument("--api-key", help=f"what clients must send; the variable {KEY_VARIABLE} is not seen by others")
+    parser.add_argument(
+        "--api-key",
+        help=tr("what clients must send; the variable {variable} is not seen by others", variable=KEY_VARIABLE),
+    )
     parser.add_argument("--batch-size", type=positive_int, default=16, help="requests answered at once")
     parser.add_argument("--max-queue", type=positive_int, default=256, help="requests that may wait; more get 429")
     parser.add_argument("--max-new-tokens", type=positive_int, help=MAX_NEW_TOKENS_HELP)

@@ -46,8 +46,10 @@ def parse_arguments() -> argparse.Namespace:
         "--embedder",
         default=COMPETITION_EMBEDDER,
         metavar="MODEL",
-        help="a sentence-transformers hub id or folder, which also chooses among --candidates (default: "
-        f"{COMPETITION_EMBEDDER})",
+        help=tr(
+            "a sentence-transformers hub id or folder, which also chooses among --candidates (default: {model})",
+            model=COMPETITION_EMBEDDER,
+        ),
     )
     parser.add_argument("--batch-size", type=positive_int, default=16, help="questions answered at once")
     parser.add_argument("--max-new-tokens", type=positive_int, help=MAX_NEW_TOKENS_HELP)

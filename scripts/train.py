@@ -1,6 +1,6 @@
 """Train one recipe, or go on with a run that was interrupted.
 
-    accelerate launch --config_file accelerate_configs/single_gpu.yaml scripts/train.py scripts/recipes/tiny.yaml \
+    accelerate launch --config_file accelerate_configs/single_gpu.yaml scripts/train.py scripts/recipes/tiny.yaml \\
         --data train.csv --run runs/mine --learning-rate 1e-4
 
 --data takes a folder made by prepare_data.py, or raw files, which it prepares first, by prepare_data.py's flags; left

@@ -33,6 +33,25 @@ def forked_python() -> dict[str, str]:
     return stack.enter_context(fork_server(Path(folder)))
 
 
+def terminal_lines(*arguments: str | Path, columns: int = 80, timeout: float = 300, **more: str) -> list[str]:
+    """The lines that `python scripts/...` prints at a terminal of so many columns; it must succeed."""
+    ours, theirs = os.openpty()
+    command = [sys.executable, FORKED, *map(str, arguments)]
+    variables = environment(**forked_python(), COLUMNS=str(columns), **more)
+    with tempfile.TemporaryFile() as errors:
+        streams = {"stdin": subprocess.DEVNULL, "stdout": theirs, "stderr": errors}
+        process = subprocess.Popen(command, cwd=ROOT, env=variables, **streams)
+        os.close(theirs)
+        output = b""
+        with contextlib.suppress(OSError):  # Linux says the end of a terminal so
+            while piece := os.read(ours, 65536):
+                output += piece
+        os.close(ours)
+        errors.seek(0)
+        assert process.wait(timeout) == 0, errors.read().decode()
+    return output.decode().replace("\r\n", "\n").splitlines()
+
+
 def run_script(*arguments: str | Path, launch: bool = False, timeout: float = 300, **more: str):
     """A finished `python scripts/...` (or `accelerate launch scripts/...`), in a process of its own."""
     start, server = ACCELERATE, {}

@@ -19,6 +19,8 @@ from llm_qa.language import ENGLISH, KOREAN, TABLES, VARIABLE, choose_language, 
 
 SOURCES = sorted([*Path("llm_qa").rglob("*.py"), *Path("scripts").glob("*.py")])
 TEMPLATES = sorted(Path("llm_qa").rglob("*.j2"))
+# Their own text is English: developers of the project run them, and what they say of others goes through `tr` there.
+FOR_DEVELOPERS = ("bench.py", "bench_scaling.py", "pretrain_embedded.py")
 HANGUL = re.compile("[가-힣]")
 
 
@@ -34,7 +36,7 @@ def name_of(call: ast.Call) -> str:
 
 
 def said(tree: ast.AST) -> tuple[set[str], set[str], list[str]]:
-    """What a source says through `tr`, what may have an entry beside (the help of flags), and faults in the calls."""
+    """What a source says through `tr` and in the help of its flags, its docstring, and faults in the calls."""
     must: set[str] = set()
     may: set[str] = {ast.get_docstring(tree, clean=False) or ""} if isinstance(tree, ast.Module) else set()
     faults = []
@@ -57,7 +59,13 @@ def said(tree: ast.AST) -> tuple[set[str], set[str], list[str]]:
         elif name == "progress":
             must |= {text for key in ("what", "unit") if key in named for text in literals(named[key])}
         elif name == "add_argument" and "help" in named:
-            may |= set(literals(named["help"]))
+            must |= set(literals(named["help"]))
+            if isinstance(named["help"], ast.JoinedStr | ast.BinOp):
+                faults.append(f"{ast.unparse(call)}: a help put together has no entry; give values as keywords of tr")
+        elif name == "add_argument_group":
+            must |= set(literals(call.args[0]))
+        elif name == "ArgumentParser" and "usage" in named:
+            must |= set(literals(named["usage"]))
     keys = [node.slice for node in ast.walk(tree) if isinstance(node, ast.Subscript)]
     translated = [key for key in keys if isinstance(key, ast.Call) and name_of(key) == "tr"]
     faults += [f"{ast.unparse(key)}: a key of data is the same in every language" for key in translated]
@@ -75,8 +83,11 @@ def source_texts() -> tuple[set[str], set[str], list[str]]:
     may: set[str] = set()
     faults: list[str] = []
     for path in SOURCES:
+        if path.name in FOR_DEVELOPERS:
+            continue
         of_file = said(ast.parse(path.read_text(encoding="utf-8")))
-        must, may = must | of_file[0], may | of_file[1]
+        must |= of_file[0] | (of_file[1] if path.parent.name == "scripts" else set())  # which --help shows
+        may |= of_file[1]
         faults += [f"{path}: {fault}" for fault in of_file[2]]
     for path in TEMPLATES:
         tree = jinja2.Environment(extensions=["jinja2.ext.do"]).parse(path.read_text(encoding="utf-8"))
@@ -112,7 +123,8 @@ def test_both_languages_take_the_same_values():
         assert placeholders(english) == placeholders(korean), english
         words = "".join(text for text, *_ in Formatter().parse(korean)) if "{" in korean else korean
         assert HANGUL.search(words) or not re.search("[A-Za-z]", words), english
-        assert not HANGUL.search(english), english
+        mostly = len(re.findall("[a-zA-Z]", english)) > len(HANGUL.findall(english))  # it may name a Korean column
+        assert mostly or not HANGUL.search(english), english
 
 
 @pytest.mark.parametrize("path", sorted(TABLES.glob("*.json")), ids=lambda path: path.stem)

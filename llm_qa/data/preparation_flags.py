@@ -9,18 +9,20 @@ from llm_qa.data.phrasings import PHRASINGS, RECORDS
 from llm_qa.data.preparation_options import PreparationOptions
 from llm_qa.data.readers.rows import ColumnNames
 from llm_qa.data.text import LINE_BREAKS
+from llm_qa.language import later, tr
 
 
 def add_preparation_flags(parser: argparse.ArgumentParser) -> None:
     """Add a flag for each of PreparationOptions except the seed of the split, which has another name in train.py."""
     defaults = PreparationOptions()
     group = parser.add_argument_group("how raw files are prepared")
-    for name in ("question", "answer"):
-        group.add_argument(
-            f"--{name}-column", action="append", default=[], help=f"column or JSON key of the {name}; repeatable"
-        )
-    for name in ("category", "context", "id"):
-        group.add_argument(f"--{name}-column", help=f"column or JSON key of the {name}")
+    of_questions = later("column or JSON key of the question; repeatable")
+    of_answers = later("column or JSON key of the answer; repeatable")
+    group.add_argument("--question-column", action="append", default=[], help=of_questions)
+    group.add_argument("--answer-column", action="append", default=[], help=of_answers)
+    group.add_argument("--category-column", help="column or JSON key of the category")
+    group.add_argument("--context-column", help="column or JSON key of the context")
+    group.add_argument("--id-column", help="column or JSON key of the id")
     group.add_argument("--sheet", help="of an Excel workbook: a sheet's name or number (default: the first)")
     group.add_argument(
         "--line-breaks",
@@ -41,8 +43,10 @@ def add_preparation_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--stopwords-scope", choices=("none", "questions", "all"), help="default: all")
     for name, kind in (("validation", float), ("test", share_or_phrasings)):
         share = getattr(defaults, name)
-        more = "; or 'phrasings': one wording of each trained fact" if name == "test" else ""
-        group.add_argument(f"--{name}", type=kind, default=share, help=f"share of the records (default {share}){more}")
+        told = tr("share of the records (default {share})", share=share)
+        if name == "test":
+            told += tr("; or 'phrasings': one wording of each trained fact")
+        group.add_argument(f"--{name}", type=kind, default=share, help=told)
     group.add_argument(
         "--group-by",
         default=defaults.group_by,
@@ -58,7 +62,9 @@ def add_preparation_flags(parser: argparse.ArgumentParser) -> None:
         help="text and Markdown files of your own (.txt, .md), whose passages a run with retrieval also looks up",
     )
     group.add_argument(
-        "--passage-characters", type=int, help=f"longest passage of --documents (default {PASSAGE_CHARACTERS})"
+        "--passage-characters",
+        type=int,
+        help=tr("longest passage of --documents (default {characters})", characters=PASSAGE_CHARACTERS),
     )
 
 

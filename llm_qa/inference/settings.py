@@ -7,21 +7,23 @@ from pathlib import Path
 
 from llm_qa import files
 from llm_qa.console import UserError, say
+from llm_qa.language import later
 
 SHORTEST_LIMIT = 128  # the default token limit of an answer is at least this
 
-
-MAX_NEW_TOKENS_HELP = (
-    "longest answer in tokens (default: enough for 99 in 100 of the run's training answers, at least "
-    f"{SHORTEST_LIMIT}; with --sampling original 300)"
+MAX_NEW_TOKENS_HELP = later(
+    "longest answer in tokens (default: enough for 99 in 100 of the run's training answers, at least 128; with "
+    "--sampling original 300)"
 )
-
-
-CANDIDATES_HELP = "draw N answers to a question and keep the one closest to the others by chrF++ (1: the greedy answer)"
+CANDIDATES_HELP = later(
+    "draw N answers to a question and keep the one closest to the others by chrF++ (1: the greedy answer)"
+)
 
 # transformers' generate; the project's own for GPT-NeoX, with a fixed cache and CUDA graphs; static where it is valid
 DECODERS = ("auto", "static", "plain")
-DECODER_HELP = "static: GPT-NeoX, a fixed cache and CUDA graphs; plain: transformers; auto: static on a GPU if valid"
+DECODER_HELP = later(
+    "static: GPT-NeoX, a fixed cache and CUDA graphs; plain: transformers; auto: static on a GPU if valid"
+)
 
 
 @dataclass(frozen=True)

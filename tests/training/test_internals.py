@@ -175,6 +175,13 @@ def has_flags_and_groups() -> bool:
     return parser._actions[-1].help == "what it does" and parser._action_groups[-1].title == "group"
 
 
+def wraps_text_in_help() -> bool:
+    formatter = argparse.HelpFormatter
+    calls = inspect.getsource(formatter)
+    known = parameters(formatter._split_lines), parameters(formatter._fill_text)
+    return known == (["text", "width"], ["text", "width", "indent"]) and "self._fill_text(" in calls
+
+
 EVALUATION_LOOP = ("dataloader", "description", "prediction_loss_only", "ignore_keys", "metric_key_prefix")
 OVERRIDES = [
     transformers(
@@ -341,6 +348,8 @@ USED = [
     Internal("openpyxl", "_get_source", opens_a_sheet, "llm_qa/data/readers/xlsx.py", "how a sheet's XML is opened"),
     Internal("lm_eval", "_yaml_loader", loads_task_files, "llm_qa/evaluation/kobest.py", "how a task file is read"),
     Internal("argparse", "_actions", has_flags_and_groups, "llm_qa/console.py", "where a parser keeps its flags"),
+    Internal("argparse", "_split_lines", wraps_text_in_help, "llm_qa/console.py", "how the help of a flag is filled"),
+    Internal("argparse", "_fill_text", wraps_text_in_help, "llm_qa/console.py", "how a description is filled"),
     Internal("argparse", "_action_groups", has_flags_and_groups, "llm_qa/console.py", "where it keeps groups"),
 ]
 DOCUMENTED = {"_exit"}  # os._exit
