@@ -8,6 +8,7 @@ import pytest
 # From the bottom to the top. A module may import what stands before it, and its own line; the longest prefix counts.
 LAYERS = (
     ("language",),
+    ("widths",),
     ("console",),
     ("files",),
     ("migrations",),

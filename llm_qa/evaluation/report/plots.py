@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from llm_qa import files
-from llm_qa.console import display_width
 from llm_qa.evaluation.metrics.catalogue import CHARACTER_F1, HEADLINE, MEASURES, is_number
 from llm_qa.evaluation.report.plotting import (
     LIGHT,
@@ -25,6 +24,7 @@ from llm_qa.evaluation.report.plotting import (
 )
 from llm_qa.evaluation.statistics.ranking import Entry
 from llm_qa.language import tr
+from llm_qa.widths import display_width
 
 DASHES: tuple[Dash, ...] = ("-", "--", ":")
 DASH_OF_LABEL: dict[str, Dash] = {files.TUNED: "-", files.BASE: "--", files.NEAREST: ":"}

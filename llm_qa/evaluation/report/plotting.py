@@ -14,10 +14,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from llm_qa.console import display_width
 from llm_qa.evaluation.metrics.catalogue import is_number
 from llm_qa.evaluation.report.escaping import visible
 from llm_qa.language import tr
+from llm_qa.widths import display_width
 
 # name -> (light, dark). inline_svg finds a colour by the light value, so these must be distinct.
 PALETTE = {

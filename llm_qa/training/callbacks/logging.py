@@ -17,7 +17,7 @@ from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import IntervalStrategy
 
 from llm_qa import files
-from llm_qa.console import display_width, format_seconds, is_main_process, progress, say
+from llm_qa.console import format_seconds, is_main_process, progress, say
 from llm_qa.data.packing import count_real_tokens
 from llm_qa.distributed import sum_over_ranks
 from llm_qa.language import later, tr
@@ -25,6 +25,7 @@ from llm_qa.planning.figures import Figures
 from llm_qa.planning.this_gpu import peak_memory_bytes
 from llm_qa.training.callbacks.stopping import command_started
 from llm_qa.training.log_file import LogFile
+from llm_qa.widths import display_width
 
 # The heading of the lines on the screen, and how many columns each takes: 80 in all for a run of up to 99,999 updates.
 COLUMNS = (

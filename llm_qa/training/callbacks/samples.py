@@ -17,7 +17,7 @@ from transformers import TrainerCallback, TrainingArguments
 
 from llm_qa import files
 from llm_qa.config.recipe import Recipe
-from llm_qa.console import is_main_process, say, shortened
+from llm_qa.console import is_main_process, say
 from llm_qa.inference.generate import generate_batch, to_answer
 from llm_qa.inference.settings import GenerationSettings
 from llm_qa.language import tr
@@ -26,6 +26,7 @@ from llm_qa.training.callbacks.tracking import send_text
 from llm_qa.training.data_sets import RunRecords
 from llm_qa.training.log_file import LogFile
 from llm_qa.training.strategy import Strategy
+from llm_qa.widths import shortened
 
 SETTINGS = GenerationSettings(max_new_tokens=48)
 MOST_OF_TIME = 0.05  # share of a run's time after which a validation goes without answers, but for the first and last

@@ -11,7 +11,6 @@ from transformers import AutoModelForCausalLM, TrainerControl, TrainerState
 
 from llm_qa import files
 from llm_qa.config.recipe import make_recipe
-from llm_qa.console import display_width
 from llm_qa.data.packing import encode_as_given
 from llm_qa.data.prompts import encode_prompts
 from llm_qa.inference.generate import generate_answers, generate_batch
@@ -20,6 +19,7 @@ from llm_qa.models.fast.model import FastNeoX
 from llm_qa.training.callbacks import samples
 from llm_qa.training.callbacks.samples import Sample, SampleAnswers, as_text, choose_samples
 from llm_qa.training.strategy import Strategy
+from llm_qa.widths import display_width
 
 ARGUMENTS = SimpleNamespace(bf16=False, fp16=False, device=torch.device("cpu"))
 
