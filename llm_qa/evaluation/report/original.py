@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from llm_qa.language import later
+
 
 @dataclass(frozen=True)
 class OriginalRun:
@@ -19,9 +21,9 @@ class OriginalRun:
 
 
 ORIGINAL_RUNS = (
-    OriginalRun("KoGPT2", "all weights", "5 min", "2 GB"),
-    OriginalRun("polyglot-ko-1.3b", "all weights", "30 min", "8 to 9 GB"),
-    OriginalRun("polyglot-ko-12.8b", "LoRA on 4-bit", "17 h", "4 to 5 GB"),
+    OriginalRun("KoGPT2", later("all weights"), "5 min", "2 GB"),
+    OriginalRun("polyglot-ko-1.3b", later("all weights"), "30 min", "8 to 9 GB"),
+    OriginalRun("polyglot-ko-12.8b", later("LoRA on 4-bit"), "17 h", "4 to 5 GB"),
 )
 ORIGINAL_DEVICE = "P100 16 GB"
 ORIGINAL_PAIRS = 6440  # 644 records x 2 questions x 5 answers

@@ -118,9 +118,9 @@ def original_rows() -> list[list[str]]:
     """The original notebooks' rows by COST_HEADER."""
     return [
         [
-            "original notebooks",
+            tr("original notebooks"),
             row.model,
-            row.method,
+            tr(row.method),
             ORIGINAL_DEVICE,
             row.time_per_epoch,
             UNKNOWN,
@@ -137,15 +137,15 @@ def _trained(recipe: dict, training: dict) -> str:
     if "method" not in recipe:
         return UNKNOWN
     what = (
-        "all weights"
+        tr("all weights")
         if recipe["method"] == "full"
         else "LoRA" + (f" r {recipe['lora_r']}" if "lora_r" in recipe else "")
     )
     if recipe.get("base_precision") and recipe["method"] != "full":
-        what += f" on {recipe['base_precision']}"
+        what = tr("{what} on {base}", what=what, base=recipe["base_precision"])
     trainable, total = training.get("trainable_parameters"), training.get("total_parameters")
     if recipe["method"] != "full" and is_number(trainable) and is_number(total) and total:
-        what += f" ({100 * trainable / total:.2g}% of parameters)"
+        what += tr(" ({share:.2g}% of parameters)", share=100 * trainable / total)
     return what
 
 
