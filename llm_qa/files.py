@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_qa.console import UserError
+from llm_qa.language import tr
 
 SPLITS = ("train", "validation", "test")
 
@@ -81,13 +82,21 @@ def check_exists(paths: Iterable[str | Path], flag: str) -> None:
     """UserError for the first path that is not there; at once, before libraries that take seconds are imported."""
     for path in paths:
         if not Path(path).exists():
-            raise UserError(f"{path} does not exist: name a file or folder that does with {flag}.")
+            raise UserError(
+                tr("{path} does not exist: name a file or folder that does with {flag}.", path=path, flag=flag)
+            )
 
 
 def check_run(run_dir: str | Path) -> None:
     """UserError for a folder that is no run."""
     if not (Path(run_dir) / RECIPE).is_file():
-        raise UserError(f"{run_dir} is not a run: it has no {RECIPE}. Name one with --run (train.py makes them).")
+        raise UserError(
+            tr(
+                "{run_dir} is not a run: it has no {recipe}. Name one with --run (train.py makes them).",
+                run_dir=run_dir,
+                recipe=RECIPE,
+            )
+        )
 
 
 def sha256_file(path: str | Path) -> str:
@@ -113,7 +122,7 @@ def write_bytes(path: str | Path, content: bytes) -> None:
             os.fsync(file.fileno())
         os.replace(staged, path)
     except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}.") from error
+        raise UserError(tr("{path} cannot be written: {reason}.", path=path, reason=error.strerror)) from error
     finally:
         if staged.is_file():
             staged.unlink()
@@ -134,9 +143,9 @@ def read_text(path: str | Path) -> str:
     try:
         return Path(path).read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise UserError(f"{path} does not exist.") from None
+        raise UserError(tr("{path} does not exist.", path=path)) from None
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} is not a readable text file: {error}.") from None
+        raise UserError(tr("{path} is not a readable text file: {error}.", path=path, error=error)) from None
 
 
 def read_json(path: str | Path) -> Any:
@@ -144,9 +153,9 @@ def read_json(path: str | Path) -> Any:
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{path} does not exist.") from None
+        raise UserError(tr("{path} does not exist.", path=path)) from None
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} is not a readable JSON file: {error}.") from None
+        raise UserError(tr("{path} is not a readable JSON file: {error}.", path=path, error=error)) from None
 
 
 def read_jsonl(path: str | Path) -> list[Any]:
@@ -163,9 +172,11 @@ def stream_jsonl(path: str | Path) -> Iterator[Any]:
                     try:
                         value = json.loads(line)
                     except ValueError as error:
-                        raise UserError(f"{path}, line {number}, is not JSON: {error}.") from None
+                        raise UserError(
+                            tr("{path}, line {number}, is not JSON: {error}.", path=path, number=number, error=error)
+                        ) from None
                     yield value
     except FileNotFoundError:
-        raise UserError(f"{path} does not exist.") from None
+        raise UserError(tr("{path} does not exist.", path=path)) from None
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read: {error}.") from None
+        raise UserError(tr("{path} cannot be read: {error}.", path=path, error=error)) from None

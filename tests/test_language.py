@@ -22,6 +22,22 @@ TEMPLATES = sorted(Path("llm_qa").rglob("*.j2"))
 # Their own text is English: developers of the project run them, and what they say of others goes through `tr` there.
 FOR_DEVELOPERS = ("bench.py", "bench_scaling.py", "pretrain_embedded.py")
 HANGUL = re.compile("[가-힣]")
+ERRORS_IN_ENGLISH = frozenset(  # parts with errors that have no Korean sentence yet; a part leaves when it has none
+    {
+        "llm_qa/benchmark",
+        "llm_qa/config",
+        "llm_qa/data",
+        "llm_qa/evaluation",
+        "llm_qa/export",
+        "llm_qa/inference",
+        "llm_qa/migrations.py",
+        "llm_qa/serving",
+        "llm_qa/tuning",
+        "scripts/bench.py",
+        "scripts/bench_scaling.py",
+        "scripts/pretrain_embedded.py",
+    }
+)
 
 
 def literals(node: ast.expr) -> list[str]:
@@ -116,6 +132,48 @@ def test_every_sentence_has_a_korean_one_and_every_entry_a_sentence():
     assert not missing, "missing in llm_qa/korean:\n" + "\n".join(json.dumps(text) for text in missing)
     unused = sorted(entries - must - may)
     assert not unused, "said nowhere:\n" + "\n".join(json.dumps(text, ensure_ascii=False) for text in unused)
+
+
+def untranslated_errors(tree: ast.AST) -> list[str]:
+    """The UserErrors whose words do not go through `tr`; those that pass on a text alone, str(error), are not meant."""
+
+    def words(node: ast.AST) -> bool:
+        if isinstance(node, ast.Call) and name_of(node) == "tr":
+            return False
+        if isinstance(node, ast.Constant):
+            return isinstance(node.value, str) and bool(re.search("[A-Za-z]{2}", node.value))
+        return any(map(words, ast.iter_child_nodes(node)))
+
+    calls = (node for node in ast.walk(tree) if isinstance(node, ast.Call) and name_of(node) == "UserError")
+    return [ast.unparse(call) for call in calls if any(map(words, call.args))]
+
+
+def part_of(path: Path) -> str:
+    """llm_qa/data of llm_qa/data/readers/xlsx.py, llm_qa/files.py of itself."""
+    return "/".join(path.parts[:2])
+
+
+def test_every_error_of_the_translated_parts_goes_through_the_tables():
+    english: dict[str, list[str]] = {}
+    for path in SOURCES:
+        if errors := untranslated_errors(ast.parse(path.read_text(encoding="utf-8"))):
+            english.setdefault(part_of(path), []).extend(f"{path}: {error}" for error in errors)
+    new = [error for part, errors in english.items() if part not in ERRORS_IN_ENGLISH for error in errors]
+    assert not new, "say it by tr(...):\n" + "\n".join(new)
+    assert english.keys() >= ERRORS_IN_ENGLISH, f"translated now: {ERRORS_IN_ENGLISH - english.keys()}"
+
+
+def test_errors_in_english_alone_are_found():
+    source = 'UserError(tr("ab {x}", x=1)); UserError(str(error)); UserError(f"ab {x}"); UserError(tr("ab") + "cd")'
+    assert untranslated_errors(ast.parse(source)) == ["UserError(f'ab {x}')", "UserError(tr('ab') + 'cd')"]
+
+
+def test_a_command_refuses_bad_input_in_korean(tmp_path):
+    missing = tmp_path / "none.json"
+    command = [sys.executable, "scripts/prepare_data.py", "--input", str(missing), "--out", str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", env={**os.environ, VARIABLE: KOREAN})
+    assert done.returncode == 2
+    assert done.stderr == f"오류: {missing}: 없는 경로입니다. --input 플래그에 있는 파일이나 폴더를 지정하세요.\n"
 
 
 def test_both_languages_take_the_same_values():
