@@ -169,11 +169,10 @@ def test_errors_in_english_alone_are_found():
 
 
 def test_a_command_refuses_bad_input_in_korean(tmp_path):
-    missing = tmp_path / "none.json"
-    command = [sys.executable, "scripts/prepare_data.py", "--input", str(missing), "--out", str(tmp_path / "out")]
+    command = [sys.executable, "scripts/evaluate.py", "--run", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, encoding="utf-8", env={**os.environ, VARIABLE: KOREAN})
     assert done.returncode == 2
-    assert done.stderr == f"오류: {missing}: 없는 경로입니다. --input 플래그에 있는 파일이나 폴더를 지정하세요.\n"
+    assert done.stderr.startswith(f"오류: {tmp_path}: recipe.yaml 파일이 없어 실행 폴더가 아닙니다. --run에 ")
 
 
 def test_both_languages_take_the_same_values():
