@@ -314,7 +314,7 @@ def test_a_question_longer_than_the_model_is_refused_before_any_weight_is_read(r
 def test_a_passage_longer_than_the_model_is_shortened_and_said(run):
     done = run_script("scripts/ask.py", "--run", run, "왜?", "--context", "맥락 " * 900, "--max-new-tokens", "4")
     assert done.returncode == 0, done.stderr
-    told = "1 of 1 questions do not fit into the model's context of 512 tokens with their passage"
+    told = "1 of 1 questions do not fit into the model's context of 512 tokens with what stands before them"
     assert done.stdout.count(told) == 1
 
 
