@@ -33,9 +33,7 @@ ERRORS_IN_ENGLISH = frozenset(  # parts with errors that have no Korean sentence
         "llm_qa/migrations.py",
         "llm_qa/serving",
         "llm_qa/tuning",
-        "scripts/bench.py",
-        "scripts/bench_scaling.py",
-        "scripts/pretrain_embedded.py",
+        *(f"scripts/{name}" for name in FOR_DEVELOPERS),
     }
 )
 

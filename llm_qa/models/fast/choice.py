@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from llm_qa.config.recipe import Recipe
-from llm_qa.console import UserError
+from llm_qa.console import UserError, say
 from llm_qa.language import tr
 from llm_qa.models.fast.ops.frozen_linear import FP8_WIDTH
 from llm_qa.models.precision import BF16_CAPABILITY, SHORT, Precision
@@ -41,6 +41,22 @@ def reason_of_machine(recipe: Recipe, capability: tuple[int, int] | None) -> str
     return None
 
 
+def say_that_it_is_tried() -> None:
+    """Tell of the pause before a fast path is chosen."""
+    say(
+        tr(
+            "fast path: compiling a layer and comparing its gradients with the plain ones, up to a "
+            "minute the first time"
+        )
+    )
+
+
+def products_as_stored(precision: Precision) -> str:
+    """The report's words for products with frozen weights that are not rounded for them."""
+    dtype = SHORT[precision.compute]
+    return tr("fp8 and {dtype}", dtype=dtype) if precision.fp8_weights else dtype
+
+
 def plain_path(reason: str, recipe: Recipe, precision: Precision) -> FastPath:
     """The choice of transformers' and peft's own code, with the reason. UserError for --compute-dtype fp8."""
     if recipe.compute_dtype == "fp8" and not precision.fp8_weights:
@@ -52,13 +68,12 @@ def plain_path(reason: str, recipe: Recipe, precision: Precision) -> FastPath:
                 dtype=SHORT[precision.compute],
             )
         )
-    products = SHORT[precision.compute]
     report = tr(
         "plain path ({reason}): {recomputed}, {base}, products in {products}",
         reason=reason,
         recomputed=tr("every layer recomputed" if recipe.recompute != "none" else "no layer recomputed"),
         base=precision.base,
-        products=tr("fp8 and {dtype}", dtype=products) if precision.fp8_weights else products,
+        products=products_as_stored(precision),
     )
     return FastPath(False, report)
 

@@ -93,8 +93,8 @@ def with_lora_forward(kind: type) -> type:
     return type(kind.__name__, (kind,), {"forward": lora_forward})
 
 
-def decoder_layers(model: torch.nn.Module) -> list[torch.nn.Module]:
-    """A causal LM's decoder layers; ValueError where it has no stack of them, or several."""
+def layer_stack(model: torch.nn.Module) -> list[torch.nn.Module]:
+    """A causal LM's decoder layers, whatever their class; ValueError where it has no stack of them, or several."""
     stacks = [part for part in model.base_model.children() if isinstance(part, torch.nn.ModuleList)]
     if len(stacks) != 1:
         raise ValueError(f"it has {len(stacks)} stacks of layers")
@@ -125,7 +125,7 @@ class FastDecoder:
         self, model: torch.nn.Module, dtype: torch.dtype, tokens: int, max_label_tokens: int, *, compiled: bool
     ):
         self.model, self.usual, self.dtype, self.tokens = model, model.forward, dtype, tokens
-        self.layers, self.recomputed = decoder_layers(model), 0
+        self.layers, self.recomputed = layer_stack(model), 0
         self.max_label_tokens = computed_rows(max_label_tokens, tokens)
         self.layer = torch.compile(layer_forward, dynamic=False, fullgraph=True) if compiled else layer_forward
         self.usual_attention = model.config._attn_implementation

@@ -7,16 +7,18 @@ from collections.abc import Callable
 import torch
 
 from llm_qa.config.recipe import Recipe
-from llm_qa.console import UserError, say
+from llm_qa.console import UserError
 from llm_qa.language import tr
 from llm_qa.models.fast.budget import MemoryBudget, layers_to_recompute
 from llm_qa.models.fast.choice import (
     FastPath,
     fp8_unless,
     plain_path,
+    products_as_stored,
     reason_of_difference,
     reason_of_machine,
     reason_of_widths,
+    say_that_it_is_tried,
 )
 from llm_qa.models.fast.decoder import FastDecoder, first_layer_inputs, layer_forward, random_documents
 from llm_qa.models.precision import SHORT, Precision
@@ -43,12 +45,7 @@ def choose_decoder_path(
     if reason := reason_against(causal, recipe, precision, zero_stage, capability):
         return plain_path(reason, recipe, precision)
     name = type(causal).__name__
-    say(
-        tr(
-            "fast path: compiling a layer and comparing its gradients with the plain ones, up to a "
-            "minute the first time"
-        )
-    )
+    say_that_it_is_tried()
     try:
         fast = FastDecoder(causal, precision.compute, *size, compiled=True)
         if logits_difference(fast) > SAME_LOGITS:
@@ -120,9 +117,9 @@ def choose_products(fast: FastDecoder, recipe: Recipe, precision: Precision) -> 
 
     Raises UserError where --compute-dtype fp8 was asked for and is not possible.
     """
-    compute, difference = SHORT[precision.compute], 0.0
+    difference = 0.0
     if precision.fp8_weights or not precision.fp8_products:
-        return False, tr("fp8 and {dtype}", dtype=compute) if precision.fp8_weights else compute
+        return False, products_as_stored(precision)
     bases = [module.get_base_layer() for module in fast.linears]
     reason = reason_of_widths({width for base in bases for width in (base.in_features, base.out_features)})
     if not reason and not precision.nf4:

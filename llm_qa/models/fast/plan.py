@@ -13,16 +13,17 @@ import torch
 from transformers import GPTNeoXForCausalLM
 
 from llm_qa.config.recipe import Recipe
-from llm_qa.console import say
 from llm_qa.language import tr
 from llm_qa.models.fast.budget import MemoryBudget, layers_to_recompute, measure_memory_budget
 from llm_qa.models.fast.choice import (
     FastPath,
     fp8_unless,
     plain_path,
+    products_as_stored,
     reason_of_difference,
     reason_of_machine,
     reason_of_widths,
+    say_that_it_is_tried,
 )
 from llm_qa.models.fast.decoder_plan import choose_decoder_path
 from llm_qa.models.fast.model import FastNeoX
@@ -98,12 +99,7 @@ def choose_fast_path(
         compiled=True,
         cuda_graphs=recipe.method == "lora" and not zero_stage,
     )
-    say(
-        tr(
-            "fast path: compiling a layer and comparing its gradients with the plain ones, up to a "
-            "minute the first time"
-        )
-    )
+    say_that_it_is_tried()
     try:
         if zero_stage == 3:
             plan = plan_sharded(fast, recipe, precision)
@@ -193,9 +189,8 @@ def choose_products(fast: FastNeoX, recipe: Recipe, precision: Precision) -> tup
     The first layer's gradients in fp8 are compared with the plain ones. Raises UserError where --compute-dtype fp8 was
     asked for and is not possible.
     """
-    compute = SHORT[precision.compute]
     if precision.fp8_weights or not precision.fp8_products:
-        return False, tr("fp8 and {dtype}", dtype=compute) if precision.fp8_weights else compute
+        return False, products_as_stored(precision)
     cached_bytes, free_bytes, difference = fast.dequantized_bytes(fp8=True), this_gpu.free_memory_bytes()[0], 0.0
     reason = reason_of_widths(fast.widths())
     if reason:
