@@ -52,16 +52,16 @@ class Joining:
         orders = 1 if packed else 2
         # Of N documents j pairs are joined: to j among N - j documents, or to 2j among N.
         pairs = len(ids) * (self.share / (1 + self.share) if packed else self.share / 2)
-        made_of, joined = [], []
+        originals, joined = [], []
         for two in usable[: 2 * min(round(pairs), len(usable) // 2)].reshape(-1, 2).tolist():
             first, second = (self.records[ids[i]] for i in two)
             chosen = rng.integers(1 << 30, size=(orders, 5)).tolist()
             if not share_a_text(first, second):
-                made_of += [two, two[::-1]][:orders]
+                originals += [two, two[::-1]][:orders]
                 both = [(first, second), (second, first)]
                 joined += [_join(*pair, how) for pair, how in zip(both, chosen, strict=False)]
         documents = self._encode(joined, epoch)
-        drawn = [Replacement(document, tuple(two)) for document, two in zip(documents, made_of, strict=True)]
+        drawn = [Replacement(document, tuple(two)) for document, two in zip(documents, originals, strict=True)]
         units = [drawn[i : i + orders] for i in range(0, len(drawn), orders)]
         fitting = [unit for unit in units if all(len(one.document.input_ids) <= self.max_length for one in unit)]
         return [document for unit in fitting for document in unit]
