@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copyreg
 import os
 import re
 import shutil
@@ -26,6 +27,17 @@ HARMLESS = {
     *("deepspeed.runtime.fp16.loss_scaler.LossScaler", "deepspeed.runtime.fp16.loss_scaler.DynamicLossScaler"),
     *("deepspeed.runtime.zero.config.ZeroStageEnum", "deepspeed.utils.tensor_fragment.fragment_address"),
 }
+
+
+def store_zero_stage_by_value() -> None:
+    """Let DeepSpeed's checkpoints hold the ZeRO stage as a number for its class, which is in HARMLESS.
+
+    Python 3.11.2, which Debian 12 has, would store a call of getattr. That could reach any code, so a checkpoint with
+    it is refused; 3.11.7 does as is done here.
+    """
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+
+    copyreg.pickle(ZeroStageEnum, lambda stage: (ZeroStageEnum, (int(stage),)))
 
 
 def checkpoint_step(path: Path) -> int:

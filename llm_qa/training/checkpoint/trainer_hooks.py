@@ -36,7 +36,7 @@ from llm_qa.language import later, tr
 from llm_qa.planning.memory import checkpoint_bytes
 from llm_qa.training.callbacks.best import best_first, validation_losses
 from llm_qa.training.callbacks.loss_so_far import LossSoFar
-from llm_qa.training.checkpoint.resume import all_checkpoints, checkpoint_step
+from llm_qa.training.checkpoint.resume import all_checkpoints, checkpoint_step, store_zero_stage_by_value
 from llm_qa.training.checkpoint.storage import STAGING, SaveError, commit, disk_problem, remove, reserve
 
 WRITING_BYTES_PER_SECOND = 100e6  # a slow disk, until the first save has been timed
@@ -73,6 +73,8 @@ class CheckpointingTrainer(Trainer):
         self.saving = saving or SavingOptions()
         self.loss_so_far = LossSoFar(self)  # here, as Trainer's first state already asks which callbacks have a state
         super().__init__(*arguments, callbacks=[*callbacks, self.loss_so_far], **keywords)
+        if self.is_deepspeed_enabled:
+            store_zero_stage_by_value()
         self.checkpoints = Path(self.args.output_dir)
         self.staging: Path | None = None
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint", initializer=let_training_go_first)

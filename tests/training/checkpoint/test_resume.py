@@ -1,5 +1,6 @@
 """Which checkpoint a run goes on from."""
 
+import copyreg
 import json
 import os
 
@@ -9,6 +10,7 @@ import torch
 from llm_qa.console import UserError
 from llm_qa.training.checkpoint.manifest import _render, write_manifest
 from llm_qa.training.checkpoint.resume import (
+    HARMLESS,
     all_checkpoints,
     check_layout,
     invalid_reasons,
@@ -16,6 +18,7 @@ from llm_qa.training.checkpoint.resume import (
     newest_checkpoint,
     resume_point,
     set_later_aside,
+    store_zero_stage_by_value,
 )
 from llm_qa.training.strategy import Strategy
 
@@ -142,6 +145,23 @@ def test_links_in_a_checkpoint_are_not_followed(tmp_path):
     (folder / "manifest.json").unlink()
     write_manifest(folder, {"step": 10})
     assert invalid_reasons(folder) == ["global_step10 is a link"]
+
+
+def test_a_zero_stage_is_stored_without_a_call_that_could_reach_any_code(tmp_path, monkeypatch):
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+
+    # As Python 3.11.2 has it.
+    monkeypatch.setattr(ZeroStageEnum, "__reduce_ex__", lambda stage, protocol: (getattr, (ZeroStageEnum, stage.name)))
+    torch.save(ZeroStageEnum(3), tmp_path / "stage.pt")
+    found = torch.serialization.get_unsafe_globals_in_checkpoint
+    assert "builtins.getattr" in found(tmp_path / "stage.pt")
+    store_zero_stage_by_value()
+    try:
+        torch.save(ZeroStageEnum(3), tmp_path / "stage.pt")
+    finally:
+        copyreg.dispatch_table.pop(ZeroStageEnum, None)
+    assert set(found(tmp_path / "stage.pt")) <= HARMLESS
+    assert torch.load(tmp_path / "stage.pt", weights_only=False) is ZeroStageEnum(3)
 
 
 @pytest.mark.parametrize("name", ["../elsewhere", "global_step9", "", "/tmp"])
